@@ -1,0 +1,1 @@
+"""The coordinator: the server that merges updates and broadcasts versions."""

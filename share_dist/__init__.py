@@ -1,0 +1,1 @@
+"""share-dist: many private task streams, one shared low-rank subspace."""

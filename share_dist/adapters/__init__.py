@@ -1,0 +1,1 @@
+"""Subspaces inside torch modules, and foreign adapter checkpoints."""

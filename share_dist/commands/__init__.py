@@ -1,0 +1,1 @@
+"""Commands that span both programs: they start coordinator and worker as processes."""

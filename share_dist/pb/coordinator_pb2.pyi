@@ -1,0 +1,351 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from share_dist.pb import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Wait(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WAIT_UNSPECIFIED: _ClassVar[Wait]
+    WAIT_DURABLE: _ClassVar[Wait]
+    WAIT_MERGED: _ClassVar[Wait]
+WAIT_UNSPECIFIED: Wait
+WAIT_DURABLE: Wait
+WAIT_MERGED: Wait
+
+class Fingerprint(_message.Message):
+    __slots__ = ("base_model", "metric", "wire_version", "layers")
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    base_model: str
+    metric: str
+    wire_version: int
+    layers: _containers.RepeatedCompositeFieldContainer[LayerShape]
+    def __init__(self, base_model: _Optional[str] = ..., metric: _Optional[str] = ..., wire_version: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerShape, _Mapping]]] = ...) -> None: ...
+
+class LayerShape(_message.Message):
+    __slots__ = ("name", "in_features", "out_features")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    IN_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    OUT_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    in_features: int
+    out_features: int
+    def __init__(self, name: _Optional[str] = ..., in_features: _Optional[int] = ..., out_features: _Optional[int] = ...) -> None: ...
+
+class RegisterRequest(_message.Message):
+    __slots__ = ("worker_id", "fingerprint")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    fingerprint: Fingerprint
+    def __init__(self, worker_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
+
+class RegisterResponse(_message.Message):
+    __slots__ = ("lease_epoch", "lease_duration", "current_version", "fingerprint")
+    LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DURATION_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    lease_epoch: int
+    lease_duration: _duration_pb2.Duration
+    current_version: int
+    fingerprint: Fingerprint
+    def __init__(self, lease_epoch: _Optional[int] = ..., lease_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., current_version: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("worker_id", "lease_epoch")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    lease_epoch: int
+    def __init__(self, worker_id: _Optional[str] = ..., lease_epoch: _Optional[int] = ...) -> None: ...
+
+class HeartbeatResponse(_message.Message):
+    __slots__ = ("lease_duration", "current_version")
+    LEASE_DURATION_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    lease_duration: _duration_pb2.Duration
+    current_version: int
+    def __init__(self, lease_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., current_version: _Optional[int] = ...) -> None: ...
+
+class PushUpdateRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    chunk: _tensor_pb2.Chunk
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.Chunk, _Mapping]] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("update_id", "task_id", "worker_id", "lease_epoch", "base_version", "fingerprint_digest", "weight", "num_samples", "scores", "head", "payload", "wait")
+    class ScoresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    update_id: str
+    task_id: str
+    worker_id: str
+    lease_epoch: int
+    base_version: int
+    fingerprint_digest: str
+    weight: float
+    num_samples: int
+    scores: _containers.ScalarMap[str, float]
+    head: HeadInfo
+    payload: _tensor_pb2.PayloadHeader
+    wait: Wait
+    def __init__(self, update_id: _Optional[str] = ..., task_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., base_version: _Optional[int] = ..., fingerprint_digest: _Optional[str] = ..., weight: _Optional[float] = ..., num_samples: _Optional[int] = ..., scores: _Optional[_Mapping[str, float]] = ..., head: _Optional[_Union[HeadInfo, _Mapping]] = ..., payload: _Optional[_Union[_tensor_pb2.PayloadHeader, _Mapping]] = ..., wait: _Optional[_Union[Wait, str]] = ...) -> None: ...
+
+class HeadInfo(_message.Message):
+    __slots__ = ("task_type", "num_labels", "label_names")
+    TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_LABELS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_NAMES_FIELD_NUMBER: _ClassVar[int]
+    task_type: str
+    num_labels: int
+    label_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, task_type: _Optional[str] = ..., num_labels: _Optional[int] = ..., label_names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("update_id", "state", "version", "lag", "angle", "reason")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Receipt.State]
+        PENDING: _ClassVar[Receipt.State]
+        MERGED: _ClassVar[Receipt.State]
+        PARKED: _ClassVar[Receipt.State]
+        QUARANTINED: _ClassVar[Receipt.State]
+        REFUSED: _ClassVar[Receipt.State]
+    STATE_UNSPECIFIED: Receipt.State
+    PENDING: Receipt.State
+    MERGED: Receipt.State
+    PARKED: Receipt.State
+    QUARANTINED: Receipt.State
+    REFUSED: Receipt.State
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAG_FIELD_NUMBER: _ClassVar[int]
+    ANGLE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    update_id: str
+    state: Receipt.State
+    version: int
+    lag: int
+    angle: float
+    reason: str
+    def __init__(self, update_id: _Optional[str] = ..., state: _Optional[_Union[Receipt.State, str]] = ..., version: _Optional[int] = ..., lag: _Optional[int] = ..., angle: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PullSubspaceRequest(_message.Message):
+    __slots__ = ("version", "held_version")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HELD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    held_version: int
+    def __init__(self, version: _Optional[int] = ..., held_version: _Optional[int] = ...) -> None: ...
+
+class PullSubspaceResponse(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: SubspaceHeader
+    chunk: _tensor_pb2.Chunk
+    def __init__(self, header: _Optional[_Union[SubspaceHeader, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.Chunk, _Mapping]] = ...) -> None: ...
+
+class SubspaceHeader(_message.Message):
+    __slots__ = ("version", "not_modified", "fingerprint", "payload")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    not_modified: bool
+    fingerprint: Fingerprint
+    payload: _tensor_pb2.PayloadHeader
+    def __init__(self, version: _Optional[int] = ..., not_modified: bool = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., payload: _Optional[_Union[_tensor_pb2.PayloadHeader, _Mapping]] = ...) -> None: ...
+
+class PullTaskRequest(_message.Message):
+    __slots__ = ("task_id", "version")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    version: int
+    def __init__(self, task_id: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class PullTaskResponse(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: TaskHeader
+    chunk: _tensor_pb2.Chunk
+    def __init__(self, header: _Optional[_Union[TaskHeader, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.Chunk, _Mapping]] = ...) -> None: ...
+
+class TaskHeader(_message.Message):
+    __slots__ = ("task", "version", "payload")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    task: TaskSummary
+    version: int
+    payload: _tensor_pb2.PayloadHeader
+    def __init__(self, task: _Optional[_Union[TaskSummary, _Mapping]] = ..., version: _Optional[int] = ..., payload: _Optional[_Union[_tensor_pb2.PayloadHeader, _Mapping]] = ...) -> None: ...
+
+class TaskSummary(_message.Message):
+    __slots__ = ("task_id", "worker_id", "update_id", "state", "base_version", "merged_version", "lag", "cumulative_drift", "num_samples", "scores", "head", "pushed_at", "update_bytes", "head_bytes", "angle", "truncation")
+    class ScoresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MERGED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAG_FIELD_NUMBER: _ClassVar[int]
+    CUMULATIVE_DRIFT_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    PUSHED_AT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ANGLE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    worker_id: str
+    update_id: str
+    state: Receipt.State
+    base_version: int
+    merged_version: int
+    lag: int
+    cumulative_drift: float
+    num_samples: int
+    scores: _containers.ScalarMap[str, float]
+    head: HeadInfo
+    pushed_at: _timestamp_pb2.Timestamp
+    update_bytes: int
+    head_bytes: int
+    angle: float
+    truncation: float
+    def __init__(self, task_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., update_id: _Optional[str] = ..., state: _Optional[_Union[Receipt.State, str]] = ..., base_version: _Optional[int] = ..., merged_version: _Optional[int] = ..., lag: _Optional[int] = ..., cumulative_drift: _Optional[float] = ..., num_samples: _Optional[int] = ..., scores: _Optional[_Mapping[str, float]] = ..., head: _Optional[_Union[HeadInfo, _Mapping]] = ..., pushed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., angle: _Optional[float] = ..., truncation: _Optional[float] = ...) -> None: ...
+
+class ListTasksRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListTasksResponse(_message.Message):
+    __slots__ = ("tasks", "current_version")
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    tasks: _containers.RepeatedCompositeFieldContainer[TaskSummary]
+    current_version: int
+    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskSummary, _Mapping]]] = ..., current_version: _Optional[int] = ...) -> None: ...
+
+class WatchVersionsRequest(_message.Message):
+    __slots__ = ("after_version",)
+    AFTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    after_version: int
+    def __init__(self, after_version: _Optional[int] = ...) -> None: ...
+
+class VersionEvent(_message.Message):
+    __slots__ = ("version", "merged_at", "update_ids", "task_ids", "lowest_energy_kept", "mean_energy_kept", "angle", "num_factors", "subspace_bytes", "drift", "merge_duration")
+    class DriftEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MERGED_AT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_IDS_FIELD_NUMBER: _ClassVar[int]
+    TASK_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOWEST_ENERGY_KEPT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ENERGY_KEPT_FIELD_NUMBER: _ClassVar[int]
+    ANGLE_FIELD_NUMBER: _ClassVar[int]
+    NUM_FACTORS_FIELD_NUMBER: _ClassVar[int]
+    SUBSPACE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    MERGE_DURATION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    merged_at: _timestamp_pb2.Timestamp
+    update_ids: _containers.RepeatedScalarFieldContainer[str]
+    task_ids: _containers.RepeatedScalarFieldContainer[str]
+    lowest_energy_kept: float
+    mean_energy_kept: float
+    angle: float
+    num_factors: int
+    subspace_bytes: int
+    drift: _containers.ScalarMap[str, float]
+    merge_duration: _duration_pb2.Duration
+    def __init__(self, version: _Optional[int] = ..., merged_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_ids: _Optional[_Iterable[str]] = ..., task_ids: _Optional[_Iterable[str]] = ..., lowest_energy_kept: _Optional[float] = ..., mean_energy_kept: _Optional[float] = ..., angle: _Optional[float] = ..., num_factors: _Optional[int] = ..., subspace_bytes: _Optional[int] = ..., drift: _Optional[_Mapping[str, float]] = ..., merge_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("current_version", "first_version", "fingerprint", "num_tasks", "num_pending", "num_quarantined", "workers", "num_watchers", "started_at", "release")
+    CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    NUM_TASKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PENDING_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_WATCHERS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    current_version: int
+    first_version: int
+    fingerprint: Fingerprint
+    num_tasks: int
+    num_pending: int
+    num_quarantined: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    num_watchers: int
+    started_at: _timestamp_pb2.Timestamp
+    release: str
+    def __init__(self, current_version: _Optional[int] = ..., first_version: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., num_tasks: _Optional[int] = ..., num_pending: _Optional[int] = ..., num_quarantined: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., num_watchers: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., release: _Optional[str] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("worker_id", "lease_epoch", "is_live", "last_heartbeat_at")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    IS_LIVE_FIELD_NUMBER: _ClassVar[int]
+    LAST_HEARTBEAT_AT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    lease_epoch: int
+    is_live: bool
+    last_heartbeat_at: _timestamp_pb2.Timestamp
+    def __init__(self, worker_id: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., is_live: bool = ..., last_heartbeat_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""The worker: Ray actors that learn their own task streams."""
