@@ -1,0 +1,163 @@
+"""Linear algebra with fixed signs and known accuracy; nothing here knows of tasks."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def thin_svd(
+    matrix: Float[Tensor, "*batch d s"],
+) -> tuple[Float[Tensor, "*batch d c"], Float[Tensor, "*batch c"], Float[Tensor, "*batch c s"]]:
+    """
+    Decompose ``matrix = U diag(sigma) Vt`` with signs that equal input always gives.
+
+    Shapes:
+        d, s: any
+        c: ``min(d, s)``
+
+    Returns:
+        ``U`` with orthonormal columns, each with its largest entry positive;
+        ``sigma``, never increasing; ``Vt`` with orthonormal rows.
+
+    Accuracy:
+        The matrix is divided by a power of two first, which is exact, so that
+        entries near the ends of the floating-point range neither overflow nor vanish.
+
+    Examples:
+        >>> U, sigma, Vt = thin_svd(torch.tensor([[0.0, -3.0], [2.0, 0.0]]))
+        >>> sigma.tolist()
+        [3.0, 2.0]
+        >>> U.abs().equal(U), bool((U * sigma @ Vt - torch.tensor([[0.0, -3.0], [2.0, 0.0]])).any())
+        (True, False)
+    """
+    scale = _power_of_two(matrix)
+    U, sigma, Vt = torch.linalg.svd(matrix / scale, full_matrices=False)
+    signs = largest_entry_signs(U)
+    return U * signs.unsqueeze(-2), sigma * scale.squeeze(-1), Vt * signs.unsqueeze(-1)
+
+
+def largest_entry_signs(matrix: Float[Tensor, "*batch d c"]) -> Float[Tensor, "*batch c"]:
+    """
+    Tell for each column the sign of its largest entry; +1 for a column of zeros.
+
+    Examples:
+        >>> largest_entry_signs(torch.tensor([[1.0, 2.0], [-3.0, 1.0]])).tolist()
+        [-1.0, 1.0]
+    """
+    if matrix.shape[-2] == 0:
+        return matrix.new_ones(matrix.shape[:-2] + matrix.shape[-1:])
+    largest = matrix.abs().argmax(dim=-2, keepdim=True)
+    values = matrix.gather(-2, largest).squeeze(-2)
+    return torch.where(values < 0, -1.0, 1.0).to(matrix.dtype)
+
+
+def rank_tolerance(dtype: torch.dtype, features: int) -> float:
+    """
+    Tell how small a column is, relative to the whole, when it is nothing but rounding.
+
+    ``eps * sqrt(d)``: what a product with ``d`` terms may be off by.
+    """
+    return torch.finfo(dtype).eps * math.sqrt(features)
+
+
+def orthonormalise(
+    matrix: Float[Tensor, "*batch d q"],
+    against: Float[Tensor, "*batch d m"],
+    floor: Float[Tensor, "*batch"],
+) -> tuple[Float[Tensor, "*batch d c"], Float[Tensor, "*batch c q"]]:
+    """
+    Find what of ``matrix`` is new beside the orthonormal columns ``against``.
+
+    A rank-revealing factorisation ``Q S`` of the part of ``matrix`` that is
+    orthogonal to ``against``; ``matrix`` must already be nearly orthogonal to it.
+
+    Shapes:
+        d: features
+        q: columns of ``matrix``; at most ``d - m`` of them can be new
+        m: columns of ``against``
+        c: ``min(d, q)``
+
+    Args:
+        matrix: The columns to express.
+        against: Orthonormal columns that ``Q`` shall be orthogonal to.
+        floor: Singular values below it are rounding, and dropped.
+
+    Returns:
+        ``Q``, whose leading columns are orthonormal, to ``against`` too, and
+        ``S``. Dropped directions have rows of zeros in ``S`` and come last.
+    """
+    Q, upper = torch.linalg.qr(matrix)
+    U, sigma, Wt = thin_svd(upper.double())
+    sigma = sigma * (sigma > floor.double().unsqueeze(-1))
+    alive = (sigma > 0).to(Q.dtype)
+    Q = (Q @ U.to(Q.dtype)) * alive.unsqueeze(-2)
+    # A column that was nearly in the span of `against` has lost digits: clean it once more,
+    # after scaling it to norm one, or the lost digits stay in the basis for ever.
+    Q = Q - against @ (against.mT @ Q)
+    Q, correction = torch.linalg.qr(Q)
+    return Q, correction.double() @ (sigma.unsqueeze(-1) * Wt)
+
+
+def largest_angle(old: Float[Tensor, "d k_old"], new: Float[Tensor, "d k_new"]) -> float:
+    """
+    Measure the largest principal angle between two spans of orthonormal columns, in radians.
+
+    Where the numbers of columns differ, the smaller span is compared with the
+    larger one: 0 says that it lies inside.
+
+    Accuracy:
+        Through the sine, so that angles near 0 keep their digits; in float32
+        an angle of 0 comes out as about 1e-7.
+
+    Source:
+        Björck and Golub, 1973.
+
+    Examples:
+        >>> x, y = torch.eye(2).split(1, dim=1)
+        >>> round(largest_angle(x, (x + y) / 2**0.5), 4) == round(math.pi / 4, 4)
+        True
+        >>> largest_angle(x, torch.zeros(2, 0))
+        0.0
+    """
+    smaller, larger = (old, new) if old.shape[1] <= new.shape[1] else (new, old)
+    if smaller.shape[1] == 0:
+        return 0.0
+    smaller, larger = smaller.double(), larger.double()
+    outside = smaller - larger @ (larger.mT @ smaller)
+    return angle_from_sine(outside)
+
+
+def angle_from_sine(outside: Float[Tensor, "d k"]) -> float:
+    """Turn the part of a span that lies outside another into their largest angle, in radians."""
+    sine = float(torch.linalg.matrix_norm(outside, ord=2))
+    return math.asin(min(1.0, sine))
+
+
+def cka(x: Float[Tensor, "n i"], y: Float[Tensor, "n j"]) -> float:
+    """
+    Compare two sets of columns by linear centred kernel alignment, 0 to 1.
+
+    Source:
+        Kornblith et al., 2019, arXiv:1905.00414.
+
+    Examples:
+        >>> round(cka(torch.eye(3), 2 * torch.eye(3)), 6)
+        1.0
+    """
+    x = x.double() - x.double().mean(dim=0)
+    y = y.double() - y.double().mean(dim=0)
+    norms = torch.linalg.matrix_norm(x.mT @ x) * torch.linalg.matrix_norm(y.mT @ y)
+    if norms == 0:
+        return 0.0
+    return float((x.mT @ y).square().sum() / norms)
+
+
+def _power_of_two(matrix: Float[Tensor, "*batch d s"]) -> Float[Tensor, "*batch 1 1"]:
+    if matrix.numel() == 0:
+        return matrix.new_ones((*matrix.shape[:-2], 1, 1))
+    largest = matrix.abs().amax(dim=(-2, -1), keepdim=True)
+    _, exponent = torch.frexp(largest)
+    one = torch.ones_like(largest)
+    return torch.where(largest > 0, torch.ldexp(one, exponent), one)

@@ -1,0 +1,227 @@
+"""Factors to a basis and back: initialise, project, reconstruct."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from share_dist.core.linalg import thin_svd
+from share_dist.core.merge import merge
+from share_dist.core.temporary import fold
+from share_dist.core.values import (
+    Coefficients,
+    Factors,
+    LayerCoefficients,
+    LayerFactors,
+    LayerUpdate,
+    Metric,
+    SideUpdate,
+    Subspace,
+    TaskUpdate,
+)
+from share_dist.errors import RankTooLarge, ShapeMismatch
+
+
+def principal_basis(factors: Float[Tensor, "d s"], num_factors: int) -> Float[Tensor, "d k"]:
+    """
+    Find the directions that best explain every task's factors at once.
+
+    With the thin SVD ``factors = U diag(sigma) V.T``, the basis is the first
+    ``num_factors`` columns of ``U``.
+
+    Shapes:
+        d: features of this side of the layer (``in`` for A, ``out`` for B)
+        s: stacked columns, tasks times rank
+        k: principal factors kept, ``num_factors``
+
+    Args:
+        factors: One side of every adapter, side by side, scale folded in
+            (``sqrt(alpha / r)`` on each side).
+        num_factors: How many directions to keep.
+
+    Returns:
+        Orthonormal columns, the most explaining first, each with its largest
+        entry positive, so that equal input gives equal signs.
+
+    Accuracy:
+        What is lost is ``sqrt(sum(sigma[k:] ** 2))`` in Frobenius norm, and no
+        other ``k`` directions lose less (Eckart and Young, 1936). In float32,
+        ``basis.T @ basis`` is the identity to about 1e-6 per entry.
+
+    Raises:
+        RankTooLarge: ``num_factors`` exceeds ``min(d, s)``.
+
+    Source:
+        Share, arXiv:2602.06043, initialisation of the subspace. Uncentred: a
+        mean that is removed and not kept is content that is lost.
+
+    Examples:
+        Three axes of strength 3, 2 and 1; two are kept, so 1 is lost.
+
+        >>> factors = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+        >>> basis = principal_basis(factors, num_factors=2)
+        >>> basis.tolist()
+        [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+        >>> float(torch.linalg.norm(factors - basis @ (basis.T @ factors)))
+        1.0
+    """
+    if num_factors > min(factors.shape):
+        raise RankTooLarge(
+            f"{num_factors} principal factors were asked of {factors.shape[1]} columns in "
+            f"{factors.shape[0]} features: ask for at most {min(factors.shape)}",
+            asked=num_factors,
+            largest=min(factors.shape),
+        )
+    U, _, _ = thin_svd(factors)
+    return U[:, :num_factors]
+
+
+def project(subspace: Subspace, factors: Factors) -> Coefficients:
+    """
+    Say one adapter in the ``k`` principal factors of a subspace, ``E = V.T F``.
+
+    Accuracy:
+        The nearest that the subspace can say, side by side, in Frobenius norm.
+
+    Raises:
+        ShapeMismatch: The adapter's layers are not those of the subspace.
+    """
+    check_layers(subspace, factors)
+    return Coefficients(
+        {
+            name: LayerCoefficients(
+                *(
+                    subspace.layers[name][side].leading.mT
+                    @ factor.to(subspace.layers[name][side].vectors.dtype)
+                    for side, factor in layer
+                )
+            )
+            for name, layer in factors.items()
+        },
+        version=subspace.version,
+    )
+
+
+def reconstruct(subspace: Subspace, coefficients: Coefficients) -> dict[str, LayerFactors]:
+    """
+    Form the factors that a task's coefficients stand for, ``F = V E``, in every layer.
+
+    Raises:
+        ShapeMismatch: The coefficients do not belong to this subspace.
+
+    Examples:
+        >>> from share_dist.core.values import LayerFactors
+        >>> factors = {"q": LayerFactors(torch.eye(4)[:, :2], torch.eye(3)[:, :2])}
+        >>> subspace = subspace_from_factors([factors])
+        >>> again = reconstruct(subspace, project(subspace, factors))
+        >>> torch.allclose(again["q"].delta_weight(), factors["q"].delta_weight(), atol=1e-6)
+        True
+    """
+    factors = {}
+    for name, layer in coefficients.layers.items():
+        if name not in subspace.layers:
+            raise ShapeMismatch(
+                f"the subspace has no layer {name!r}: these coefficients belong to another one",
+                layer=name,
+            )
+        sides = []
+        for side, tensor in layer:
+            leading = subspace.layers[name][side].leading
+            if tensor.shape[0] != leading.shape[1]:
+                raise ShapeMismatch(
+                    f"{name}, side {side}: {tensor.shape[0]} rows of coefficients for "
+                    f"{leading.shape[1]} principal factors of version {subspace.version}: these "
+                    f"are of version {coefficients.version}; rebase them or pull that version",
+                    layer=name,
+                    side=side,
+                )
+            sides.append(leading @ tensor.to(leading.dtype))
+        factors[name] = LayerFactors(*sides)
+    return factors
+
+
+def subspace_from_factors(
+    factors: Sequence[Factors],
+    num_factors: int | None = None,
+    energy: float | None = None,
+    metric: Metric = "delta",
+) -> Subspace:
+    """
+    Start a subspace from adapters that exist: version 1, with all of them merged.
+
+    To go on merging, keep the tasks as well: call :func:`update_from_factors` and
+    ``merge(Subspace.empty(...), {}, updates)``, of which this is the short form.
+
+    Args:
+        factors: One entry per adapter; all over the same layers.
+        num_factors: ``k``; None keeps all that the data have.
+        energy: Instead, or as well: the least ``k`` per side that explains this share.
+        metric: ``"delta"`` keeps the ``dW`` best, ``"factors"`` the factors.
+
+    Raises:
+        ShapeMismatch: No adapter was given, or their layers differ.
+    """
+    if not factors:
+        raise ShapeMismatch("a subspace needs at least one adapter to start from, got none")
+    first = next(iter(factors[0].values()), None)
+    dtype = torch.float64 if first is not None and first.a.dtype == torch.float64 else torch.float32
+    empty = Subspace.empty({name: layer.shape for name, layer in factors[0].items()}, metric, dtype)
+    updates = [
+        update_from_factors(empty, adapter, f"adapter-{index:06d}")
+        for index, adapter in enumerate(factors)
+    ]
+    return merge(empty, {}, updates, num_factors=num_factors, energy=energy).subspace
+
+
+def update_from_factors(
+    subspace: Subspace, factors: Factors, task_id: str, update_id: str = ""
+) -> TaskUpdate:
+    """
+    Say an adapter that was trained elsewhere as a task update; nothing of it is lost.
+
+    Its part inside the subspace becomes coefficients, the rest temporary factors.
+
+    Args:
+        subspace: The version to base the update on.
+        factors: The adapter.
+        task_id: What to call it.
+        update_id: Defaults to ``task_id``.
+
+    Raises:
+        ShapeMismatch: The adapter's layers are not those of the subspace.
+    """
+    check_layers(subspace, factors)
+    layers = {}
+    for name, layer in factors.items():
+        sides = []
+        for side, factor in layer:
+            basis = subspace.layers[name][side].leading
+            raw = factor.to(basis.dtype)
+            rank = raw.shape[1]
+            nothing_yet = SideUpdate(
+                raw.new_zeros(basis.shape[1], rank),
+                raw,
+                torch.eye(rank, dtype=raw.dtype, device=raw.device),
+            )
+            sides.append(fold(basis, nothing_yet))
+        layers[name] = LayerUpdate(*sides)
+    return TaskUpdate(update_id or task_id, task_id, subspace.version, layers)
+
+
+def check_layers(subspace: Subspace, factors: Factors) -> None:
+    """
+    Raise unless the factors cover exactly the subspace's layers, with their features.
+
+    Raises:
+        ShapeMismatch: With the first layer that differs and both shapes.
+    """
+    found = {name: layer.shape for name, layer in factors.items()}
+    expected = subspace.shapes
+    for name in sorted({*found, *expected}):
+        if found.get(name) != expected.get(name):
+            raise ShapeMismatch(
+                f"layer {name!r} is {found.get(name) or 'absent'} in the adapter and "
+                f"{expected.get(name) or 'absent'} in the subspace: use the same base model and targets",
+                layer=name,
+            )
