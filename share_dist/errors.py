@@ -33,7 +33,8 @@ ShareError                        exit 1
 │  └─ StoreTooNew                           no status: met before a server listens
 ├─ TransportError                 exit 4    raised by the client only
 │  ├─ CoordinatorUnreachable                UNAVAILABLE
-│  └─ DeadlineExceeded                      DEADLINE_EXCEEDED
+│  ├─ DeadlineExceeded                      DEADLINE_EXCEEDED
+│  └─ UnexpectedStatus                      no status: what a client makes of a foreign status
 └─ WorkerError                    exit 5    no status: a worker's own affair
    ├─ StreamError                           a task stream file or its data cannot be used
    └─ TrainingDiverged                      loss or parameters stopped being finite
@@ -309,6 +310,13 @@ class DeadlineExceeded(TransportError):
 
     status = "DEADLINE_EXCEEDED"
     fields: ClassVar = {"address": str, "seconds": float}
+
+
+class UnexpectedStatus(TransportError):
+    """A gRPC status that no error of ours carries: a proxy on the way, or a bug at the other end."""
+
+    no_status_reason = "made by a client out of a foreign status"
+    fields: ClassVar = {"address": str, "code": str}
 
 
 class WorkerError(ShareError):

@@ -1,0 +1,78 @@
+"""
+Every value that is sent or stored, to bytes and back: one ``x_to_y``/``x_from_y`` pair each.
+
+Tensors become payloads (``payloads.py``), records become protobuf messages
+(``messages.py``); this is the one door to both.
+"""
+
+from share_dist.wire.messages import (
+    MAX_ID_CHARACTERS,
+    fingerprint_from_pb,
+    fingerprint_to_pb,
+    head_info_from_pb,
+    head_info_to_pb,
+    heartbeat_from_pb,
+    heartbeat_to_pb,
+    lease_from_pb,
+    lease_to_pb,
+    receipt_from_pb,
+    receipt_to_pb,
+    require_id,
+    status_from_pb,
+    status_to_pb,
+    task_summary_from_pb,
+    task_summary_to_pb,
+    update_from_wire,
+    update_header,
+    version_event_from_pb,
+    version_event_to_pb,
+    wait_from_pb,
+    wait_to_pb,
+)
+from share_dist.wire.payloads import (
+    merged_tasks_from_bytes,
+    merged_tasks_to_bytes,
+    subspace_from_bytes,
+    subspace_to_bytes,
+    task_from_bytes,
+    task_to_bytes,
+    update_from_record,
+    update_tensors_from_bytes,
+    update_to_bytes,
+    update_to_record,
+)
+
+__all__ = [
+    "MAX_ID_CHARACTERS",
+    "fingerprint_from_pb",
+    "fingerprint_to_pb",
+    "head_info_from_pb",
+    "head_info_to_pb",
+    "heartbeat_from_pb",
+    "heartbeat_to_pb",
+    "lease_from_pb",
+    "lease_to_pb",
+    "merged_tasks_from_bytes",
+    "merged_tasks_to_bytes",
+    "receipt_from_pb",
+    "receipt_to_pb",
+    "require_id",
+    "status_from_pb",
+    "status_to_pb",
+    "subspace_from_bytes",
+    "subspace_to_bytes",
+    "task_from_bytes",
+    "task_summary_from_pb",
+    "task_summary_to_pb",
+    "task_to_bytes",
+    "update_from_record",
+    "update_from_wire",
+    "update_header",
+    "update_tensors_from_bytes",
+    "update_to_bytes",
+    "update_to_record",
+    "version_event_from_pb",
+    "version_event_to_pb",
+    "wait_from_pb",
+    "wait_to_pb",
+]

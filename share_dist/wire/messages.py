@@ -1,0 +1,409 @@
+"""
+Records to protobuf messages and back: one ``to``/``from`` pair per record.
+
+Every ``from`` checks what protobuf cannot say, and raises only errors of ours.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from torch import Tensor
+
+from share_dist.core.values import METRICS, Fingerprint, Head, LayerShape, TaskUpdate
+from share_dist.errors import MalformedMessage
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.wire.chunks import payload_header
+from share_dist.wire.payloads import update_tensors_from_bytes
+from share_dist.wire.records import (
+    CoordinatorStatus,
+    Lease,
+    Receipt,
+    TaskSummary,
+    UpdateState,
+    VersionEvent,
+    Wait,
+    WorkerStatus,
+)
+
+MAX_ID_CHARACTERS = 200
+"""Longest id of an update, a task or a worker; ids come back inside errors, which are short."""
+
+_STATES: dict[UpdateState, pb.Receipt.State] = {
+    UpdateState.PENDING: pb.Receipt.PENDING,
+    UpdateState.MERGED: pb.Receipt.MERGED,
+    UpdateState.PARKED: pb.Receipt.PARKED,
+    UpdateState.QUARANTINED: pb.Receipt.QUARANTINED,
+    UpdateState.REFUSED: pb.Receipt.REFUSED,
+}
+_WAITS: dict[Wait, pb.Wait] = {"durable": pb.WAIT_DURABLE, "merged": pb.WAIT_MERGED}
+
+
+def wait_to_pb(wait: Wait) -> pb.Wait:
+    """Say what a push waits for."""
+    return _WAITS[wait]
+
+
+def wait_from_pb(value: pb.Wait) -> Wait:
+    """Read what a push waits for; unspecified means durable."""
+    for wait, known in _WAITS.items():
+        if value == known:
+            return wait
+    if value == pb.WAIT_UNSPECIFIED:
+        return "durable"
+    raise MalformedMessage(f"wait has the unknown value {value}", field="wait")
+
+
+def fingerprint_to_pb(fingerprint: Fingerprint) -> pb.Fingerprint:
+    """Write a fingerprint."""
+    return pb.Fingerprint(
+        base_model=fingerprint.base_model,
+        metric=fingerprint.metric,
+        wire_version=fingerprint.wire_version,
+        layers=[
+            pb.LayerShape(name=name, in_features=shape.in_features, out_features=shape.out_features)
+            for name, shape in fingerprint.layers.items()
+        ],
+    )
+
+
+def fingerprint_from_pb(message: pb.Fingerprint) -> Fingerprint:
+    """
+    Read a fingerprint.
+
+    Raises:
+        MalformedMessage: A field is missing or unknown, or a layer comes twice.
+    """
+    layers = {
+        layer.name: LayerShape(layer.in_features, layer.out_features) for layer in message.layers
+    }
+    if len(layers) != len(message.layers):
+        raise MalformedMessage("a layer comes twice in a fingerprint", field="fingerprint.layers")
+    if not message.base_model:
+        raise MalformedMessage("a fingerprint needs its base_model", field="fingerprint.base_model")
+    for metric in METRICS:
+        if message.metric == metric:
+            return Fingerprint(message.base_model, layers, metric, message.wire_version)
+    raise MalformedMessage(
+        f"a fingerprint has the unknown metric {message.metric!r}: known are {', '.join(METRICS)}",
+        field="fingerprint.metric",
+    )
+
+
+def lease_to_pb(lease: Lease) -> pb.RegisterResponse:
+    """Write a lease, as Register answers it."""
+    return pb.RegisterResponse(
+        lease_epoch=lease.lease_epoch,
+        lease_duration=_duration_to_pb(lease.duration_seconds),
+        current_version=lease.current_version,
+        fingerprint=_optional_fingerprint_to_pb(lease.fingerprint),
+    )
+
+
+def lease_from_pb(message: pb.RegisterResponse, *, worker_id: str) -> Lease:
+    """Read a lease that ``worker_id`` asked for."""
+    return Lease(
+        worker_id=worker_id,
+        lease_epoch=message.lease_epoch,
+        duration_seconds=_seconds_from_pb(message.lease_duration),
+        current_version=message.current_version,
+        fingerprint=_optional_fingerprint(message),
+    )
+
+
+def heartbeat_to_pb(lease: Lease) -> pb.HeartbeatResponse:
+    """Write what a heartbeat renews of a lease."""
+    return pb.HeartbeatResponse(
+        lease_duration=_duration_to_pb(lease.duration_seconds),
+        current_version=lease.current_version,
+    )
+
+
+def heartbeat_from_pb(message: pb.HeartbeatResponse, *, lease: Lease) -> Lease:
+    """Read a heartbeat's answer into the lease that it renews."""
+    return replace(
+        lease,
+        duration_seconds=_seconds_from_pb(message.lease_duration),
+        current_version=message.current_version,
+    )
+
+
+def head_info_to_pb(head: Head) -> pb.HeadInfo:
+    """Write what is needed to use a head's tensors."""
+    return pb.HeadInfo(
+        task_type=head.task_type, num_labels=head.num_labels, label_names=head.label_names
+    )
+
+
+def head_info_from_pb(message: pb.HeadInfo, tensors: Mapping[str, Tensor] | None = None) -> Head:
+    """Read a head; without ``tensors`` it has none."""
+    return Head(tensors or {}, message.task_type, message.num_labels, tuple(message.label_names))
+
+
+def update_header(
+    update: TaskUpdate, *, worker_id: str, fingerprint_digest: str, payload: bytes, wait: Wait
+) -> pb.UpdateHeader:
+    """
+    Write all of an update but its tensors.
+
+    Args:
+        update: What is pushed.
+        worker_id: Who pushes.
+        fingerprint_digest: Of the model that it was trained on.
+        payload: What ``update_to_bytes`` made of the same update.
+        wait: When the coordinator shall answer.
+    """
+    return pb.UpdateHeader(
+        update_id=require_id(update.update_id, "update_id"),
+        task_id=require_id(update.task_id, "task_id"),
+        worker_id=worker_id,
+        lease_epoch=update.lease_epoch,
+        base_version=update.base_version,
+        fingerprint_digest=fingerprint_digest,
+        weight=update.weight,
+        num_samples=update.num_samples,
+        scores=update.scores,
+        head=head_info_to_pb(update.head),
+        payload=payload_header(payload),
+        wait=wait_to_pb(wait),
+    )
+
+
+def update_from_wire(header: pb.UpdateHeader, payload: bytes) -> TaskUpdate:
+    """
+    Put an update together from its header and its joined payload.
+
+    Raises:
+        WireError: Header or payload are malformed.
+        ShapeMismatch: The matrices of a layer do not fit together.
+        NotFinite: An entry is no number.
+        UpdateRefused: The weight is not a positive number.
+    """
+    layers, tensors = update_tensors_from_bytes(payload)
+    return TaskUpdate(
+        update_id=require_id(header.update_id, "update_id"),
+        task_id=require_id(header.task_id, "task_id"),
+        base_version=header.base_version,
+        layers=layers,
+        head=head_info_from_pb(header.head, tensors),
+        weight=header.weight,
+        num_samples=header.num_samples,
+        scores=_scores(header.scores),
+        lease_epoch=header.lease_epoch,
+    )
+
+
+def require_id(text: str, field: str) -> str:
+    """
+    Return an id that may be sent.
+
+    Raises:
+        MalformedMessage: It is empty or longer than ``MAX_ID_CHARACTERS``.
+    """
+    if not 0 < len(text) <= MAX_ID_CHARACTERS:
+        raise MalformedMessage(
+            f"{field} has {len(text)} characters, needed are 1 to {MAX_ID_CHARACTERS}", field=field
+        )
+    return text
+
+
+def receipt_to_pb(receipt: Receipt) -> pb.Receipt:
+    """Write what became of a push."""
+    return pb.Receipt(
+        update_id=receipt.update_id,
+        state=_STATES[receipt.state],
+        version=receipt.version,
+        lag=receipt.lag,
+        angle=receipt.angle,
+        reason=receipt.reason,
+    )
+
+
+def receipt_from_pb(message: pb.Receipt) -> Receipt:
+    """Read what became of a push."""
+    return Receipt(
+        update_id=message.update_id,
+        state=_state_from_pb(message.state),
+        version=message.version,
+        lag=message.lag,
+        angle=message.angle,
+        reason=message.reason,
+    )
+
+
+def task_summary_to_pb(summary: TaskSummary) -> pb.TaskSummary:
+    """Write one task as the coordinator knows it."""
+    return pb.TaskSummary(
+        task_id=summary.task_id,
+        worker_id=summary.worker_id,
+        update_id=summary.update_id,
+        state=_STATES[summary.state],
+        base_version=summary.base_version,
+        merged_version=summary.merged_version,
+        lag=summary.lag,
+        angle=summary.angle,
+        truncation=summary.truncation,
+        cumulative_drift=summary.cumulative_drift,
+        num_samples=summary.num_samples,
+        scores=summary.scores,
+        head=head_info_to_pb(summary.head),
+        pushed_at=_time_to_pb(summary.pushed_at),
+        update_bytes=summary.update_bytes,
+        head_bytes=summary.head_bytes,
+    )
+
+
+def task_summary_from_pb(message: pb.TaskSummary) -> TaskSummary:
+    """Read one task as the coordinator knows it."""
+    return TaskSummary(
+        task_id=message.task_id,
+        worker_id=message.worker_id,
+        update_id=message.update_id,
+        state=_state_from_pb(message.state),
+        base_version=message.base_version,
+        merged_version=message.merged_version,
+        lag=message.lag,
+        angle=message.angle,
+        truncation=message.truncation,
+        cumulative_drift=message.cumulative_drift,
+        num_samples=message.num_samples,
+        scores=_scores(message.scores),
+        head=head_info_from_pb(message.head),
+        pushed_at=_time_from_pb(message.pushed_at, "pushed_at"),
+        update_bytes=message.update_bytes,
+        head_bytes=message.head_bytes,
+    )
+
+
+def version_event_to_pb(event: VersionEvent) -> pb.VersionEvent:
+    """Write what a watcher is told."""
+    return pb.VersionEvent(
+        version=event.version,
+        merged_at=_time_to_pb(event.merged_at),
+        update_ids=event.update_ids,
+        task_ids=event.task_ids,
+        lowest_energy_kept=event.lowest_energy_kept,
+        mean_energy_kept=event.mean_energy_kept,
+        angle=event.angle,
+        num_factors=event.num_factors,
+        subspace_bytes=event.subspace_bytes,
+        drift=event.drift,
+        merge_duration=_duration_to_pb(event.merge_seconds),
+    )
+
+
+def version_event_from_pb(message: pb.VersionEvent) -> VersionEvent:
+    """Read what a watcher is told."""
+    return VersionEvent(
+        version=message.version,
+        merged_at=_time_from_pb(message.merged_at, "merged_at"),
+        update_ids=tuple(message.update_ids),
+        task_ids=tuple(message.task_ids),
+        lowest_energy_kept=message.lowest_energy_kept,
+        mean_energy_kept=message.mean_energy_kept,
+        angle=message.angle,
+        num_factors=message.num_factors,
+        subspace_bytes=message.subspace_bytes,
+        drift=dict(message.drift),
+        merge_seconds=_seconds_from_pb(message.merge_duration),
+    )
+
+
+def status_to_pb(status: CoordinatorStatus) -> pb.GetStatusResponse:
+    """Write how a coordinator is."""
+    return pb.GetStatusResponse(
+        current_version=status.current_version,
+        first_version=status.first_version,
+        fingerprint=_optional_fingerprint_to_pb(status.fingerprint),
+        num_tasks=status.num_tasks,
+        num_pending=status.num_pending,
+        num_quarantined=status.num_quarantined,
+        workers=[_worker_to_pb(worker) for worker in status.workers],
+        num_watchers=status.num_watchers,
+        started_at=_time_to_pb(status.started_at),
+        release=status.release,
+    )
+
+
+def status_from_pb(message: pb.GetStatusResponse) -> CoordinatorStatus:
+    """Read how a coordinator is."""
+    return CoordinatorStatus(
+        current_version=message.current_version,
+        first_version=message.first_version,
+        fingerprint=_optional_fingerprint(message),
+        num_tasks=message.num_tasks,
+        num_pending=message.num_pending,
+        num_quarantined=message.num_quarantined,
+        workers=tuple(_worker_from_pb(worker) for worker in message.workers),
+        num_watchers=message.num_watchers,
+        started_at=_time_from_pb(message.started_at, "started_at"),
+        release=message.release,
+    )
+
+
+def _worker_to_pb(worker: WorkerStatus) -> pb.WorkerStatus:
+    return pb.WorkerStatus(
+        worker_id=worker.worker_id,
+        lease_epoch=worker.lease_epoch,
+        is_live=worker.is_live,
+        last_heartbeat_at=_time_to_pb(worker.last_heartbeat_at),
+    )
+
+
+def _worker_from_pb(message: pb.WorkerStatus) -> WorkerStatus:
+    return WorkerStatus(
+        worker_id=message.worker_id,
+        lease_epoch=message.lease_epoch,
+        is_live=message.is_live,
+        last_heartbeat_at=_time_from_pb(message.last_heartbeat_at, "last_heartbeat_at"),
+    )
+
+
+def _optional_fingerprint_to_pb(fingerprint: Fingerprint | None) -> pb.Fingerprint | None:
+    return None if fingerprint is None else fingerprint_to_pb(fingerprint)
+
+
+def _optional_fingerprint(
+    message: pb.RegisterResponse | pb.GetStatusResponse,
+) -> Fingerprint | None:
+    return fingerprint_from_pb(message.fingerprint) if message.HasField("fingerprint") else None
+
+
+def _state_from_pb(value: pb.Receipt.State) -> UpdateState:
+    for state, known in _STATES.items():
+        if value == known:
+            return state
+    raise MalformedMessage(f"an update has the unknown state {value}", field="state")
+
+
+def _scores(scores: Mapping[str, float]) -> dict[str, float]:
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise MalformedMessage(f"score {name!r} is {value}, not a number", field="scores")
+    return dict(scores)
+
+
+def _time_to_pb(moment: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message
+
+
+def _time_from_pb(message: Timestamp, field: str) -> datetime:
+    try:
+        return message.ToDatetime(tzinfo=timezone.utc)
+    except (ValueError, OverflowError) as exc:
+        raise MalformedMessage(f"{field} is no time: {exc}", field=field) from exc
+
+
+def _duration_to_pb(seconds: float) -> Duration:
+    message = Duration()
+    message.FromTimedelta(timedelta(seconds=seconds))
+    return message
+
+
+def _seconds_from_pb(message: Duration) -> float:
+    return message.seconds + message.nanos / 1e9

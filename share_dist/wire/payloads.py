@@ -1,0 +1,319 @@
+"""Values with tensors to payload bytes and back: one ``to``/``from`` pair per value."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote
+
+import torch
+from torch import Tensor
+
+from share_dist.core.values import (
+    Basis,
+    Coefficients,
+    Head,
+    LayerCoefficients,
+    LayerSubspace,
+    LayerUpdate,
+    MergedLayer,
+    MergedTask,
+    Metric,
+    Pair,
+    SideUpdate,
+    Subspace,
+    TaskUpdate,
+    check_finite,
+    check_orthonormal,
+)
+from share_dist.errors import MalformedMessage, ShapeMismatch
+from share_dist.wire.names import Parts, name_head, name_parts, parts_by_layer, take_head
+from share_dist.wire.tensors import tensors_from_bytes, tensors_to_bytes
+
+MAX_STORED_TENSORS = 2**22
+MAX_STORED_HEADER_BYTES = 100_000_000
+"""Limits of what a coordinator reads from its own disk; the second is safetensors' own."""
+
+
+def subspace_to_bytes(subspace: Subspace) -> bytes:
+    """
+    Write all bases: ``vectors`` ``(d, k)``, ``energies`` ``(m,)`` and, where ``m > k``,
+    ``tail`` ``(d, m - k)``.
+
+    Send ``subspace.without_tail()``; the tail is for the coordinator's disk.
+    """
+    return tensors_to_bytes(
+        name_parts(
+            (name, Pair(_basis_parts(layer.a), _basis_parts(layer.b)))
+            for name, layer in subspace.layers.items()
+        )
+    )
+
+
+def subspace_from_bytes(
+    data: bytes, *, version: int, metric: Metric, check: bool = True
+) -> Subspace:
+    """
+    Read all bases.
+
+    Args:
+        data: What ``subspace_to_bytes`` wrote.
+        version: The version that these bases are.
+        metric: The metric that they were merged under.
+        check: Measure that columns are orthonormal; leave it out only for bytes
+            whose digest this process has just compared with its own record.
+
+    Raises:
+        WireError: The bytes are no subspace.
+        ShapeMismatch: Vectors, energies and tail do not fit together.
+        NotOrthonormal: The columns of a basis are not orthonormal.
+        NotFinite: An entry is no number.
+    """
+    parts = parts_by_layer(tensors_from_bytes(data), ("vectors", "energies"), ("tail",))
+    subspace = Subspace(
+        {
+            name: LayerSubspace(_basis(name, "a", pair.a), _basis(name, "b", pair.b))
+            for name, pair in parts.items()
+        },
+        version=version,
+        metric=metric,
+    )
+    if check:
+        check_orthonormal(subspace)
+    return subspace
+
+
+def update_to_bytes(update: TaskUpdate) -> bytes:
+    """Write the tensors of an update: coefficients, temporary factors, their coefficients, head."""
+    parts = (
+        (name, Pair(_update_parts(layer.a), _update_parts(layer.b)))
+        for name, layer in update.layers.items()
+    )
+    return tensors_to_bytes(name_parts(parts) | name_head(update.head.tensors))
+
+
+def update_tensors_from_bytes(data: bytes) -> tuple[dict[str, LayerUpdate], dict[str, Tensor]]:
+    """
+    Read the tensors of an update: its layers, and its head's tensors.
+
+    Raises:
+        WireError: The bytes are no update.
+        ShapeMismatch: The matrices of a layer do not fit together.
+    """
+    head, rest = take_head(tensors_from_bytes(data))
+    parts = parts_by_layer(rest, ("coefficients", "temporary", "temporary_coefficients"))
+    layers = {
+        name: LayerUpdate(SideUpdate(**pair.a), SideUpdate(**pair.b))
+        for name, pair in parts.items()
+    }
+    for name, layer in layers.items():
+        _require_equal_pseudo_rank(name, layer.a.coefficients, layer.b.coefficients)
+    return layers, head
+
+
+def update_to_record(update: TaskUpdate) -> tuple[dict[str, Any], bytes]:
+    """Part an update into metadata that JSON can hold, and its payload: for the store."""
+    metadata = {
+        "update_id": update.update_id,
+        "task_id": update.task_id,
+        "base_version": update.base_version,
+        "weight": update.weight,
+        "num_samples": update.num_samples,
+        "scores": dict(update.scores),
+        "lease_epoch": update.lease_epoch,
+        "head": {
+            "task_type": update.head.task_type,
+            "num_labels": update.head.num_labels,
+            "label_names": list(update.head.label_names),
+        },
+    }
+    return metadata, update_to_bytes(update)
+
+
+def update_from_record(metadata: Mapping[str, Any], payload: bytes) -> TaskUpdate:
+    """
+    Put an update together again: the way back of ``update_to_record``.
+
+    Raises:
+        MalformedMessage: The metadata lacks a field or has one too many.
+    """
+    layers, tensors = update_tensors_from_bytes(payload)
+    try:
+        fields = dict(metadata)
+        info = dict(fields.pop("head"))
+        head = Head(tensors, **{**info, "label_names": tuple(info["label_names"])})
+        return TaskUpdate(layers=layers, head=head, **fields)
+    except (KeyError, TypeError) as exc:
+        raise MalformedMessage(
+            f"the record of an update does not have the fields it needs: {exc!r}", field="metadata"
+        ) from exc
+
+
+def task_to_bytes(coefficients: Coefficients, head: Head) -> bytes:
+    """Write what a task keeps: its coefficients and the tensors of its head."""
+    parts = (
+        (name, Pair({"coefficients": layer.a}, {"coefficients": layer.b}))
+        for name, layer in coefficients.layers.items()
+    )
+    return tensors_to_bytes(name_parts(parts) | name_head(head.tensors))
+
+
+def task_from_bytes(data: bytes, *, version: int, head_info: Head) -> tuple[Coefficients, Head]:
+    """
+    Read what a task keeps.
+
+    Args:
+        data: What ``task_to_bytes`` wrote.
+        version: The version whose bases the coefficients belong to.
+        head_info: The head without its tensors, as it came beside the payload.
+
+    Raises:
+        WireError: The bytes are no task.
+        ShapeMismatch: The coefficients of a layer do not fit together.
+        NotFinite: An entry is no number.
+    """
+    tensors, rest = take_head(tensors_from_bytes(data))
+    layers = {
+        name: _layer_coefficients(name, pair)
+        for name, pair in parts_by_layer(rest, ("coefficients",)).items()
+    }
+    head = Head(tensors, head_info.task_type, head_info.num_labels, head_info.label_names)
+    return Coefficients(layers, version=version), head
+
+
+def merged_tasks_to_bytes(tasks: Mapping[str, MergedTask]) -> bytes:
+    """
+    Write what the merges so far remember of every task: for the store, never sent.
+
+    Per task, layer and side: ``coefficients`` ``(m, p)``, ``gram`` ``(p, p)`` and ``weight`` ``()``.
+    """
+    return tensors_to_bytes(
+        {
+            f"{_task_prefix(task_id)}{name}": tensor
+            for task_id, task in tasks.items()
+            for name, tensor in name_parts(
+                (name, _merged_parts(layer)) for name, layer in task.layers.items()
+            ).items()
+        }
+    )
+
+
+def merged_tasks_from_bytes(data: bytes, *, version: int) -> dict[str, MergedTask]:
+    """
+    Read what the merges up to ``version`` remember of every task.
+
+    Raises:
+        WireError: The bytes are no merged tasks.
+        ShapeMismatch: The matrices of a layer do not fit together.
+        NotFinite: An entry is no number.
+    """
+    tensors = tensors_from_bytes(
+        data, max_tensors=MAX_STORED_TENSORS, max_header_bytes=MAX_STORED_HEADER_BYTES
+    )
+    by_task: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        prefix, _, rest = name.partition(".")
+        by_task.setdefault(unquote(prefix), {})[rest] = tensor
+    return {
+        task_id: MergedTask(
+            task_id,
+            version,
+            {
+                name: _merged_layer(name, pair)
+                for name, pair in parts_by_layer(parts, ("coefficients", "gram", "weight")).items()
+            },
+        )
+        for task_id, parts in sorted(by_task.items())
+    }
+
+
+def _basis_parts(basis: Basis) -> Parts:
+    parts = {"vectors": basis.leading, "energies": basis.energies}
+    if basis.num_columns > basis.num_factors:
+        parts["tail"] = basis.vectors[:, basis.num_factors :]
+    return parts
+
+
+def _basis(layer: str, side: str, parts: Parts) -> Basis:
+    vectors, energies, tail = parts["vectors"], parts["energies"], parts.get("tail")
+    if vectors.ndim != 2 or (tail is not None and tail.shape[:1] != vectors.shape[:1]):
+        raise ShapeMismatch(
+            f"{layer}, side {side}: vectors {tuple(vectors.shape)} and tail "
+            f"{None if tail is None else tuple(tail.shape)} need to be matrices of equal height",
+            layer=layer,
+            side=side,
+        )
+    if energies.dtype != torch.float64 or bool((energies < 0).any()):
+        raise MalformedMessage(
+            f"{layer}, side {side}: energies need to be F64 and not negative",
+            field=f"{layer}.{side}.energies",
+        )
+    check_finite(energies, layer, "a" if side == "a" else "b")
+    columns = vectors if tail is None else torch.cat([vectors, tail.to(vectors.dtype)], dim=1)
+    return Basis(columns, energies, num_factors=vectors.shape[1])
+
+
+def _update_parts(update: SideUpdate) -> Parts:
+    return {
+        "coefficients": update.coefficients,
+        "temporary": update.temporary,
+        "temporary_coefficients": update.temporary_coefficients,
+    }
+
+
+def _layer_coefficients(layer: str, pair: Pair[Parts]) -> LayerCoefficients:
+    a, b = pair.a["coefficients"], pair.b["coefficients"]
+    for side, tensor in Pair(a, b):
+        if tensor.ndim != 2:
+            raise ShapeMismatch(
+                f"{layer}, side {side}: coefficients {tuple(tensor.shape)} need to be (k, p)",
+                layer=layer,
+                side=side,
+            )
+    _require_equal_pseudo_rank(layer, a, b)
+    return LayerCoefficients(a, b)
+
+
+def _require_equal_pseudo_rank(layer: str, a: Tensor, b: Tensor) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise ShapeMismatch(
+            f"{layer}: coefficients {tuple(a.shape)} of side a and {tuple(b.shape)} of side b "
+            "need the same number of columns",
+            layer=layer,
+            side="b",
+        )
+
+
+def _task_prefix(task_id: str) -> str:
+    # The first dot ends the task's id, so a dot inside it is written as %2E.
+    return quote(task_id, safe="").replace(".", "%2E") + "."
+
+
+def _merged_parts(layer: MergedLayer) -> Pair[Parts]:
+    a, b = (
+        {
+            "coefficients": layer.coefficients[side],
+            "gram": layer.grams[side],
+            "weight": torch.tensor(layer.weights[side], dtype=torch.float64),
+        }
+        for side, _ in layer.coefficients
+    )
+    return Pair(a, b)
+
+
+def _merged_layer(layer: str, pair: Pair[Parts]) -> MergedLayer:
+    coefficients = _layer_coefficients(layer, pair)
+    p = coefficients.pseudo_rank
+    for side, parts in pair:
+        if parts["gram"].shape != (p, p) or parts["weight"].shape != ():
+            raise ShapeMismatch(
+                f"{layer}, side {side}: gram {tuple(parts['gram'].shape)} and weight "
+                f"{tuple(parts['weight'].shape)} need to be ({p}, {p}) and ()",
+                layer=layer,
+                side=side,
+            )
+        for tensor in parts.values():
+            check_finite(tensor, layer, side)
+    return MergedLayer(
+        coefficients,
+        Pair(pair.a["gram"], pair.b["gram"]),
+        Pair(float(pair.a["weight"]), float(pair.b["weight"])),
+    )

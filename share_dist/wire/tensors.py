@@ -1,0 +1,197 @@
+"""
+Named tensors to safetensors bytes and back, strict about what may come in.
+
+A safetensors file is eight bytes of header length (little endian), a JSON header
+``{name: {dtype, shape, data_offsets}}`` padded with spaces to a multiple of eight,
+and the data. The header is checked in full before a tensor is made, so that a
+hostile one costs no more memory than the bytes that it came in.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from share_dist.errors import MalformedMessage, MessageTooLarge
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""The only dtypes that are sent or stored, with the bytes of one entry."""
+
+MAX_TENSORS = 65_536
+"""Most tensors in one payload on the wire."""
+
+MAX_HEADER_BYTES = 16 * 2**20
+"""Longest JSON header on the wire."""
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_LENGTH_BYTES = 8
+_MAX_DIMENSIONS = 8
+_MAX_ENTRIES = 2**40
+
+
+class PayloadSizes(NamedTuple):
+    """What the bytes of one payload are spent on."""
+
+    header_bytes: int
+    """Length field, JSON header and its padding: names, dtypes and shapes."""
+    data_bytes: int
+    """Entries of all tensors."""
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """
+    Write tensors as a safetensors file; equal input gives equal bytes.
+
+    Args:
+        tensors: Name -> tensor, of any device and layout.
+
+    Raises:
+        MalformedMessage: A tensor has a dtype that is not sent.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise MalformedMessage(
+                f"tensor {name!r} has dtype {tensor.dtype}, sent are {', '.join(ITEM_BYTES)}: "
+                "convert it to a floating point type of at most 64 bits",
+                field=name,
+            )
+    # A copy of its own for each: safetensors refuses tensors that share memory.
+    ready = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
+    return bytes(safetensors.torch.save(ready))
+
+
+def tensors_from_bytes(
+    data: bytes,
+    *,
+    max_tensors: int = MAX_TENSORS,
+    max_header_bytes: int = MAX_HEADER_BYTES,
+) -> dict[str, Tensor]:
+    """
+    Read a safetensors file from a peer that is not trusted.
+
+    Args:
+        data: The whole file.
+        max_tensors: Refuse more tensors than this.
+        max_header_bytes: Refuse a longer JSON header.
+
+    Raises:
+        MessageTooLarge: A limit is passed.
+        MalformedMessage: The bytes are no safetensors file, hold a dtype that is not
+            sent, or their sizes contradict each other.
+    """
+    header_end = _header_end(data, max_header_bytes)
+    entries = _parse_header(data[_LENGTH_BYTES:header_end])
+    if len(entries) > max_tensors:
+        raise MessageTooLarge(
+            f"{len(entries)} tensors in one payload, at most {max_tensors} are taken: "
+            "adapt fewer layers",
+            size_bytes=len(data),
+            limit_bytes=max_header_bytes,
+        )
+    spans = [_checked_span(name, entry) for name, entry in entries.items()]
+    _require_gapless(spans, len(data) - header_end)
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as exc:
+        raise MalformedMessage(f"not a safetensors file: {exc}", field="payload") from exc
+
+
+def payload_sizes(data: bytes) -> PayloadSizes:
+    """
+    Tell how many bytes of a payload are header and how many are entries of tensors.
+
+    Examples:
+        >>> payload_sizes(tensors_to_bytes({"x": torch.zeros(3)}))
+        PayloadSizes(header_bytes=64, data_bytes=12)
+    """
+    header_end = _header_end(data, max_header_bytes=len(data))
+    return PayloadSizes(header_end, len(data) - header_end)
+
+
+def _header_end(data: bytes, max_header_bytes: int) -> int:
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if length > max_header_bytes:
+        raise MessageTooLarge(
+            f"the payload announces a header of {length} bytes, at most {max_header_bytes} are taken",
+            size_bytes=length,
+            limit_bytes=max_header_bytes,
+        )
+    if len(data) < _LENGTH_BYTES + length:
+        raise MalformedMessage(
+            f"the payload has {len(data)} bytes, its header alone needs {_LENGTH_BYTES + length}",
+            field="payload",
+        )
+    return _LENGTH_BYTES + length
+
+
+def _parse_header(header: bytes) -> dict[str, Any]:
+    try:
+        entries = json.loads(header, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as exc:
+        raise MalformedMessage(f"the payload's header is no JSON: {exc}", field="payload") from exc
+    if not isinstance(entries, dict):
+        raise MalformedMessage("the payload's header is no JSON object", field="payload")
+    return entries
+
+
+def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise MalformedMessage(f"{name!r} comes twice in the payload's header", field=name)
+        result[name] = value
+    return result
+
+
+def _checked_span(name: str, entry: Any) -> tuple[int, int]:
+    """First byte and end of a tensor's data, once its entry is known to make sense."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise MalformedMessage(
+            f"{name!r} needs exactly dtype, shape and data_offsets in the payload's header",
+            field=name,
+        )
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise MalformedMessage(
+            f"tensor {name!r} has dtype {dtype!r}, taken are {', '.join(ITEM_BYTES)}", field=name
+        )
+    if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise MalformedMessage(f"tensor {name!r} has the shape {shape!r}", field=name)
+    # With empty dimensions counted as 1: strides of an empty tensor must not overflow either.
+    if math.prod(max(size, 1) for size in shape) > _MAX_ENTRIES:
+        raise MalformedMessage(f"tensor {name!r} has the shape {shape!r}", field=name)
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise MalformedMessage(f"tensor {name!r} has the data_offsets {offsets!r}", field=name)
+    begin, end = offsets
+    if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise MalformedMessage(
+            f"tensor {name!r}, {dtype} of shape {shape}, cannot fill the bytes {begin} to {end}",
+            field=name,
+        )
+    return begin, end
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _require_gapless(spans: Iterable[tuple[int, int]], num_bytes: int) -> None:
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise MalformedMessage(
+                f"the payload's tensors overlap or leave a gap at byte {min(begin, position)}",
+                field="payload",
+            )
+        position = end
+    if position != num_bytes:
+        raise MalformedMessage(
+            f"the payload's tensors need {position} bytes, {num_bytes} are there", field="payload"
+        )
