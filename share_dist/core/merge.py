@@ -476,8 +476,8 @@ def _past(
     energies, directions = torch.linalg.eigh(moment)
     # what is left of a task that was all there was is rounding, not content
     rounding = basis.energies.sum() * rank_tolerance(basis.vectors.dtype, basis.features)
-    roots: Tensor = torch.where(energies > rounding, energies, 0.0).sqrt()
-    return directions * roots
+    past: Tensor = directions * torch.where(energies > rounding, energies, 0.0).sqrt()
+    return past
 
 
 def _merge_batch(

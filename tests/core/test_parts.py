@@ -1,0 +1,185 @@
+"""Linear algebra, temporary factors, projection and rebase, each against the obvious way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from share_dist.core.linalg import cka, largest_angle, orthonormalise, thin_svd
+from share_dist.core.rebase import rebase
+from share_dist.core.subspace import (
+    principal_basis,
+    project,
+    reconstruct,
+    subspace_from_factors,
+    update_from_factors,
+)
+from share_dist.core.temporary import factor_of, fold, propose_temporary
+from share_dist.core.values import LayerFactors, SideUpdate, Subspace
+from share_dist.errors import RankTooLarge, ShapeMismatch
+from tests.core.adapters import SHAPES, merge_in_sequence, random_factors
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    d=st.integers(1, 12),
+    s=st.integers(1, 12),
+    power=st.integers(-100, 100),
+    seed=st.integers(0, 99),
+)
+def test_thin_svd_agrees_with_numpy(d, s, power, seed):
+    """Singular values are numpy's at every scale, the product is the matrix, signs are fixed."""
+    matrix = draw(d, s, seed=seed) * 10.0**power
+    U, sigma, Vt = thin_svd(matrix)
+    expected = np.linalg.svd(matrix.numpy(), compute_uv=False)
+    np.testing.assert_allclose(sigma.numpy(), expected, rtol=1e-9, atol=1e-14 * expected[0])
+    assert torch.allclose(U * sigma @ Vt, matrix, rtol=0, atol=1e-13 * float(sigma[0]) * max(d, s))
+    assert (U.gather(0, U.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+def test_thin_svd_survives_the_ends_of_the_range():
+    """Entries near 1e300 and 1e-300 neither overflow nor vanish."""
+    for scale in (1e300, 1e-300):
+        _, sigma, _ = thin_svd(torch.eye(2, dtype=torch.float64) * scale)
+        assert sigma.tolist() == pytest.approx([scale, scale])
+
+
+@settings(max_examples=50, deadline=None)
+@given(m=st.integers(0, 5), q=st.integers(0, 6), alike=st.booleans(), seed=st.integers(0, 99))
+def test_orthonormalise_splits_off_what_is_new(m, q, alike, seed):
+    """Q S is the matrix, live columns are orthonormal to everything, copies bring nothing."""
+    against = torch.linalg.qr(draw(12, m, seed=seed)).Q
+    matrix = draw(12, q, seed=seed + 1)
+    if alike and q:
+        matrix = matrix[:, :1].expand(12, q)
+    matrix = matrix - against @ (against.mT @ matrix)
+    Q, S = orthonormalise(matrix, against, floor=torch.tensor(1e-12))
+    alive = (S.norm(dim=1) > 0).sum()
+    assert alive == (1 if alike and q else q)
+    assert torch.allclose(Q @ S, matrix, atol=1e-12)
+    joint = torch.cat([against, Q[:, :alive]], dim=1)
+    assert torch.allclose(joint.mT @ joint, torch.eye(m + alive, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-6, 0.3, math.pi / 2])
+def test_largest_angle_is_the_rotation_between_two_planes(angle):
+    """Small angles keep their digits, and a right angle is pi / 2."""
+    x, y, z = torch.eye(3, dtype=torch.float64).split(1, dim=1)
+    turned = torch.cat([x, y * math.cos(angle) + z * math.sin(angle)], dim=1)
+    plane = torch.cat([x, y], dim=1)
+    assert largest_angle(plane, turned) == pytest.approx(angle, rel=1e-6, abs=1e-12)
+    assert largest_angle(x, turned) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_cka_is_one_for_the_same_and_low_for_strangers():
+    """Linear CKA does not depend on rotation or scale."""
+    x = draw(200, 5)
+    rotation = torch.linalg.qr(draw(5, 5, seed=1)).Q
+    assert cka(x, 3 * x @ rotation) == pytest.approx(1.0)
+    assert cka(x, draw(200, 5, seed=2)) < 0.2
+    assert cka(x, torch.zeros(200, 1)) == 0.0
+
+
+def test_principal_basis_refuses_more_than_there_is():
+    """The message names what was asked and the largest that can be."""
+    with pytest.raises(RankTooLarge, match="at most 2") as caught:
+        principal_basis(torch.zeros(5, 2), num_factors=3)
+    assert (caught.value.asked, caught.value.largest) == (3, 2)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_proposed_temporary_factors_are_new(k, dtype):
+    """They are orthonormal, orthogonal to the basis, and the same for the same seed."""
+    held = torch.linalg.qr(draw(9, k)).Q.to(dtype)
+    one, other = (propose_temporary(held, 2, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert one.dtype == dtype
+    assert torch.equal(one, other)
+    assert torch.allclose(one.mT @ one, torch.eye(2, dtype=dtype), atol=1e-6)
+    assert not k or (held.mT @ one).abs().max() < 1e-6
+
+
+def test_temporary_factors_must_fit_in_the_features():
+    """Asking for more directions than are left names how many are."""
+    with pytest.raises(RankTooLarge, match="at most 1"):
+        propose_temporary(torch.eye(4)[:, :3], 2, torch.Generator())
+
+
+@settings(max_examples=50, deadline=None)
+@given(k=st.integers(0, 4), f=st.integers(0, 4), p=st.integers(1, 4), seed=st.integers(0, 99))
+def test_folding_keeps_the_factor(k, f, p, seed):
+    """V E + T tau is what it was; T comes out orthonormal and orthogonal to the basis."""
+    held = torch.linalg.qr(draw(10, k, seed=seed)).Q
+    update = SideUpdate(
+        draw(k, p, seed=seed + 1), draw(10, f, seed=seed + 2), draw(f, p, seed=seed + 3)
+    )
+    folded = fold(held, update)
+    assert torch.allclose(factor_of(held, folded), factor_of(held, update), atol=1e-12)
+    joint = torch.cat([held, folded.temporary], dim=1)
+    assert torch.allclose(joint.mT @ joint, torch.eye(k + f, dtype=torch.float64), atol=1e-12)
+
+
+def test_folding_drops_what_the_basis_can_say():
+    """A temporary factor inside the span becomes coefficients and is not sent."""
+    held = torch.eye(5)[:, :2]
+    folded = fold(held, SideUpdate(torch.zeros(2, 1), held[:, :1] * 2, torch.ones(1, 1)))
+    assert folded.num_temporary == 0
+    assert folded.coefficients.tolist() == [[2.0], [0.0]]
+
+
+def test_rebase_there_and_back_is_the_identity_without_truncation():
+    """A task said in a later version and back again is the same task."""
+    history = merge_in_sequence([random_factors(seed, rank=2) for seed in range(3)], "delta")
+    old, new = history[0][2], history[-1][2].subspace
+    task = old.tasks["task-000"].served(old.subspace)
+    there = rebase(task, old.subspace, new)
+    assert there.version == new.version == 3
+    back = rebase(there, new, old.subspace)
+    for name, layer in task.layers.items():
+        for side, coefficients in layer:
+            assert torch.allclose(back.layers[name][side], coefficients, atol=1e-10)
+
+
+def test_rebase_is_what_the_coordinator_computes():
+    """A worker that rebases its own task gets the coefficients that the merge rotated."""
+    history = merge_in_sequence([random_factors(seed) for seed in range(4)], "delta", 6)
+    before, tasks, outcome = history[-1]
+    mine = rebase(tasks["task-000"].served(before), before, outcome.subspace)
+    theirs = outcome.tasks["task-000"].served(outcome.subspace)
+    for name, layer in theirs.layers.items():
+        for side, coefficients in layer:
+            assert torch.allclose(mine.layers[name][side], coefficients, atol=1e-10)
+
+
+def test_an_adapter_as_an_update_is_whole():
+    """Whatever the subspace can say of it, coefficients and temporary factors give its dW."""
+    subspace = subspace_from_factors([random_factors(0), random_factors(1)], num_factors=5)
+    adapter = random_factors(2)
+    update = update_from_factors(subspace, adapter, "t")
+    for name, layer in update.layers.items():
+        again = LayerFactors(
+            *(factor_of(subspace.layers[name][side].leading, part) for side, part in layer)
+        )
+        assert torch.allclose(again.delta_weight(), adapter[name].delta_weight(), atol=1e-10)
+
+
+def test_layers_that_do_not_fit_are_named():
+    """Projecting or reconstructing with another subspace's layers names the first that differs."""
+    subspace = subspace_from_factors([random_factors(0)])
+    fewer = {name: layer for name, layer in random_factors(1).items() if name != "out"}
+    with pytest.raises(ShapeMismatch, match="'out' is absent in the adapter"):
+        project(subspace, fewer)
+    coefficients = project(subspace, random_factors(1))
+    with pytest.raises(ShapeMismatch, match="4 rows of coefficients for 0 principal factors"):
+        reconstruct(Subspace.empty(SHAPES), coefficients)
+    with pytest.raises(ShapeMismatch, match="no layer"):
+        reconstruct(Subspace.empty({}), coefficients)
+    with pytest.raises(ShapeMismatch, match="at least one adapter"):
+        subspace_from_factors([])
