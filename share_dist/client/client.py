@@ -1,0 +1,375 @@
+"""What a worker, a command or a script asks of a coordinator, blocking until it is answered."""
+
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from threading import Event
+from typing import Any, TypeVar, final
+
+import grpc
+import tenacity
+
+from share_dist.client.download import download
+from share_dist.client.retry import RetryPolicy, call_with_retries
+from share_dist.client.watch import Watch
+from share_dist.core.values import Coefficients, Fingerprint, Subspace, TaskUpdate
+from share_dist.errors import ConfigError, MalformedMessage, ShapeMismatch, VersionCompacted
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
+from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, chunks_of
+from share_dist.wire.codec import (
+    fingerprint_from_pb,
+    fingerprint_to_pb,
+    heartbeat_from_pb,
+    lease_from_pb,
+    receipt_from_pb,
+    require_id,
+    status_from_pb,
+    subspace_from_bytes,
+    task_from_bytes,
+    task_summary_from_pb,
+    update_header,
+    update_to_bytes,
+)
+from share_dist.wire.options import CHANNEL_OPTIONS
+from share_dist.wire.records import (
+    CoordinatorStatus,
+    Lease,
+    PulledTask,
+    Receipt,
+    TaskSummary,
+    Wait,
+)
+
+ResultT = TypeVar("ResultT")
+
+WATCH_STREAM_SECONDS = 600.0
+"""A watching call is opened anew this often, in case a cut went unnoticed."""
+
+_PULL_TASK_ATTEMPTS = 3
+
+
+def new_update_id() -> str:
+    """Make the id of an update. Pushing the same id twice is pushing once."""
+    return uuid.uuid4().hex
+
+
+@final
+class ShareClient:
+    """
+    A connection to one coordinator. It connects when it is first used.
+
+    Every call has a deadline for all its attempts; what may pass by itself
+    (no coordinator for the moment, too much work) is tried again until then.
+    Calls may come from several threads.
+
+    Args:
+        address: ``host:port`` of the coordinator.
+        worker_id: Who this is; needed to push.
+        fingerprint: Of the model that this worker holds. What is pulled must
+            agree with it; without one, anything may be pulled.
+        timeout_seconds: Deadline of a call, unless the call is given another.
+        retry: Waits between attempts.
+        max_payload_bytes: Refuse to pull more than this at once.
+
+    Examples:
+        It connects only when something is asked.
+
+        >>> with ShareClient("127.0.0.1:7077") as client:
+        ...     client.address
+        '127.0.0.1:7077'
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        worker_id: str = "",
+        fingerprint: Fingerprint | None = None,
+        timeout_seconds: float = 60.0,
+        retry: RetryPolicy | None = None,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self.address = address
+        self.worker_id = worker_id
+        self.fingerprint = fingerprint
+        self.timeout_seconds = timeout_seconds
+        self.lease: Lease | None = None
+        self._retry = retry or RetryPolicy()
+        self._max_payload_bytes = max_payload_bytes
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub: Any = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._is_closed = False
+
+    def __enter__(self) -> "ShareClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all watches and the connection."""
+        self._is_closed = True
+        for watch in list(self._watches):
+            watch.close()
+        self._channel.close()
+
+    def register(
+        self, worker_id: str | None = None, fingerprint: Fingerprint | None = None
+    ) -> Lease:
+        """
+        Say who this is and on which frozen model it works; keep the lease for pushes.
+
+        Args:
+            worker_id: Replaces the client's own.
+            fingerprint: Replaces the client's own.
+
+        Raises:
+            FingerprintMismatch: The coordinator works on another model.
+        """
+        self.worker_id = require_id(self.worker_id if worker_id is None else worker_id, "worker_id")
+        self.fingerprint = fingerprint or self.fingerprint
+        request = pb.RegisterRequest(
+            worker_id=self.worker_id,
+            fingerprint=None if self.fingerprint is None else fingerprint_to_pb(self.fingerprint),
+        )
+        response = self._call(lambda seconds: self._stub.Register(request, timeout=seconds))
+        self.lease = lease_from_pb(response, worker_id=self.worker_id)
+        return self.lease
+
+    def heartbeat(self) -> Lease:
+        """
+        Keep the lease.
+
+        Raises:
+            LeaseExpired: It has ended or was taken over: register again.
+            ConfigError: There is none: register first.
+        """
+        lease = self.lease
+        if lease is None:
+            raise ConfigError("there is no lease to keep: register first", key="lease")
+        request = pb.HeartbeatRequest(worker_id=lease.worker_id, lease_epoch=lease.lease_epoch)
+        response = self._call(
+            lambda seconds: self._stub.Heartbeat(request, timeout=seconds),
+            min(self.timeout_seconds, lease.duration_seconds),
+        )
+        self.lease = heartbeat_from_pb(response, lease=lease)
+        return self.lease
+
+    def push(
+        self, update: TaskUpdate, wait: Wait = "durable", timeout_seconds: float | None = None
+    ) -> Receipt:
+        """
+        Send what one task has learnt.
+
+        The same bytes are sent again when the answer is lost; the coordinator
+        knows the update by its id and takes it once.
+
+        Args:
+            update: A lease epoch of 0 is replaced by that of the client's own lease.
+            wait: Return when the update is ``"durable"``, or when it is ``"merged"``.
+            timeout_seconds: Replaces the client's own.
+
+        Raises:
+            BaseVersionTooOld: Pull, rebase and push again.
+            LeaseExpired: Register and push again.
+            UpdateRefused: It is well formed, yet may not be merged.
+        """
+        if update.lease_epoch == 0 and self.lease is not None:
+            update = replace(update, lease_epoch=self.lease.lease_epoch)
+        payload = update_to_bytes(update)
+        header = update_header(
+            update,
+            worker_id=self.worker_id,
+            fingerprint_digest="" if self.fingerprint is None else self.fingerprint.digest,
+            payload=payload,
+            wait=wait,
+        )
+
+        response = self._call(
+            lambda seconds: self._stub.PushUpdate(_push_requests(header, payload), timeout=seconds),
+            timeout_seconds,
+        )
+        return receipt_from_pb(response)
+
+    def pull(self, version: int | None = None, held_version: int | None = None) -> Subspace | None:
+        """
+        Get all bases at one version.
+
+        Args:
+            version: None for the newest.
+            held_version: What the caller holds already.
+
+        Returns:
+            The subspace; None when it is the one that the caller holds.
+
+        Raises:
+            VersionCompacted: ``version`` is no longer kept.
+            VersionInFuture: ``version`` does not exist yet.
+            FingerprintMismatch: The coordinator works on another model.
+        """
+        request = pb.PullSubspaceRequest(version=version, held_version=held_version)
+        header, payload = self._call(
+            lambda seconds: download(
+                self._stub.PullSubspace(request, timeout=seconds),
+                limit_bytes=self._max_payload_bytes,
+                check_header=self._require_own_fingerprint,
+            )
+        )
+        if header.not_modified:
+            return None
+        if version is not None and header.version != version:
+            raise MalformedMessage(
+                f"version {version} was asked for, {header.version} came", field="version"
+            )
+        return _subspace(header, payload)
+
+    def watch(
+        self, after_version: int | None = None, patience_seconds: float | None = None
+    ) -> Watch:
+        """
+        Follow the versions as they come to be; see ``Watch``.
+
+        Args:
+            after_version: None for the version that is current at this call.
+            patience_seconds: How long the coordinator may be gone; None for the
+                client's timeout.
+        """
+        patience = self.timeout_seconds if patience_seconds is None else patience_seconds
+        if after_version is None:
+            after_version = self.status().current_version
+
+        def open_stream(seen_version: int) -> Any:
+            return self._stub.WatchVersions(
+                pb.WatchVersionsRequest(after_version=seen_version), timeout=WATCH_STREAM_SECONDS
+            )
+
+        def probe(cancelled: Event) -> object:
+            return self._call(self._get_status, patience, cancelled)
+
+        watch = Watch(
+            open_stream,
+            probe,
+            after_version=after_version,
+            address=self.address,
+            policy=self._retry,
+        )
+        self._watches.add(watch)
+        return watch
+
+    def tasks(self) -> list[TaskSummary]:
+        """List every task that has been merged or waits to be."""
+        response = self._call(
+            lambda seconds: self._stub.ListTasks(pb.ListTasksRequest(), timeout=seconds)
+        )
+        return [task_summary_from_pb(task) for task in response.tasks]
+
+    def pull_task(self, task_id: str, held: Subspace | None = None) -> PulledTask:
+        """
+        Get one task, and the subspace of exactly the version that it is told in.
+
+        Args:
+            task_id: Which.
+            held: A subspace that the caller has: not pulled again when it is the one.
+
+        Raises:
+            UnknownTask: Names the nearest known ids.
+        """
+        # A merge may come between the two pulls, and the version be compacted with it.
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(VersionCompacted),
+            stop=tenacity.stop_after_attempt(_PULL_TASK_ATTEMPTS),
+            reraise=True,
+        )
+        return retrying(self._pull_task_once, task_id, held)
+
+    def status(self) -> CoordinatorStatus:
+        """Ask how the coordinator is."""
+        return status_from_pb(self._call(self._get_status))
+
+    def _call(
+        self,
+        attempt: Callable[[float], ResultT],
+        timeout_seconds: float | None = None,
+        cancelled: Event | None = None,
+    ) -> ResultT:
+        if self._is_closed:
+            raise ConfigError(
+                f"this client of {self.address} is closed: make another", key="client"
+            )
+        return call_with_retries(
+            attempt,
+            address=self.address,
+            timeout_seconds=self.timeout_seconds if timeout_seconds is None else timeout_seconds,
+            policy=self._retry,
+            cancelled=cancelled,
+        )
+
+    def _get_status(self, seconds: float) -> pb.GetStatusResponse:
+        response: pb.GetStatusResponse = self._stub.GetStatus(
+            pb.GetStatusRequest(), timeout=seconds
+        )
+        return response
+
+    def _pull_task_once(self, task_id: str, held: Subspace | None) -> PulledTask:
+        request = pb.PullTaskRequest(task_id=task_id)
+        header: pb.TaskHeader
+        header, payload = self._call(
+            lambda seconds: download(
+                self._stub.PullTask(request, timeout=seconds), limit_bytes=self._max_payload_bytes
+            )
+        )
+        summary = task_summary_from_pb(header.task)
+        coefficients, head = task_from_bytes(
+            payload, version=header.version, head_info=summary.head
+        )
+        subspace = held
+        if held is None or held.version != coefficients.version:
+            subspace = self.pull(coefficients.version)
+        assert subspace is not None, "a pull that names no held version always brings one"
+        _require_fit(coefficients, subspace)
+        return PulledTask(summary, coefficients, head, subspace)
+
+    def _require_own_fingerprint(self, header: pb.SubspaceHeader) -> None:
+        if self.fingerprint is not None and header.HasField("fingerprint"):
+            fingerprint_from_pb(header.fingerprint).require(self.fingerprint)
+
+
+def _push_requests(header: pb.UpdateHeader, payload: bytes) -> Iterator[pb.PushUpdateRequest]:
+    yield pb.PushUpdateRequest(header=header)
+    for chunk in chunks_of(payload):
+        yield pb.PushUpdateRequest(chunk=chunk)
+
+
+def _subspace(header: pb.SubspaceHeader, payload: bytes) -> Subspace:
+    if not header.HasField("fingerprint"):
+        return subspace_from_bytes(payload, version=header.version, metric="delta")
+    fingerprint = fingerprint_from_pb(header.fingerprint)
+    subspace = subspace_from_bytes(payload, version=header.version, metric=fingerprint.metric)
+    if subspace.shapes != fingerprint.layers:
+        raise MalformedMessage(
+            f"the bases of version {header.version} are not those of the layers that the "
+            "fingerprint names: pull again",
+            field="fingerprint.layers",
+        )
+    return subspace
+
+
+def _require_fit(coefficients: Coefficients, subspace: Subspace) -> None:
+    for name, layer in coefficients.layers.items():
+        if name not in subspace.layers:
+            raise ShapeMismatch(
+                f"{name}: coefficients of version {subspace.version}, which has no such layer",
+                layer=name,
+            )
+        for side, tensor in layer:
+            k = subspace.layers[name][side].num_factors
+            if tensor.shape[0] != k:
+                raise ShapeMismatch(
+                    f"{name}, side {side}: {tensor.shape[0]} rows of coefficients for {k} "
+                    f"principal factors of version {subspace.version}",
+                    layer=name,
+                    side=side,
+                )

@@ -1,0 +1,53 @@
+"""A header and its chunks, off a stream of responses."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from share_dist.errors import MalformedMessage, StreamTruncated
+from share_dist.wire.chunks import ChunkJoiner
+
+HeaderT = TypeVar("HeaderT")
+
+
+def download(
+    call: Any,
+    *,
+    limit_bytes: int,
+    check_header: Callable[[HeaderT], None] = lambda _: None,
+) -> tuple[HeaderT, bytes]:
+    """
+    Read a streaming call to its end.
+
+    Args:
+        call: The running call; it is cancelled when something is wrong with it.
+        limit_bytes: Refuse a longer payload.
+        check_header: Raises when the payload is not wanted, before it is read.
+
+    Returns:
+        The header, and the payload: empty when the header announces none.
+
+    Raises:
+        WireError: What comes is no header with the chunks that it announces.
+    """
+    try:
+        header: Any = _take_header(call)
+        check_header(header)
+        if not header.HasField("payload"):
+            return header, b""
+        joiner = ChunkJoiner(header.payload, limit_bytes)
+        for message in call:
+            if message.WhichOneof("part") != "chunk":
+                raise MalformedMessage("something else came where a chunk was due", field="chunk")
+            joiner.add(message.chunk)
+        return header, joiner.finish()
+    finally:
+        call.cancel()
+
+
+def _take_header(messages: Iterator[Any]) -> Any:
+    first = next(messages, None)
+    if first is None:
+        raise StreamTruncated("the stream ended before its header: ask again")
+    if first.WhichOneof("part") != "header":
+        raise MalformedMessage("a stream must begin with its header", field="header")
+    return first.header
