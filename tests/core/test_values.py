@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_without_tail_keeps_the_leading_factors():
 def test_an_unknown_metric_is_refused():
     """The message names the metrics that exist."""
     with pytest.raises(ConfigError, match="delta, factors"):
-        Subspace({}, metric="gamma")
+        Subspace.__post_init__(SimpleNamespace(layers={}, metric="gamma"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

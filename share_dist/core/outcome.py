@@ -1,0 +1,134 @@
+"""What a merge returns: the next version, how it got there, and what it did."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from share_dist.core.values import MergedTask, Pair, Subspace
+
+
+@dataclass(frozen=True, slots=True)
+class SideRotation:
+    """
+    How one side of one layer got from a version to the next: ``V_new = [V Q] U``.
+
+    Args:
+        matrix: ``U``, ``(m + q, m_new)`` float64 with orthonormal columns.
+        directions: ``Q``, ``(d, q)``; what the merge brought in.
+    """
+
+    matrix: Tensor
+    directions: Tensor
+
+    def advance(self, vectors: Float[Tensor, "d m"]) -> Float[Tensor, "d m_new"]:
+        """Turn the old version's columns into the new version's."""
+        return torch.cat([vectors, self.directions], dim=1) @ self.matrix.to(vectors.dtype)
+
+    def rotate(self, coefficients: Float[Tensor, "*batch m p"]) -> Float[Tensor, "*batch m_new p"]:
+        """Say in the new version's columns what a task said in the old one's."""
+        old_rows = self.matrix[: coefficients.shape[-2]]
+        return (old_rows.mT @ coefficients.double()).to(coefficients.dtype)
+
+
+class LayerRotation(Pair[SideRotation]):
+    """How both sides of one layer got from a version to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class SideReport:
+    """
+    What a merge did to one side of one layer.
+
+    Args:
+        explained_energy: Share of this merge's energy in the ``k`` broadcast factors, 0 to 1.
+        cut_energy: Energy of the columns that were not kept at all (beyond ``m``).
+        num_factors: ``k``.
+        num_columns: ``m``.
+        angle: Largest principal angle to the version before, radians.
+    """
+
+    explained_energy: float
+    cut_energy: float
+    num_factors: int
+    num_columns: int
+    angle: float
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """
+    What a merge did: to the subspace, to the old tasks, to the new ones.
+
+    Args:
+        version: The version that it made.
+        update_ids: The updates merged, sorted.
+        task_ids: Their tasks, in the same order.
+        layers: Layer name -> both sides.
+        drift: Old task -> ``||dW(after) - dW(before)||_F`` over all layers, as served.
+        lag: Update -> versions between its base version and the one merged into.
+        base_angle: Update -> largest principal angle between those two, radians.
+        truncation: Update -> relative Frobenius error of its ``dW`` after the merge.
+    """
+
+    version: int
+    update_ids: tuple[str, ...]
+    task_ids: tuple[str, ...]
+    layers: Mapping[str, Pair[SideReport]]
+    drift: Mapping[str, float]
+    lag: Mapping[str, int]
+    base_angle: Mapping[str, float]
+    truncation: Mapping[str, float]
+
+    def _sides(self) -> list[SideReport]:
+        return [report for layer in self.layers.values() for _, report in layer]
+
+    @property
+    def lowest_energy_kept(self) -> float:
+        """Smallest explained energy of any side of any layer."""
+        return min((side.explained_energy for side in self._sides()), default=1.0)
+
+    @property
+    def mean_energy_kept(self) -> float:
+        """Explained energy, averaged over layers and sides."""
+        sides = self._sides()
+        return sum(side.explained_energy for side in sides) / len(sides) if sides else 1.0
+
+    @property
+    def angle(self) -> float:
+        """Largest principal angle to the version before, over layers and sides, radians."""
+        return max((side.angle for side in self._sides()), default=0.0)
+
+    @property
+    def num_factors(self) -> int:
+        """Largest ``k`` of any side of any layer."""
+        return max((side.num_factors for side in self._sides()), default=0)
+
+    def to_dict(self) -> dict[str, object]:
+        """All of it as JSON-able values."""
+        return asdict(self) | {
+            "lowest_energy_kept": self.lowest_energy_kept,
+            "mean_energy_kept": self.mean_energy_kept,
+            "angle": self.angle,
+            "num_factors": self.num_factors,
+        }
+
+
+@dataclass(frozen=True)
+class MergeOutcome:
+    """
+    What a merge returns; its inputs are as they were.
+
+    Args:
+        subspace: The next version.
+        tasks: Every task, old and new, in its columns.
+        rotation: Layer name -> how each side got there.
+        report: What the merge did.
+    """
+
+    subspace: Subspace
+    tasks: dict[str, MergedTask]
+    rotation: dict[str, LayerRotation]
+    report: MergeReport
