@@ -1,0 +1,101 @@
+"""Terms: what is added to the output of an adapted layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from share_dist.core.temporary import factor_of
+from share_dist.core.values import LayerFactors, LayerUpdate, Pair
+from share_dist.errors import ShapeMismatch
+
+
+class Term(Protocol):
+    """Adds a weight change to the output of its layer."""
+
+    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """
+        Return ``output + dW inputs``.
+
+        Args:
+            output: ``(..., n)``, what the layer computes.
+            inputs: ``(..., d)``, what it was given.
+        """
+        ...
+
+
+def form_factors(bases: Pair[Tensor], update: LayerUpdate) -> LayerFactors:
+    """
+    Form a task's two factors, ``V E + T tau``, in the precision of its coefficients.
+
+    Autocast is held off: factors are the sum of many small steps, which half
+    precision would round away.
+    """
+    device = bases.a.device.type
+    if not torch.is_autocast_enabled(device):
+        return LayerFactors(factor_of(bases.a, update.a), factor_of(bases.b, update.b))
+    with torch.autocast(device, enabled=False):
+        return LayerFactors(factor_of(bases.a, update.a), factor_of(bases.b, update.b))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTerm:
+    """
+    One task for the whole batch, at the cost of a LoRA of rank ``p``.
+
+    The factors are formed once per call, ``p k (d + n)`` operations, so that a
+    token costs ``p (d + n)`` and not ``k (d + n)``.
+    """
+
+    bases: Pair[Tensor]
+    update: LayerUpdate
+
+    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """Return ``output + (inputs F_A) F_B.T``."""
+        factors = form_factors(self.bases, self.update)
+        hidden = inputs @ factors.a.to(inputs.dtype)
+        added = torch.addmm(
+            output.reshape(-1, output.shape[-1]),
+            hidden.reshape(-1, hidden.shape[-1]),
+            factors.b.to(inputs.dtype).mT,
+        )
+        return added.view(output.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class MixedTerm:
+    """
+    Another task for each row of the batch: the two wide products are the same for all.
+
+    Args:
+        bases: ``V_A`` and ``V_B``.
+        cores: ``E_A E_B.T`` of each row's task, ``(rows, k_a, k_b)``.
+    """
+
+    bases: Pair[Tensor]
+    cores: Tensor
+
+    @staticmethod
+    def of(bases: Pair[Tensor], updates: Sequence[LayerUpdate | None]) -> "MixedTerm":
+        """Form the cores of one layer; None stands for the plain base."""
+        nothing = bases.a.new_zeros(bases.a.shape[1], bases.b.shape[1])
+        with torch.no_grad():
+            cores = [
+                nothing if update is None else update.a.coefficients @ update.b.coefficients.mT
+                for update in updates
+            ]
+        return MixedTerm(bases, torch.stack(cores))
+
+    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """Return ``output + ((inputs V_A) core_of_row) V_B.T``."""
+        rows = self.cores.shape[0]
+        if inputs.shape[0] != rows:
+            raise ShapeMismatch(
+                f"{rows} tasks were activated for {rows} rows, the layer was given "
+                f"{inputs.shape[0]} rows: activate one task per row of the batch"
+            )
+        shared = (inputs @ self.bases.a.to(inputs.dtype)).reshape(rows, -1, self.cores.shape[1])
+        said = torch.bmm(shared, self.cores.to(shared.dtype))
+        return output + (said @ self.bases.b.to(said.dtype).mT).view(output.shape)
