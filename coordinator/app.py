@@ -1,0 +1,183 @@
+"""
+The composition root: makes the parts of a coordinator, starts and stops them in order.
+
+Example::
+
+    async with build(load_config({"store": "runs/demo/store", "listen": "127.0.0.1:0"})) as app:
+        print(app.address)
+"""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from grpc_health.v1 import health
+from structlog.typing import FilteringBoundLogger
+from typing_extensions import Self
+
+from coordinator import service
+from coordinator.broadcast import Broadcast
+from coordinator.clock import Clock
+from coordinator.config import CoordinatorConfig
+from coordinator.leases import Leases
+from coordinator.metrics import Metrics, MetricsServer
+from coordinator.state import Coordinator
+from coordinator.store.base import Store
+from coordinator.store.durable import DurableStore
+from coordinator.versions import VersionCache
+from coordinator.writer import MergeWriter
+from share_dist.errors import ConfigError
+from share_dist.telemetry import Event, get_logger
+from share_dist.wire.options import SERVER_OPTIONS
+from share_dist.wire.records import VersionEvent
+
+HISTORY_BATCH = 64
+"""Events that a watcher who catches up reads at once."""
+
+
+def build(
+    config: CoordinatorConfig, store: Store | None = None, clock: Clock | None = None
+) -> "CoordinatorApp":
+    """
+    Make a coordinator that serves while it is used as ``async with``.
+
+    Args:
+        config: What it was told.
+        store: Instead of a durable one at ``config.store``.
+        clock: Instead of this machine's.
+    """
+    return CoordinatorApp(config, store, clock or Clock())
+
+
+class CoordinatorApp:
+    """A coordinator in this process; see ``build``."""
+
+    def __init__(self, config: CoordinatorConfig, store: Store | None, clock: Clock) -> None:
+        self._config = config
+        self._given_store = store
+        self._clock = clock
+        self._log = get_logger("coordinator")
+        self._metrics_server: MetricsServer | None = None
+        self._server: grpc.aio.Server
+        self._health: health.aio.HealthServicer
+        self._writing: asyncio.Task[None]
+        self.coordinator: Coordinator
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """Where this coordinator serves; known once it does."""
+        return f"{self._config.listen.rpartition(':')[0]}:{self.port}"
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where metrics are served, if they are."""
+        return self._metrics_server.address if self._metrics_server else None
+
+    async def __aenter__(self) -> Self:
+        _remove(self._config.port_file)
+        store = self._given_store
+        if store is None:
+            store = await asyncio.to_thread(DurableStore, self._config.store)
+        try:
+            self.coordinator = _compose(self._config, store, self._log, self._clock)
+            await self._serve()
+        except BaseException:
+            store.close()
+            raise
+        self._writing = asyncio.create_task(self.coordinator.writer.run())
+        self._tell_port()
+        self._log.info(Event.COORDINATOR_READY.value, address=self.address, **self.facts())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._log.info(Event.COORDINATOR_STOPPING.value)
+        _remove(self._config.port_file)
+        await self._health.enter_graceful_shutdown()
+        self.coordinator.broadcast.close()
+        self.coordinator.writer.stop()
+        await self._writing
+        await self._server.stop(self._config.grace_seconds)
+        if self._metrics_server:
+            await asyncio.to_thread(self._metrics_server.close)
+        self._log.info(Event.COORDINATOR_STOPPED.value, **self.facts())
+        self.coordinator.store.close()
+
+    def facts(self) -> dict[str, int]:
+        """What the coordinator holds: version and number of pending updates."""
+        store = self.coordinator.store
+        return {"version": store.current_version, "num_pending": len(store.pending())}
+
+    async def _serve(self) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._health = service.attach(self._server, self.coordinator)
+        try:
+            self.port = self._server.add_insecure_port(self._config.listen)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {self._config.listen}: another program may have the port; "
+                "choose another, or port 0",
+                key="listen",
+            ) from error
+        if self._config.metrics_listen:
+            self._metrics_server = MetricsServer(
+                self.coordinator.metrics, self._config.metrics_listen
+            )
+        await self._server.start()
+
+    def _tell_port(self) -> None:
+        path = self._config.port_file
+        if path is None:
+            return
+        # renamed into place: whoever waits for the file never reads half of it
+        unfinished = path.with_name(path.name + ".tmp")
+        unfinished.write_text(f"{self.port}\n", encoding="utf-8")
+        unfinished.replace(path)
+
+
+def _compose(
+    config: CoordinatorConfig, store: Store, log: FilteringBoundLogger, clock: Clock
+) -> Coordinator:
+    _check_metric(config, store)
+    versions = VersionCache(store)
+    broadcast = Broadcast(
+        store.current_version, partial(_history, store), max_watchers=config.max_watchers
+    )
+    leases = Leases(config.lease_seconds, store.epochs(), clock.monotonic_seconds())
+    metrics = Metrics()
+    metrics.watch("watchers", "Watchers now.", lambda: broadcast.num_watchers)
+    metrics.watch(
+        "live_workers",
+        "Workers whose lease holds.",
+        lambda: leases.num_live(clock.monotonic_seconds()),
+    )
+    writer = MergeWriter(config, store, versions, broadcast, metrics, log, clock)
+    return Coordinator(
+        config, store, versions, leases, broadcast, writer, metrics, log, clock, clock.now()
+    )
+
+
+def _check_metric(config: CoordinatorConfig, store: Store) -> None:
+    fingerprint = store.fingerprint()
+    if fingerprint and fingerprint.metric != config.metric:
+        raise ConfigError(
+            f"the store works with metric {fingerprint.metric!r}, asked was {config.metric!r}: pass "
+            f"--metric {fingerprint.metric}, or begin a new store",
+            key="metric",
+        )
+
+
+async def _history(store: Store, after_version: int) -> tuple[VersionEvent, ...]:
+    return await asyncio.to_thread(store.events, after_version, HISTORY_BATCH)
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        path.unlink(missing_ok=True)

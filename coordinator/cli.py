@@ -1,0 +1,130 @@
+"""The commands of the coordinator: ``share-dist coordinator ...``."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from coordinator.app import CoordinatorApp
+    from coordinator.config import CoordinatorConfig
+
+app = typer.Typer(
+    name="coordinator",
+    help="The server that merges updates and broadcasts versions.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def commands() -> None:
+    """Keep ``serve`` a named command, also while it is the only one."""
+
+
+@app.command()
+def serve(
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of the store; made if it is not there.")
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to serve on; port 0 takes a free one. [default: 127.0.0.1:50551]"
+        ),
+    ] = None,
+    port_file: Annotated[
+        Path | None, typer.Option(help="File to write the port to once serving.")
+    ] = None,
+    num_factors: Annotated[
+        int | None, typer.Option(help="Principal factors per side, at most. [default: 32]")
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Keep the fewest factors that explain this share of the energy."),
+    ] = None,
+    oversample: Annotated[
+        int | None,
+        typer.Option(help="Columns kept beyond those, for later merges. [default: 32]"),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What a merge keeps best: delta or factors. [default: delta]"),
+    ] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="Address to serve Prometheus metrics on.")
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Serve beyond this machine without encryption."),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(help="How logs are written: console or json. [default: console]"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with any of these keys, and more.")
+    ] = None,
+    as_json: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--json", help="Print one line of JSON once serving.")
+    ] = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM; the merge in hand is finished first."""
+    from coordinator.config import load_config
+
+    flags: dict[str, Any] = {
+        "store": store,
+        "listen": listen,
+        "port_file": port_file,
+        "num_factors": num_factors,
+        "energy": energy,
+        "oversample": oversample,
+        "metric": metric,
+        "metrics_listen": metrics_listen,
+        "insecure": insecure,
+        "log_format": log_format,
+    }
+    _serve(load_config(flags, config), as_json=as_json)
+
+
+def _serve(config: "CoordinatorConfig", *, as_json: bool) -> None:
+    import asyncio
+
+    import torch
+
+    from share_dist.telemetry import configure_logging
+
+    configure_logging(config.log_format, config.log_level)
+    torch.set_num_threads(config.threads)
+    asyncio.run(_serve_until_told(config, as_json=as_json))
+
+
+async def _serve_until_told(config: "CoordinatorConfig", *, as_json: bool) -> None:
+    import asyncio
+    import signal
+
+    from coordinator.app import build
+
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    async with build(config) as running:
+        typer.echo(_ready_line(running, as_json=as_json))
+        sys.stdout.flush()
+        await told.wait()
+
+
+def _ready_line(running: "CoordinatorApp", *, as_json: bool) -> str:
+    import json
+    import os
+
+    ready = {
+        "address": running.address,
+        "port": running.port,
+        "metrics_address": running.metrics_address,
+        "pid": os.getpid(),
+        **running.facts(),
+    }
+    if as_json:
+        return json.dumps(ready)
+    return f"serving version {ready['version']} on {ready['address']}, stop with Ctrl-C"

@@ -1,0 +1,194 @@
+"""
+What a coordinator can be told: by flags, by the environment, by a TOML file.
+
+A flag wins over ``SHARE_DIST_<KEY>`` in the environment, which wins over the
+file, which wins over the default. Unknown keys of a file are refused.
+"""
+
+import difflib
+import ipaddress
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from coordinator.admission import AdmissionLimits
+from coordinator.policy import MergePolicy
+from share_dist.core.values import Metric
+from share_dist.errors import ConfigError
+from share_dist.telemetry import LogFormat
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENVIRONMENT_PREFIX: Final = "SHARE_DIST_"
+
+
+class CoordinatorConfig(BaseModel):
+    """Every key of a coordinator's configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: Path = Field(description="Folder of the store; made if it is not there")
+    listen: str = Field(
+        "127.0.0.1:50551", description="Address to serve on; port 0 takes a free one"
+    )
+    port_file: Path | None = Field(None, description="File to write the port to once serving")
+    insecure: bool = Field(
+        default=False, description="Serve beyond this machine without encryption or authentication"
+    )
+    metrics_listen: str | None = Field(None, description="Address to serve Prometheus metrics on")
+
+    num_factors: int | None = Field(
+        32, ge=1, description="Principal factors per side that are broadcast, at most"
+    )
+    energy: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Keep the fewest factors that explain this share of the energy",
+    )
+    oversample: int = Field(
+        32, ge=0, description="Columns kept beyond those, for the sake of later merges"
+    )
+    metric: Metric = Field(
+        "delta", description="What a merge keeps best: weight changes, or factors as in the paper"
+    )
+
+    min_updates: int = Field(1, ge=1, description="Merge once so many tasks have an update")
+    max_wait_seconds: float = Field(
+        10.0, ge=0, description="Merge anyway once an update has waited so long"
+    )
+    max_updates: int = Field(64, ge=1, description="Updates in one merge, at most")
+
+    max_pseudo_rank: int = Field(256, ge=1, description="Pseudo-rank of an update, at most")
+    max_temporary: int = Field(256, ge=0, description="Temporary factors of an update, at most")
+    max_norm: float = Field(1e4, gt=0, description="Norm of an update's dW in a layer, at most")
+    max_update_bytes: int = Field(2**30, ge=1, description="Payload of an update, at most")
+    max_pending: int = Field(1000, ge=1, description="Updates that wait, at most")
+    max_watchers: int = Field(1000, ge=1, description="Watchers at once, at most")
+
+    lease_seconds: float = Field(
+        120.0, gt=0, description="How long a worker may be silent and still push"
+    )
+    grace_seconds: float = Field(
+        5.0, ge=0, description="How long calls in flight may go on after the signal to stop"
+    )
+    threads: int = Field(1, ge=1, description="Threads of a merge's linear algebra")
+    log_format: LogFormat = Field("console", description="How logs are written")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="What is logged"
+    )
+
+    @property
+    def policy(self) -> MergePolicy:
+        """When a merge is due."""
+        return MergePolicy(self.min_updates, self.max_wait_seconds, self.max_updates)
+
+    @property
+    def limits(self) -> AdmissionLimits:
+        """What an update may be at most."""
+        return AdmissionLimits(
+            max_pseudo_rank=self.max_pseudo_rank,
+            max_temporary=self.max_temporary,
+            max_norm=self.max_norm,
+        )
+
+
+def load_config(
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> CoordinatorConfig:
+    """
+    Put a configuration together.
+
+    Args:
+        flags: Key -> value; keys whose value is None were not given.
+        file: A TOML file with the same keys.
+        environment: ``os.environ`` when absent.
+
+    Raises:
+        ConfigError: A key is unknown or a value cannot be used.
+    """
+    environment = os.environ if environment is None else environment
+    from_environment = {
+        key: environment[ENVIRONMENT_PREFIX + key.upper()]
+        for key in CoordinatorConfig.model_fields
+        if ENVIRONMENT_PREFIX + key.upper() in environment
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    values = _read_file(file) | from_environment | given
+    try:
+        config = CoordinatorConfig.model_validate(values)
+    except ValidationError as error:
+        raise _config_error(error, file) from None
+    for key in ("listen", "metrics_listen"):
+        _check_address(key, getattr(config, key), is_insecure_allowed=config.insecure)
+    return config
+
+
+def split_address(address: str, key: str = "listen") -> tuple[str, int]:
+    """
+    Split ``host:port``; an IPv6 host stands in brackets.
+
+    Raises:
+        ConfigError: It has not that form.
+
+    Examples:
+        >>> split_address("[::1]:50551")
+        ('::1', 50551)
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{key} is {address!r}: give host:port, such as 127.0.0.1:50551", key=key)
+    return host.strip("[]"), int(port)
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}", key="config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no TOML file: {error}", key="config") from error
+
+
+def _config_error(error: ValidationError, file: Path | None) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    key = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, CoordinatorConfig.model_fields, n=1, cutoff=0.0)
+        sentence = f"unknown key {key!r} in {file or 'the flags'}: did you mean {nearest[0]!r}?"
+    elif first["type"] == "missing":
+        sentence = f"{key} is missing: give --{key.replace('_', '-')}, or {key} in a file"
+    else:
+        sentence = f"{key} is {first['input']!r}: {first['msg'].lower()}"
+    return ConfigError(sentence, key=key)
+
+
+def _check_address(key: str, address: str | None, *, is_insecure_allowed: bool) -> None:
+    if address is None:
+        return
+    host, _ = split_address(address, key)
+    if not is_insecure_allowed and not _is_loopback(host):
+        raise ConfigError(
+            f"{key} is {address!r}: anyone who reaches it could read and push, for nothing is "
+            "encrypted or authenticated. Listen on 127.0.0.1 and reach it through a tunnel, or "
+            "pass --insecure if the network itself is trusted",
+            key=key,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,107 @@
+"""
+Live workers and their right to push; time is an argument.
+
+A registration takes the worker's lease over from whoever held it: its epoch goes
+up by one, and pushes that carry an older epoch are refused. So two processes
+that believe to be the same worker, on both sides of a network cut, cannot
+both write. Epochs live in the store and survive a restart; the times do not,
+so a restarted coordinator gives every known worker one lease's time to be heard.
+
+::
+
+    time  call                       leases (worker: epoch, until)
+    0     grant("w", epoch=1)        w: 1, 60
+    50    renew("w", 1)              w: 1, 110
+    60    grant("w", epoch=2)        w: 2, 120     a second process registers as w
+    61    require("w", 1)            LeaseExpired  the first one was taken over
+    130   require("w", 2)            LeaseExpired  nothing was heard since 60
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from share_dist.errors import LeaseExpired
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLease:
+    """One worker's lease, as of its newest registration or heartbeat."""
+
+    worker_id: str
+    lease_epoch: int
+    heard_at_seconds: float
+
+
+class Leases:
+    """
+    All leases of one coordinator.
+
+    Args:
+        duration_seconds: How long a lease lasts after the worker was last heard.
+        epochs: The epochs that the store knows, at a restart.
+        now_seconds: The time of the restart.
+    """
+
+    def __init__(
+        self,
+        duration_seconds: float,
+        epochs: Mapping[str, int] | None = None,
+        now_seconds: float = 0.0,
+    ) -> None:
+        self.duration_seconds = duration_seconds
+        self._leases = {
+            worker_id: WorkerLease(worker_id, lease_epoch, now_seconds)
+            for worker_id, lease_epoch in (epochs or {}).items()
+        }
+
+    def grant(self, worker_id: str, lease_epoch: int, now_seconds: float) -> None:
+        """Give a worker a new lease; one with an older epoch ends."""
+        held = self._leases.get(worker_id)
+        if held is None or held.lease_epoch < lease_epoch:
+            self._leases[worker_id] = WorkerLease(worker_id, lease_epoch, now_seconds)
+
+    def require(self, worker_id: str, lease_epoch: int, now_seconds: float) -> WorkerLease:
+        """
+        Return the worker's lease if it holds.
+
+        Raises:
+            LeaseExpired: It was never granted, was taken over, or has run out.
+        """
+        lease = self._leases.get(worker_id)
+        if lease is not None and lease.lease_epoch == lease_epoch:
+            if self.is_live(lease, now_seconds):
+                return lease
+            silent = now_seconds - lease.heard_at_seconds
+            what = f"ran out: {silent:.0f} s without a heartbeat, {self.duration_seconds:g} s are allowed"
+        elif lease is None:
+            what = "is not known here"
+        else:
+            what = f"was taken over by epoch {lease.lease_epoch}"
+        raise LeaseExpired(
+            f"the lease of worker {worker_id!r} with epoch {lease_epoch} {what}: register again",
+            worker_id=worker_id,
+            lease_epoch=lease_epoch,
+            current_epoch=lease.lease_epoch if lease else 0,
+        )
+
+    def renew(self, worker_id: str, lease_epoch: int, now_seconds: float) -> None:
+        """
+        Note that the worker was heard.
+
+        Raises:
+            LeaseExpired: As ``require`` does.
+        """
+        self.require(worker_id, lease_epoch, now_seconds)
+        self._leases[worker_id] = WorkerLease(worker_id, lease_epoch, now_seconds)
+
+    def is_live(self, lease: WorkerLease, now_seconds: float) -> bool:
+        """Whether a lease holds at this time."""
+        return now_seconds - lease.heard_at_seconds <= self.duration_seconds
+
+    def all(self) -> tuple[WorkerLease, ...]:
+        """Every worker that was ever registered, by name."""
+        return tuple(lease for _, lease in sorted(self._leases.items()))
+
+    def num_live(self, now_seconds: float) -> int:
+        """How many leases hold at this time."""
+        return sum(self.is_live(lease, now_seconds) for lease in self.all())

@@ -1,0 +1,209 @@
+"""
+The gRPC service: decode, call a handler, encode; nothing else.
+
+Whatever a method raises becomes a status in one place, ``_answering``.
+"""
+
+import asyncio
+import functools
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from typing_extensions import override
+
+from coordinator import handlers
+from coordinator.state import Coordinator
+from share_dist.core.values import Fingerprint
+from share_dist.errors import MalformedMessage, ShareError
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb import coordinator_pb2_grpc as pb_grpc
+from share_dist.telemetry import Event
+from share_dist.wire import codec
+from share_dist.wire.chunks import ChunkJoiner, split_into_chunks
+from share_dist.wire.status import error_to_trailers, status_of
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+
+
+def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.aio.HealthServicer:
+    """
+    Put the coordinator's service, health and reflection on a server.
+
+    Returns:
+        The health service; it says SERVING from the start.
+    """
+    pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(coordinator), server)  # type: ignore[no-untyped-call]
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return health_service
+
+
+def _answering(method: MethodT) -> MethodT:
+    """Let a servicer's method raise errors of ours: the peer gets each as its status."""
+    if inspect.isasyncgenfunction(method):
+
+        @functools.wraps(method)
+        async def stream(self: "CoordinatorService", request: Any, context: Any) -> Any:
+            try:
+                async for response in method(self, request, context):
+                    yield response
+            except Exception as error:  # noqa: BLE001 - all are said as a status, none to the peer in full
+                await self.refuse(context, method.__name__, error)
+
+        return stream  # type: ignore[return-value]
+
+    @functools.wraps(method)
+    async def unary(self: "CoordinatorService", request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request, context)
+        except Exception as error:  # noqa: BLE001 - all are said as a status, none to the peer in full
+            return await self.refuse(context, method.__name__, error)
+
+    return unary  # type: ignore[return-value]
+
+
+class CoordinatorService(pb_grpc.CoordinatorServicer):
+    """The protocol's methods, under the protocol's names."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    @override
+    @_answering
+    async def Register(self, request: pb.RegisterRequest, _context: Any) -> pb.RegisterResponse:
+        fingerprint = (
+            codec.fingerprint_from_pb(request.fingerprint)
+            if request.HasField("fingerprint")
+            else None
+        )
+        worker_id = codec.require_id(request.worker_id, "worker_id")
+        lease = await handlers.register(self._coordinator, worker_id, fingerprint)
+        return codec.lease_to_pb(lease)
+
+    @override
+    @_answering
+    async def Heartbeat(self, request: pb.HeartbeatRequest, _context: Any) -> pb.HeartbeatResponse:
+        lease = await handlers.heartbeat(self._coordinator, request.worker_id, request.lease_epoch)
+        return codec.heartbeat_to_pb(lease)
+
+    @override
+    @_answering
+    async def PushUpdate(
+        self, requests: AsyncIterator[pb.PushUpdateRequest], _context: Any
+    ) -> pb.Receipt:
+        push = await _receive_push(requests, self._coordinator.config.max_update_bytes)
+        return codec.receipt_to_pb(await handlers.push_update(self._coordinator, push))
+
+    @override
+    @_answering
+    async def PullSubspace(
+        self, request: pb.PullSubspaceRequest, _context: Any
+    ) -> AsyncIterator[pb.PullSubspaceResponse]:
+        served = await handlers.pull_subspace(
+            self._coordinator, _optional(request, "version"), _optional(request, "held_version")
+        )
+        payload, chunks = split_into_chunks(served.payload or b"")
+        yield pb.PullSubspaceResponse(
+            header=pb.SubspaceHeader(
+                version=served.version,
+                not_modified=served.payload is None,
+                fingerprint=_optional_fingerprint(served.fingerprint),
+                payload=payload,
+            )
+        )
+        for chunk in chunks:
+            yield pb.PullSubspaceResponse(chunk=chunk)
+
+    @override
+    @_answering
+    async def PullTask(
+        self, request: pb.PullTaskRequest, _context: Any
+    ) -> AsyncIterator[pb.PullTaskResponse]:
+        served = await handlers.pull_task(
+            self._coordinator, request.task_id, _optional(request, "version")
+        )
+        data = await asyncio.to_thread(codec.task_to_bytes, served.coefficients, served.head)
+        payload, chunks = split_into_chunks(data)
+        yield pb.PullTaskResponse(
+            header=pb.TaskHeader(
+                task=codec.task_summary_to_pb(served.summary),
+                version=served.coefficients.version,
+                payload=payload,
+            )
+        )
+        for chunk in chunks:
+            yield pb.PullTaskResponse(chunk=chunk)
+
+    @override
+    @_answering
+    async def ListTasks(self, _request: pb.ListTasksRequest, _context: Any) -> pb.ListTasksResponse:
+        summaries, version = await handlers.list_tasks(self._coordinator)
+        tasks = [codec.task_summary_to_pb(summary) for summary in summaries]
+        return pb.ListTasksResponse(tasks=tasks, current_version=version)
+
+    @override
+    @_answering
+    async def WatchVersions(
+        self, request: pb.WatchVersionsRequest, _context: Any
+    ) -> AsyncIterator[pb.VersionEvent]:
+        after_version = _optional(request, "after_version")
+        async for event in handlers.watch_versions(self._coordinator, after_version):
+            yield codec.version_event_to_pb(event)
+
+    @override
+    @_answering
+    async def GetStatus(self, _request: pb.GetStatusRequest, _context: Any) -> pb.GetStatusResponse:
+        return codec.status_to_pb(await handlers.get_status(self._coordinator))
+
+    async def refuse(self, context: Any, rpc: str, error: Exception) -> NoReturn:
+        """End a call with the status of an error; a bug of ours is logged and only named."""
+        if isinstance(error, ShareError) and status_of(error) is not None:
+            await context.abort(*error_to_trailers(error))
+        incident_id = uuid.uuid4().hex[:12]
+        self._coordinator.log.error(
+            Event.REQUEST_FAILED.value, rpc=rpc, incident_id=incident_id, exc_info=error
+        )
+        await context.abort(
+            grpc.StatusCode.INTERNAL,
+            f"{rpc} failed inside the coordinator: look for incident {incident_id} in its log",
+        )
+        raise AssertionError("abort always raises")
+
+
+async def _receive_push(
+    requests: AsyncIterator[pb.PushUpdateRequest], limit_bytes: int
+) -> handlers.Push:
+    first = await anext(requests, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise MalformedMessage("a push begins with its header: send it first", field="header")
+    header = first.header
+    joiner = ChunkJoiner(header.payload, limit_bytes)
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise MalformedMessage("after its header a push has chunks only", field="chunk")
+        joiner.add(request.chunk)
+    # in a thread: reading the tensors of a large update would stop all other calls
+    update = await asyncio.to_thread(lambda: codec.update_from_wire(header, joiner.finish()))
+    return handlers.Push(
+        update=update,
+        worker_id=header.worker_id,
+        fingerprint_digest=header.fingerprint_digest,
+        wait=codec.wait_from_pb(header.wait),
+    )
+
+
+def _optional(request: Any, field: str) -> int | None:
+    return getattr(request, field) if request.HasField(field) else None
+
+
+def _optional_fingerprint(fingerprint: Fingerprint | None) -> pb.Fingerprint | None:
+    return None if fingerprint is None else codec.fingerprint_to_pb(fingerprint)

@@ -1,0 +1,109 @@
+"""Versions at hand: the few that are asked for most are kept in memory, beside the store."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from coordinator.store.base import Store
+from share_dist.core.values import MergedTask, Subspace
+from share_dist.wire import codec
+
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """
+    The current version as a whole; replaced, never changed.
+
+    Args:
+        subspace: With its oversampled tail.
+        tasks: Every merged task.
+        update_ids: Merged task -> the update that it comes from.
+    """
+
+    subspace: Subspace
+    tasks: Mapping[str, MergedTask]
+    update_ids: Mapping[str, str]
+
+    @property
+    def version(self) -> int:
+        """The current version."""
+        return self.subspace.version
+
+    @staticmethod
+    def load(store: Store) -> "Snapshot":
+        """Read the current version from the store."""
+        return Snapshot(
+            store.subspace(store.current_version), store.merged_tasks(), store.merged_update_ids()
+        )
+
+
+class VersionCache:
+    """
+    Subspaces by version, and the bytes in which each is sent.
+
+    Args:
+        store: Where versions come from.
+        size: How many of each to keep.
+    """
+
+    def __init__(self, store: Store, size: int = 4) -> None:
+        self._store = store
+        self._subspaces: _LeastRecent[Subspace] = _LeastRecent(size)
+        self._payloads: _LeastRecent[bytes] = _LeastRecent(size)
+
+    def remember(self, subspace: Subspace, payload: bytes) -> None:
+        """Keep a version that has just been made."""
+        self._subspaces.put(subspace.version, subspace)
+        self._payloads.put(subspace.version, payload)
+
+    def subspace(self, version: int) -> Subspace:
+        """Return a version; raises what ``Store.subspace`` raises."""
+        held = self._subspaces.get(version)
+        if held is not None:
+            return held
+        subspace = self._store.subspace(version)
+        # version 0 gets its layers only when the store is bound
+        if version > 0:
+            self._subspaces.put(version, subspace)
+        return subspace
+
+    def payload(self, version: int) -> bytes:
+        """Return a version as it is sent, without its tail."""
+        held = self._payloads.get(version)
+        if held is not None:
+            return held
+        payload = encode_served(self.subspace(version))
+        if version > 0:
+            self._payloads.put(version, payload)
+        return payload
+
+
+def encode_served(subspace: Subspace) -> bytes:
+    """Write a subspace as workers get it: the broadcast factors, without the tail."""
+    return codec.subspace_to_bytes(subspace.without_tail())
+
+
+class _LeastRecent(Generic[ValueT]):
+    """The values that were used last; safe to use from several threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[int, ValueT] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> ValueT | None:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: int, value: ValueT) -> None:
+        with self._lock:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)

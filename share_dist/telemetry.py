@@ -1,0 +1,93 @@
+"""
+The catalogue of events that programs of share-dist log, and how logging is set up.
+
+One id follows an update through all of its life: every event about it carries
+``update_id``, from ``update_admitted`` to ``version_committed``. Field names are
+those of the glossary; durations end in ``_seconds``, sizes in ``_bytes``.
+"""
+
+import enum
+import logging
+import sys
+from typing import Literal, TextIO, TypeAlias, cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+LogFormat: TypeAlias = Literal["console", "json"]
+
+
+class Event(str, enum.Enum):
+    """Everything that is logged; the value is the ``event`` field of the line."""
+
+    COORDINATOR_READY = "coordinator_ready"
+    """Serving: ``address``, ``version``, ``num_pending``."""
+    COORDINATOR_STOPPING = "coordinator_stopping"
+    """Told to stop: the merge in hand is finished first."""
+    COORDINATOR_STOPPED = "coordinator_stopped"
+    """All is on disk: ``version``, ``num_pending``."""
+    STORE_BOUND = "store_bound"
+    """The first worker's fingerprint is now the store's: ``fingerprint_digest``."""
+    WORKER_REGISTERED = "worker_registered"
+    """``worker_id``, ``lease_epoch``."""
+    UPDATE_ADMITTED = "update_admitted"
+    """On disk and pending: ``update_id``, ``task_id``, ``worker_id``, ``base_version``, ``update_bytes``."""
+    UPDATE_REPEATED = "update_repeated"
+    """A push that is already known: ``update_id``, ``state``."""
+    UPDATE_REFUSED = "update_refused"
+    """Not kept: ``update_id``, ``task_id``, ``error``, ``reason``."""
+    UPDATE_QUARANTINED = "update_quarantined"
+    """Kept aside for an operator: ``update_id``, ``task_id``, ``reason``."""
+    UPDATE_MERGED = "update_merged"
+    """``update_id``, ``task_id``, ``version``, ``lag``, ``angle``, ``truncation``."""
+    VERSION_COMMITTED = "version_committed"
+    """``version``, ``update_ids``, ``mean_energy_kept``, ``merge_seconds``, ``reason``."""
+    MERGE_POSTPONED = "merge_postponed"
+    """The store could not take the new version: ``error``, ``retry_after_seconds``."""
+    WATCHER_SLOW = "watcher_slow"
+    """A watcher did not keep up and reads history again: ``after_version``."""
+    REQUEST_FAILED = "request_failed"
+    """A bug of ours met while answering: ``rpc``, ``incident_id``, traceback."""
+
+
+def configure_logging(
+    log_format: LogFormat = "console", level: str = "INFO", stream: TextIO | None = None
+) -> None:
+    """
+    Send one line per event to a stream.
+
+    Args:
+        log_format: ``"json"`` for machines, ``"console"`` for people.
+        level: The least severe level that is written, such as ``"INFO"``.
+        stream: Standard error when absent, so that standard output stays free for results.
+    """
+    renderer: Processor = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=(stream or sys.stderr).isatty())
+    )
+    tracebacks: list[Processor] = (
+        [structlog.processors.format_exc_info] if log_format == "json" else []
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *tracebacks,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(program: str) -> FilteringBoundLogger:
+    """
+    Return a logger whose lines say which program wrote them.
+
+    Args:
+        program: ``"coordinator"`` or ``"worker"``.
+    """
+    return cast("FilteringBoundLogger", structlog.get_logger(program=program))
