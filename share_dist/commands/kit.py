@@ -284,7 +284,7 @@ def _write_manifest(folder: Path) -> None:
 def fetch(
     cache: CacheOption = None,
     packages: PackagesOption = None,
-    as_json: JsonOption = False,  # noqa: FBT002  # typer makes a flag of it
+    as_json: JsonOption = False,  # typer makes a flag of it
 ) -> None:
     """Fetch model and data into the cache; does nothing where they are there."""
     console = Console(stderr=True, quiet=as_json)
@@ -298,7 +298,7 @@ def fetch(
 @app.command()
 def show(
     cache: CacheOption = None,
-    as_json: JsonOption = False,  # noqa: FBT002  # typer makes a flag of it
+    as_json: JsonOption = False,  # typer makes a flag of it
 ) -> None:
     """Show what the kit holds, whether it is there, and under which licences."""
     folder = kit_folder(cache)

@@ -1,0 +1,72 @@
+# Every target makes .venv when there is none. Variables:
+#   PYTHON           the interpreter to make .venv with (python3)
+#   TORCH_INDEX_URL  an index to take torch from, such as PyTorch's CPU index
+#   CONSTRAINTS      the tested set of versions (constraints.txt); empty for none
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+PB := share_dist/pb
+# Small matrices are slower on two contended threads than on one.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint system bench bench-gpu soak chaos protos clean
+
+help:
+	@echo 'make quickstart  learn eight real tasks on two workers into one subspace, and report'
+	@echo 'make test        all tests'
+	@echo 'make lint        formatting, lint, types, import directions, generated code, wheel'
+	@echo 'make system      real processes, killed in the middle of their work'
+	@echo 'make bench       ratios against named baselines; bench-gpu the same on a GPU'
+	@echo 'make soak chaos  the system tests, repeated (ROUNDS=n)'
+	@echo 'make protos      generate $(PB) from protos/'
+	@echo 'make clean       remove .venv, runs/ and caches'
+
+# pip takes torch first, because it reads the find-links of its own configuration; uv the rest, because it is quick.
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH_INDEX) $(CONSTRAIN) torch
+	$(BIN)/pip install --quiet $(CONSTRAIN) uv
+
+$(VENV)/.quickstart: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAIN) -e '.[quickstart]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAIN) -e '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/.quickstart
+	$(BIN)/share-dist quickstart $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not system and not packaging" $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m packaging
+
+system: $(VENV)/.dev
+	$(BIN)/python -m pytest -m system --timeout 1800 $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks.merge_time $(ARGS)
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks.merge_time --device cuda $(ARGS)
+
+ROUNDS ?= 3
+soak chaos: $(VENV)/.dev
+	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -m system --timeout 1800 tests/system || exit 1; done
+
+protos: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/$(PB)/*.proto
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

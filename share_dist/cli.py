@@ -1,0 +1,63 @@
+"""The command line: `share-dist`, composed of this package's commands and those of the programs."""
+
+from collections.abc import Callable
+from importlib.metadata import entry_points, version
+from typing import Annotated
+
+import typer
+
+from share_dist.commands import client, console, kit
+
+COMMAND_GROUP = "share_dist.commands"
+"""Entry points of this group, ``name = "module:typer_app"``, become groups of commands."""
+
+app = typer.Typer(
+    name="share-dist",
+    help="Let many private task streams learn into one shared low-rank subspace.",
+    epilog="Begin with `share-dist quickstart`: eight real tasks, two workers, one report.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"share-dist {version('share-dist')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the release."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "status": client.status,
+    "tasks": client.tasks,
+    "pull": client.pull,
+    "push": client.push,
+    "watch": client.watch,
+    "export": client.export,
+    "import": client.import_,
+    "inspect": client.inspect,
+}
+for name, command in _COMMANDS.items():
+    app.command(name)(command)
+
+app.add_typer(kit.app, name="kit")
+
+for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
+    app.add_typer(entry.load(), name=entry.name)
+
+
+def main() -> None:
+    """Run `share-dist`."""
+    console.run(app)
