@@ -406,4 +406,4 @@ def _duration_to_pb(seconds: float) -> Duration:
 
 
 def _seconds_from_pb(message: Duration) -> float:
-    return message.seconds + message.nanos / 1e9
+    return (message.seconds * 10**9 + message.nanos) / 10**9

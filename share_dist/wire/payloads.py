@@ -234,10 +234,12 @@ def _basis_parts(basis: Basis) -> Parts:
 
 def _basis(layer: str, side: str, parts: Parts) -> Basis:
     vectors, energies, tail = parts["vectors"], parts["energies"], parts.get("tail")
-    if vectors.ndim != 2 or (tail is not None and tail.shape[:1] != vectors.shape[:1]):
+    matrices = [vectors] if tail is None else [vectors, tail]
+    if any(matrix.ndim != 2 or len(matrix) != len(vectors) for matrix in matrices):
         raise ShapeMismatch(
-            f"{layer}, side {side}: vectors {tuple(vectors.shape)} and tail "
-            f"{None if tail is None else tuple(tail.shape)} need to be matrices of equal height",
+            f"{layer}, side {side}: vectors and tail of shapes "
+            f"{', '.join(str(tuple(matrix.shape)) for matrix in matrices)} need to be matrices "
+            "of equal height",
             layer=layer,
             side=side,
         )
@@ -247,7 +249,7 @@ def _basis(layer: str, side: str, parts: Parts) -> Basis:
             field=f"{layer}.{side}.energies",
         )
     check_finite(energies, layer, "a" if side == "a" else "b")
-    columns = vectors if tail is None else torch.cat([vectors, tail.to(vectors.dtype)], dim=1)
+    columns = vectors if tail is None else torch.cat([vectors, tail], dim=1)
     return Basis(columns, energies, num_factors=vectors.shape[1])
 
 

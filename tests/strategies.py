@@ -1,0 +1,254 @@
+"""Hypothesis strategies for the values of the library; small, and odd where oddness is allowed."""
+
+import random
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from share_dist.core.values import (
+    METRICS,
+    Basis,
+    Coefficients,
+    Fingerprint,
+    Head,
+    LayerCoefficients,
+    LayerShape,
+    LayerSubspace,
+    LayerUpdate,
+    MergedLayer,
+    MergedTask,
+    Pair,
+    SideUpdate,
+    Subspace,
+    TaskUpdate,
+)
+from share_dist.wire.records import (
+    CoordinatorStatus,
+    Lease,
+    Receipt,
+    TaskSummary,
+    UpdateState,
+    VersionEvent,
+    WorkerStatus,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+versions = st.integers(0, 2**40)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+positive = st.floats(1e-300, 1e300)
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+scores = st.dictionaries(texts, finite, max_size=3)
+metrics = st.sampled_from(METRICS)
+moments = st.datetimes(
+    datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(timezone.utc)
+)
+
+layer_names = st.one_of(
+    st.sampled_from(["encoder.layer.0.attention.self.query", "a", "b.a", "x.a.coefficients"]),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=8),
+).filter(lambda name: not f"{name}.".startswith("head."))
+
+
+def matrix(rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal entries, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
+    """Orthonormal columns, the same for the same seed."""
+    q, _ = torch.linalg.qr(matrix(rows, columns, seed, torch.float64))
+    return q.float().contiguous()
+
+
+@st.composite
+def shapes(draw: Any, min_layers: int = 0) -> dict[str, LayerShape]:
+    names = draw(st.lists(layer_names, min_size=min_layers, max_size=3, unique=True))
+    sizes = st.integers(1, 6)
+    return {name: LayerShape(draw(sizes), draw(sizes)) for name in names}
+
+
+@st.composite
+def bases(draw: Any, features: int) -> Basis:
+    columns = draw(st.integers(0, features))
+    energies = sorted(draw(st.lists(positive, min_size=columns, max_size=columns)), reverse=True)
+    return Basis(
+        orthonormal(features, columns, draw(seeds)),
+        torch.tensor(energies, dtype=torch.float64),
+        num_factors=draw(st.integers(0, columns)),
+    )
+
+
+@st.composite
+def subspaces(draw: Any) -> Subspace:
+    layers = {
+        name: LayerSubspace(draw(bases(shape.in_features)), draw(bases(shape.out_features)))
+        for name, shape in draw(shapes()).items()
+    }
+    return Subspace(layers, version=draw(versions), metric=draw(metrics))
+
+
+@st.composite
+def heads(draw: Any) -> Head:
+    dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    names = draw(st.lists(texts | st.just("x.a.coefficients"), max_size=2, unique=True))
+    sizes = st.integers(0, 3)
+    return _head(
+        {name: matrix(draw(sizes), draw(sizes), draw(seeds), draw(dtypes)) for name in names},
+        draw(texts),
+        draw(st.integers(0, 2**31)),
+        tuple(draw(st.lists(texts, max_size=3))),
+    )
+
+
+def _head(*fields: Any) -> Head:
+    # beartype looks at a label name chosen by chance; Hypothesis wants chance left as it was.
+    state = random.getstate()
+    try:
+        return Head(*fields)
+    finally:
+        random.setstate(state)
+
+
+@st.composite
+def side_updates(draw: Any, features: int, pseudo_rank: int) -> SideUpdate:
+    k, f = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    return SideUpdate(
+        matrix(k, pseudo_rank, draw(seeds)),
+        matrix(features, f, draw(seeds)),
+        matrix(f, pseudo_rank, draw(seeds)),
+    )
+
+
+@st.composite
+def updates(draw: Any) -> TaskUpdate:
+    layers = {}
+    for name, shape in draw(shapes()).items():
+        p = draw(st.integers(0, 3))
+        layers[name] = LayerUpdate(
+            draw(side_updates(shape.in_features, p)), draw(side_updates(shape.out_features, p))
+        )
+    return TaskUpdate(
+        update_id=draw(ids),
+        task_id=draw(ids),
+        base_version=draw(versions),
+        layers=layers,
+        head=draw(heads()),
+        weight=draw(positive),
+        num_samples=draw(versions),
+        scores=draw(scores),
+        lease_epoch=draw(versions),
+    )
+
+
+@st.composite
+def layer_coefficients(draw: Any) -> LayerCoefficients:
+    p = draw(st.integers(0, 3))
+    rows = st.integers(0, 3)
+    return LayerCoefficients(matrix(draw(rows), p, draw(seeds)), matrix(draw(rows), p, draw(seeds)))
+
+
+@st.composite
+def coefficients(draw: Any) -> Coefficients:
+    layers = {name: draw(layer_coefficients()) for name in draw(shapes())}
+    return Coefficients(layers, version=draw(versions))
+
+
+@st.composite
+def merged_tasks(draw: Any) -> dict[str, MergedTask]:
+    version = draw(versions)
+    tasks = {}
+    for task_id in draw(st.lists(ids | st.just("a.b%2E/c"), max_size=3, unique=True)):
+        layers = {}
+        for name in draw(shapes(min_layers=1)):
+            e = draw(layer_coefficients())
+            p = e.pseudo_rank
+            grams = Pair(*(matrix(p, p, draw(seeds), torch.float64) for _ in range(2)))
+            layers[name] = MergedLayer(e, grams, Pair(draw(positive), draw(positive)))
+        tasks[task_id] = MergedTask(task_id, version, layers)
+    return tasks
+
+
+fingerprints = st.builds(
+    Fingerprint,
+    base_model=ids,
+    layers=shapes(),
+    metric=metrics,
+    wire_version=st.integers(0, 2**32 - 1),
+)
+durations = st.integers(0, 10**9).map(lambda micros: micros / 10**6)
+leases = st.builds(
+    Lease,
+    worker_id=ids,
+    lease_epoch=versions,
+    duration_seconds=durations,
+    current_version=versions,
+    fingerprint=st.none() | fingerprints,
+)
+states = st.sampled_from(UpdateState)
+receipts = st.builds(
+    Receipt,
+    update_id=ids,
+    state=states,
+    version=versions,
+    lag=versions,
+    angle=finite,
+    reason=texts,
+)
+task_summaries = st.builds(
+    TaskSummary,
+    task_id=ids,
+    worker_id=texts,
+    update_id=texts,
+    state=states,
+    base_version=versions,
+    merged_version=versions,
+    lag=versions,
+    angle=finite,
+    truncation=finite,
+    cumulative_drift=finite,
+    num_samples=versions,
+    scores=scores,
+    head=heads().map(lambda head: _head({}, head.task_type, head.num_labels, head.label_names)),
+    pushed_at=moments,
+    update_bytes=versions,
+    head_bytes=versions,
+)
+version_events = st.builds(
+    VersionEvent,
+    version=versions,
+    merged_at=moments,
+    update_ids=st.lists(texts, max_size=3).map(tuple),
+    task_ids=st.lists(texts, max_size=3).map(tuple),
+    lowest_energy_kept=finite,
+    mean_energy_kept=finite,
+    angle=finite,
+    num_factors=st.integers(0, 2**31),
+    subspace_bytes=versions,
+    drift=scores,
+    merge_seconds=durations,
+)
+worker_statuses = st.builds(
+    WorkerStatus,
+    worker_id=texts,
+    lease_epoch=versions,
+    is_live=st.booleans(),
+    last_heartbeat_at=moments,
+)
+coordinator_statuses = st.builds(
+    CoordinatorStatus,
+    current_version=versions,
+    first_version=versions,
+    fingerprint=st.none() | fingerprints,
+    num_tasks=st.integers(0, 2**31),
+    num_pending=st.integers(0, 2**31),
+    num_quarantined=st.integers(0, 2**31),
+    workers=st.lists(worker_statuses, max_size=2).map(tuple),
+    num_watchers=st.integers(0, 2**31),
+    started_at=moments,
+    release=texts,
+)

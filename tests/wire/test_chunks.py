@@ -1,0 +1,183 @@
+"""A payload cut into chunks, and chunks joined to the payload again."""
+
+import hashlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from share_dist.errors import (
+    ChecksumMismatch,
+    MalformedMessage,
+    MessageTooLarge,
+    StreamTruncated,
+    UnsupportedWireVersion,
+    WireError,
+)
+from share_dist.pb import tensor_pb2 as pb
+from share_dist.wire.chunks import (
+    CHUNK_BYTES,
+    MAX_CHUNK_BYTES,
+    ChunkJoiner,
+    join_chunks,
+    split_into_chunks,
+)
+
+PAYLOAD = b"0123456789"
+
+
+def cut(payload: bytes = PAYLOAD) -> tuple[pb.PayloadHeader, list[pb.Chunk]]:
+    header, chunks = split_into_chunks(payload, chunk_bytes=4)
+    return header, list(chunks)
+
+
+@given(st.binary(max_size=100), st.integers(1, 120))
+@settings(deadline=None)
+def test_joining_after_splitting_is_the_identity(payload, chunk_bytes):
+    """Any payload, cut anyhow, comes back."""
+    header, chunks = split_into_chunks(payload, chunk_bytes)
+
+    assert join_chunks(header, chunks) == payload
+
+
+def test_an_empty_payload_has_no_chunks():
+    """Nothing is sent for nothing."""
+    header, chunks = cut(b"")
+
+    assert (header.num_chunks, chunks) == (0, [])
+    assert join_chunks(header, chunks) == b""
+
+
+def test_chunks_are_of_one_mebibyte():
+    """All chunks but the last are full, and none is empty."""
+    _, chunks = split_into_chunks(bytes(2 * CHUNK_BYTES + 1))
+
+    assert [len(chunk.data) for chunk in chunks] == [CHUNK_BYTES, CHUNK_BYTES, 1]
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        ([0, 2, 1], MalformedMessage, "chunk 2 came where chunk 1 was due"),
+        ([0, 0, 1], MalformedMessage, "chunk 0 came where chunk 1 was due"),
+        ([1, 2], MalformedMessage, "chunk 1 came where chunk 0 was due"),
+        ([0, 1], StreamTruncated, "3 chunks with 10 bytes were announced, 2 with 8 came"),
+        ([], StreamTruncated, "3 chunks with 10 bytes were announced, 0 with 0 came"),
+        ([0, 1, 2, 2], StreamTruncated, "3 chunks with 10 bytes were announced, 4 with 12 came"),
+    ],
+    ids=["wrong order", "repeated", "missing first", "missing last", "missing all", "extra"],
+)
+def test_chunks_that_are_not_the_announced_ones_are_refused(order, error, message):
+    """Order and number of chunks must be as announced."""
+    header, chunks = cut()
+
+    with pytest.raises(error, match=message):
+        join_chunks(header, [chunks[index] for index in order])
+
+
+def test_truncation_tells_how_many_chunks_came():
+    """The error carries both numbers."""
+    header, chunks = cut()
+
+    with pytest.raises(StreamTruncated) as caught:
+        join_chunks(header, chunks[:1])
+    assert (caught.value.expected_chunks, caught.value.received_chunks) == (3, 1)
+
+
+def test_one_changed_bit_is_noticed():
+    """The digest is that of the whole payload."""
+    header, chunks = cut()
+    chunks[1].data = b"4566"
+
+    with pytest.raises(ChecksumMismatch, match="send it again") as caught:
+        join_chunks(header, chunks)
+    assert caught.value.expected == hashlib.sha256(PAYLOAD).hexdigest()
+
+
+def test_a_payload_over_the_limit_is_refused_before_its_first_chunk():
+    """The header alone is enough to refuse."""
+    header, _ = cut()
+
+    with pytest.raises(MessageTooLarge, match="10 bytes was announced, at most 9") as caught:
+        ChunkJoiner(header, limit_bytes=9)
+    assert (caught.value.size_bytes, caught.value.limit_bytes) == (10, 9)
+
+
+def test_more_bytes_than_announced_are_not_kept():
+    """A chunk that passes the announced length is refused as it arrives."""
+    header, chunks = cut()
+    chunks[2].data = b"89x"
+    joiner = ChunkJoiner(header)
+    joiner.add(chunks[0])
+    joiner.add(chunks[1])
+
+    with pytest.raises(StreamTruncated, match="3 with 11 came"):
+        joiner.add(chunks[2])
+
+
+def test_fewer_bytes_than_announced_are_noticed():
+    """The right number of chunks with too few bytes is truncated, too."""
+    header, chunks = cut()
+    chunks[2].data = b"8"
+
+    with pytest.raises(StreamTruncated, match="3 with 9 came"):
+        join_chunks(header, chunks)
+
+
+def test_a_giant_chunk_is_refused():
+    """No chunk may be larger than four mebibytes."""
+    payload = bytes(MAX_CHUNK_BYTES + 1)
+    header, chunks = split_into_chunks(payload, len(payload))
+    header.num_chunks = 2
+
+    with pytest.raises(MessageTooLarge, match="send chunks of 1048576 bytes"):
+        join_chunks(header, chunks)
+
+
+def test_an_empty_chunk_is_refused():
+    """Chunks that bring nothing cannot keep a stream alive."""
+    header, chunks = cut()
+
+    with pytest.raises(MalformedMessage, match="chunk 1 is empty"):
+        join_chunks(header, [chunks[0], pb.Chunk(index=1)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"wire_version": 2}, UnsupportedWireVersion),
+        ({"num_chunks": 0}, MalformedMessage),
+        ({"num_chunks": 11}, MalformedMessage),
+        ({"num_bytes": 2**31}, MalformedMessage),
+        ({"num_bytes": 2**31 + 1}, MessageTooLarge),
+        ({"sha256": b"short"}, MalformedMessage),
+    ],
+)
+def test_headers_that_contradict_themselves_are_refused(changes, error):
+    """A header is checked before a chunk is taken."""
+    header, _ = cut()
+    for name, value in changes.items():
+        setattr(header, name, value)
+
+    with pytest.raises(error):
+        ChunkJoiner(header)
+
+
+@given(
+    st.builds(
+        pb.PayloadHeader,
+        wire_version=st.integers(0, 2),
+        num_bytes=st.integers(0, 12),
+        num_chunks=st.integers(0, 4),
+        sha256=st.binary(max_size=33) | st.just(hashlib.sha256(PAYLOAD).digest()),
+    ),
+    st.lists(st.builds(pb.Chunk, index=st.integers(0, 4), data=st.binary(max_size=5)), max_size=5),
+)
+@settings(deadline=None)
+def test_any_stream_joins_or_raises_a_wire_error(header, chunks):
+    """Whatever is announced and whatever comes, nothing but a WireError is raised."""
+    try:
+        payload = join_chunks(header, chunks)
+    except WireError:
+        return
+    assert hashlib.sha256(payload).digest() == header.sha256

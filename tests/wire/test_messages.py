@@ -1,0 +1,239 @@
+"""Records to protobuf messages and back."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from share_dist.core.values import Fingerprint, LayerShape
+from share_dist.errors import MalformedMessage, ShareError, UpdateRefused
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.wire import codec
+from share_dist.wire.records import Lease
+from tests import strategies
+from tests.equality import first_difference
+
+FINGERPRINT = Fingerprint("ab" * 32, {"q": LayerShape(4, 3)})
+
+PAIRS = {
+    "fingerprint": (
+        strategies.fingerprints,
+        codec.fingerprint_to_pb,
+        lambda message, _: codec.fingerprint_from_pb(message),
+    ),
+    "lease": (
+        strategies.leases,
+        codec.lease_to_pb,
+        lambda message, lease: codec.lease_from_pb(message, worker_id=lease.worker_id),
+    ),
+    "heartbeat": (
+        strategies.leases,
+        codec.heartbeat_to_pb,
+        lambda message, lease: codec.heartbeat_from_pb(
+            message, lease=replace(lease, duration_seconds=0.0, current_version=0)
+        ),
+    ),
+    "receipt": (
+        strategies.receipts,
+        codec.receipt_to_pb,
+        lambda message, _: codec.receipt_from_pb(message),
+    ),
+    "task summary": (
+        strategies.task_summaries,
+        codec.task_summary_to_pb,
+        lambda message, _: codec.task_summary_from_pb(message),
+    ),
+    "version event": (
+        strategies.version_events,
+        codec.version_event_to_pb,
+        lambda message, _: codec.version_event_from_pb(message),
+    ),
+    "status": (
+        strategies.coordinator_statuses,
+        codec.status_to_pb,
+        lambda message, _: codec.status_from_pb(message),
+    ),
+    "head": (
+        strategies.heads(),
+        codec.head_info_to_pb,
+        lambda message, head: codec.head_info_from_pb(message, head.tensors),
+    ),
+    "wait": (
+        st.sampled_from(["durable", "merged"]),
+        codec.wait_to_pb,
+        lambda value, _: codec.wait_from_pb(value),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_records_come_back(name, data):
+    """Every record comes back from its message with every field."""
+    values, to_message, from_message = PAIRS[name]
+    value = data.draw(values)
+
+    assert first_difference(from_message(to_message(value), value), value) is None
+
+
+@given(strategies.updates())
+@settings(deadline=None, max_examples=50)
+def test_an_update_comes_back_from_header_and_payload(update):
+    """What the wire carries is the whole update."""
+    payload = codec.update_to_bytes(update)
+    header = codec.update_header(
+        update,
+        worker_id="w0",
+        fingerprint_digest=FINGERPRINT.digest,
+        payload=payload,
+        wait="durable",
+    )
+    received = pb.UpdateHeader.FromString(header.SerializeToString())
+
+    assert first_difference(codec.update_from_wire(received, payload), update) is None
+    assert received.fingerprint_digest == FINGERPRINT.digest
+    assert received.payload.num_bytes == len(payload)
+
+
+def test_every_encoder_has_its_decoder():
+    """The codec offers pairs, never one half."""
+    names = set(codec.__all__)
+    halves = {
+        "update_to_bytes": "update_tensors_from_bytes",
+        "update_header": "update_from_wire",
+    }
+    for name in names:
+        if "_to_" in name:
+            assert halves.get(name, name.replace("_to_", "_from_")) in names
+
+
+def header() -> pb.UpdateHeader:
+    return pb.UpdateHeader(update_id="u", task_id="t", weight=1.0)
+
+
+EMPTY_PAYLOAD = b"\x08" + bytes(7) + b"{}      "
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"update_id": ""}, "update_id has 0 characters"),
+        ({"task_id": "t" * 201}, "task_id has 201 characters, needed are 1 to 200"),
+        ({"scores": {"accuracy": float("nan")}}, "score 'accuracy' is nan"),
+    ],
+)
+def test_malformed_headers_are_refused(changes, message):
+    """Ids and scores of an update's header are checked."""
+    damaged = header()
+    damaged.MergeFrom(pb.UpdateHeader(**changes))
+    if changes.get("update_id") == "":
+        damaged.ClearField("update_id")
+
+    with pytest.raises(MalformedMessage, match=message):
+        codec.update_from_wire(damaged, EMPTY_PAYLOAD)
+
+
+def test_a_header_without_a_weight_is_refused():
+    """The weight that protobuf makes of nothing is not taken for a weight."""
+    damaged = header()
+    damaged.ClearField("weight")
+
+    with pytest.raises(UpdateRefused, match="weight 0.0"):
+        codec.update_from_wire(damaged, EMPTY_PAYLOAD)
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (pb.Fingerprint(metric="delta"), "fingerprint.base_model"),
+        (pb.Fingerprint(base_model="x"), "fingerprint.metric"),
+        (pb.Fingerprint(base_model="x", metric="cosine"), "fingerprint.metric"),
+        (
+            pb.Fingerprint(base_model="x", metric="delta", layers=[pb.LayerShape(name="q")] * 2),
+            "fingerprint.layers",
+        ),
+    ],
+)
+def test_malformed_fingerprints_are_refused(message, field):
+    """A fingerprint is whole, or it is none."""
+    with pytest.raises(MalformedMessage) as caught:
+        codec.fingerprint_from_pb(message)
+    assert caught.value.field == field
+
+
+def test_values_of_a_newer_release_are_refused_by_name():
+    """Unknown enum values and impossible times are errors of ours."""
+    with pytest.raises(MalformedMessage, match="unknown state 0"):
+        codec.receipt_from_pb(pb.Receipt())
+    with pytest.raises(MalformedMessage, match="unknown state 99"):
+        codec.receipt_from_pb(pb.Receipt.FromString(b"\x10\x63"))
+    with pytest.raises(MalformedMessage, match="unknown value 99"):
+        codec.wait_from_pb(99)
+    event = pb.VersionEvent()
+    event.merged_at.seconds = 10**15
+    with pytest.raises(MalformedMessage, match="merged_at is no time"):
+        codec.version_event_from_pb(event)
+
+
+def test_no_wait_means_durable():
+    """A client that does not say what it waits for gets the safe answer."""
+    assert codec.wait_from_pb(pb.WAIT_UNSPECIFIED) == "durable"
+
+
+def test_a_lease_of_a_reader_has_no_fingerprint():
+    """An absent fingerprint is None, not an empty one."""
+    lease = Lease("w", 1, 2.0, 3, None)
+
+    assert codec.lease_from_pb(codec.lease_to_pb(lease), worker_id="w").fingerprint is None
+
+
+decoders = st.sampled_from(
+    [
+        (pb.Fingerprint, codec.fingerprint_from_pb),
+        (pb.RegisterResponse, lambda message: codec.lease_from_pb(message, worker_id="w")),
+        (pb.Receipt, codec.receipt_from_pb),
+        (pb.TaskSummary, codec.task_summary_from_pb),
+        (pb.VersionEvent, codec.version_event_from_pb),
+        (pb.GetStatusResponse, codec.status_from_pb),
+        (pb.UpdateHeader, lambda message: codec.update_from_wire(message, EMPTY_PAYLOAD)),
+    ]
+)
+varints = st.integers(0, 2**64 - 1)
+
+
+@st.composite
+def encoded_fields(draw) -> bytes:
+    """Bytes in protobuf's own grammar: some fields with some values."""
+    from google.protobuf.internal.encoder import _VarintBytes
+
+    out = b""
+    for _ in range(draw(st.integers(0, 5))):
+        number, wire_type = draw(st.integers(1, 17)), draw(st.sampled_from([0, 1, 2]))
+        out += _VarintBytes(number << 3 | wire_type)
+        if wire_type == 0:
+            out += _VarintBytes(draw(varints))
+        elif wire_type == 1:
+            out += draw(st.binary(min_size=8, max_size=8))
+        else:
+            text = draw(st.binary(max_size=8))
+            out += _VarintBytes(len(text)) + text
+    return out
+
+
+@given(decoders, encoded_fields())
+@settings(deadline=None, max_examples=400)
+def test_any_message_is_a_record_or_an_error_of_ours(decoder, data):
+    """Whatever protobuf takes, a decoder turns into a record or a ShareError."""
+    from google.protobuf.message import DecodeError
+
+    kind, decode = decoder
+    try:
+        message = kind.FromString(data)
+    except DecodeError:
+        return
+    try:
+        decode(message)
+    except ShareError as error:
+        assert error.message

@@ -1,0 +1,320 @@
+"""Values with tensors to payload bytes and back."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from share_dist.core.values import (
+    Basis,
+    Coefficients,
+    Head,
+    LayerCoefficients,
+    LayerShape,
+    LayerSubspace,
+    LayerUpdate,
+    SideUpdate,
+    Subspace,
+    TaskUpdate,
+)
+from share_dist.errors import (
+    MalformedMessage,
+    NotFinite,
+    NotOrthonormal,
+    ShapeMismatch,
+    ShareError,
+)
+from share_dist.wire.codec import (
+    merged_tasks_from_bytes,
+    merged_tasks_to_bytes,
+    subspace_from_bytes,
+    subspace_to_bytes,
+    task_from_bytes,
+    task_to_bytes,
+    update_from_record,
+    update_tensors_from_bytes,
+    update_to_bytes,
+    update_to_record,
+)
+from share_dist.wire.tensors import payload_sizes, tensors_from_bytes, tensors_to_bytes
+from tests import strategies
+from tests.equality import first_difference, same
+
+Q = "encoder.0.query"
+
+
+def subspace(num_columns: int = 3, num_factors: int = 2) -> Subspace:
+    def basis(features: int) -> Basis:
+        return Basis(
+            strategies.orthonormal(features, num_columns, seed=features),
+            torch.arange(num_columns, 0, -1, dtype=torch.float64),
+            num_factors,
+        )
+
+    return Subspace({Q: LayerSubspace(basis(6), basis(4))}, version=3)
+
+
+def side_update(features: int) -> SideUpdate:
+    return SideUpdate(torch.ones(2, 3), torch.ones(features, 1), torch.ones(1, 3))
+
+
+def update() -> TaskUpdate:
+    return TaskUpdate(
+        update_id="u1",
+        task_id="movies",
+        base_version=3,
+        layers={Q: LayerUpdate(side_update(6), side_update(4))},
+        head=Head({"weight": torch.ones(2, 5)}, "text-classification", 2),
+        scores={"accuracy": 0.5},
+    )
+
+
+def read_subspace(data: bytes, **options: Any) -> Subspace:
+    return subspace_from_bytes(data, version=3, metric="delta", **options)
+
+
+@given(strategies.subspaces())
+@settings(deadline=None, max_examples=50)
+def test_a_subspace_comes_back(value):
+    """Vectors, energies, tail and num_factors of every side come back to the bit."""
+    data = subspace_to_bytes(value)
+    back = subspace_from_bytes(data, version=value.version, metric=value.metric)
+
+    assert first_difference(back, value) is None
+
+
+@given(strategies.subspaces())
+@settings(deadline=None, max_examples=50)
+def test_what_is_sent_has_no_tail(value):
+    """Without its tail, a subspace comes back without its tail."""
+    sent = value.without_tail()
+    back = subspace_from_bytes(subspace_to_bytes(sent), version=value.version, metric=value.metric)
+
+    assert first_difference(back, sent) is None
+
+
+@given(strategies.updates())
+@settings(deadline=None, max_examples=50)
+def test_an_update_comes_back_from_its_record(value):
+    """Metadata that went through JSON, and a payload, are the whole update."""
+    metadata, payload = update_to_record(value)
+    back = update_from_record(json.loads(json.dumps(metadata)), payload)
+
+    assert first_difference(back, value) is None
+
+
+@given(strategies.coefficients(), strategies.heads())
+@settings(deadline=None, max_examples=50)
+def test_a_task_comes_back(coefficients, head):
+    """Coefficients and head come back to the bit."""
+    head_info = replace(head, tensors={})
+    back = task_from_bytes(
+        task_to_bytes(coefficients, head), version=coefficients.version, head_info=head_info
+    )
+
+    assert first_difference(back, (coefficients, head)) is None
+
+
+@given(strategies.merged_tasks())
+@settings(deadline=None, max_examples=50)
+def test_merged_tasks_come_back(tasks):
+    """Coefficients, grams and weights of every task come back, whatever characters its id has."""
+    version = next((task.version for task in tasks.values()), 0)
+    back = merged_tasks_from_bytes(merged_tasks_to_bytes(tasks), version=version)
+
+    assert first_difference(back, tasks) is None
+
+
+def test_tensors_of_a_payload_are_named_as_documented():
+    """The names are those of the wire specification."""
+    sent = subspace()
+
+    assert set(tensors_from_bytes(subspace_to_bytes(sent))) == {
+        f"{Q}.{side}.{kind}" for side in "ab" for kind in ("vectors", "energies", "tail")
+    }
+    assert set(tensors_from_bytes(update_to_bytes(update()))) == {"head.weight"} | {
+        f"{Q}.{side}.{kind}"
+        for side in "ab"
+        for kind in ("coefficients", "temporary", "temporary_coefficients")
+    }
+
+
+def test_the_bytes_of_an_update_are_its_entries_and_a_header():
+    """``4 (k p + d f + f p)`` per side, the head, and nothing else but names and shapes."""
+    entries = sum(2 * 3 + features * 1 + 1 * 3 for features in (6, 4)) + 2 * 5
+
+    assert payload_sizes(update_to_bytes(update())).data_bytes == 4 * entries
+
+
+def changed(data: bytes, **tensors: torch.Tensor | None) -> bytes:
+    """The same payload with tensors replaced, added, or (None) left out."""
+    named = tensors_from_bytes(data) | {name: t for name, t in tensors.items() if t is not None}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            del named[name]
+    return tensors_to_bytes(named)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "message"),
+    [
+        ({f"{Q}.a.vectors": None}, MalformedMessage, "lacks encoder.0.query.a.vectors"),
+        ({f"{Q}.b.energies": None}, MalformedMessage, "lacks encoder.0.query.b.energies"),
+        ({f"{Q}.c.vectors": torch.ones(1, 1)}, MalformedMessage, "c.vectors' is none that belongs"),
+        ({f"{Q}.a.note": torch.ones(1)}, MalformedMessage, "a.note' is none that belongs"),
+        ({"a.vectors": torch.ones(1, 1)}, MalformedMessage, "'a.vectors' is none that belongs"),
+        ({"head.a.vectors": torch.ones(1, 1)}, MalformedMessage, "under the name 'head'"),
+        ({f"{Q}.a.vectors": torch.ones(6)}, ShapeMismatch, r"shapes \(6,\), \(6, 1\)"),
+        ({f"{Q}.a.tail": torch.ones(5, 1)}, ShapeMismatch, r"\(6, 2\), \(5, 1\)"),
+        ({f"{Q}.a.tail": torch.ones(6)}, ShapeMismatch, r"\(6, 2\), \(6,\)"),
+        ({f"{Q}.a.tail": None}, ShapeMismatch, r"energies \(m,\)"),
+        ({f"{Q}.a.energies": torch.ones(3)}, MalformedMessage, "energies need to be F64"),
+        ({f"{Q}.a.energies": -torch.ones(3).double()}, MalformedMessage, "not negative"),
+        ({f"{Q}.a.energies": torch.full((3,), torch.nan).double()}, NotFinite, "3 of 3 entries"),
+        ({f"{Q}.a.vectors": torch.ones(6, 2)}, NotOrthonormal, "columns deviate"),
+        ({f"{Q}.a.vectors": torch.full((6, 2), torch.inf)}, NotFinite, "12 of 18 entries"),
+    ],
+)
+def test_what_is_no_subspace_is_refused(tensors, error, message):
+    """Every way in which bases can be wrong has its error, with the layer's name."""
+    with pytest.raises(error, match=message):
+        read_subspace(changed(subspace_to_bytes(subspace()), **tensors))
+
+
+def test_the_check_of_columns_can_be_left_out():
+    """Trusted bytes are not measured."""
+    data = changed(subspace_to_bytes(subspace()), **{f"{Q}.a.vectors": torch.ones(6, 2)})
+
+    assert read_subspace(data, check=False).num_factors == 2
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "message"),
+    [
+        ({f"{Q}.a.temporary": None}, MalformedMessage, "lacks encoder.0.query.a.temporary"),
+        ({f"{Q}.a.samples": torch.ones(9)}, MalformedMessage, "a.samples' is none that belongs"),
+        ({"samples": torch.ones(9)}, MalformedMessage, "'samples' is none that belongs"),
+        ({f"{Q}.a.temporary": torch.ones(6)}, ShapeMismatch, "matrices E"),
+        ({f"{Q}.a.temporary": torch.ones(6, 2)}, ShapeMismatch, "do not fit together"),
+        (
+            {
+                f"{Q}.a.coefficients": torch.ones(2, 4),
+                f"{Q}.a.temporary_coefficients": torch.ones(1, 4),
+            },
+            ShapeMismatch,
+            "need the same number of columns",
+        ),
+    ],
+)
+def test_what_is_no_update_is_refused(tensors, error, message):
+    """Missing, strange and ill-fitting tensors of an update are refused."""
+    with pytest.raises(error, match=message):
+        update_tensors_from_bytes(changed(update_to_bytes(update()), **tensors))
+
+
+def test_an_update_that_is_not_finite_is_refused():
+    """NaN cannot enter through the wire."""
+    metadata, payload = update_to_record(update())
+    bad = changed(payload, **{f"{Q}.b.coefficients": torch.full((2, 3), torch.nan)})
+
+    with pytest.raises(NotFinite, match="side b: 6 of 6"):
+        update_from_record(metadata, bad)
+
+
+def test_a_record_with_other_fields_is_refused():
+    """A record that lacks a field, or has a strange one, is no update."""
+    metadata, payload = update_to_record(update())
+
+    for damaged in (metadata | {"note": 1}, {"head": metadata["head"]}, {"update_id": "u"}):
+        with pytest.raises(MalformedMessage, match="does not have the fields"):
+            update_from_record(damaged, payload)
+
+
+@pytest.mark.parametrize("name", ["", "head", "head.dense"])
+def test_a_layer_whose_name_belongs_to_heads_cannot_be_sent(name):
+    """A layer's tensors can never be taken for a head's."""
+    with pytest.raises(MalformedMessage, match="belongs to the tasks' heads"):
+        subspace_to_bytes(Subspace.empty({name: LayerShape(2, 2)}))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error"),
+    [
+        ({f"{Q}.a.coefficients": torch.ones(2)}, ShapeMismatch),
+        ({f"{Q}.a.coefficients": torch.ones(2, 1)}, ShapeMismatch),
+        ({f"{Q}.a.coefficients": torch.full((2, 3), torch.nan)}, NotFinite),
+        ({f"{Q}.a.coefficients": None}, MalformedMessage),
+        ({"head.weight": torch.full((1,), torch.inf)}, NotFinite),
+    ],
+)
+def test_what_is_no_task_is_refused(tensors, error):
+    """A task's payload is checked as an update's is."""
+    coefficients = Coefficients({Q: LayerCoefficients(torch.ones(2, 3), torch.ones(2, 3))}, 1)
+    data = changed(task_to_bytes(coefficients, Head()), **tensors)
+
+    with pytest.raises(error):
+        task_from_bytes(data, version=1, head_info=Head())
+
+
+@pytest.mark.parametrize("kind", ["gram", "weight"])
+def test_merged_tasks_with_wrong_shapes_are_refused(kind):
+    """Gram and weight must fit the coefficients."""
+    named = {
+        f"movies.{Q}.{side}.{each}": torch.ones(shape, dtype=torch.float64)
+        for side in "ab"
+        for each, shape in (("coefficients", (2, 3)), ("gram", (3, 3)), ("weight", ()))
+    }
+    assert set(merged_tasks_from_bytes(tensors_to_bytes(named), version=1)) == {"movies"}
+    named[f"movies.{Q}.b.{kind}"] = torch.ones(2, dtype=torch.float64)
+
+    with pytest.raises(ShapeMismatch, match="side b: gram"):
+        merged_tasks_from_bytes(tensors_to_bytes(named), version=1)
+
+
+names = st.sampled_from([Q, "head", "t", ""]).flatmap(
+    lambda layer: st.sampled_from(
+        [f"{layer}.{side}.{kind}" for side in ("a", "b") for kind in (
+            "vectors", "energies", "tail", "coefficients", "temporary",
+            "temporary_coefficients", "gram", "weight",
+        )]
+    )
+)  # fmt: skip
+any_tensors = st.builds(
+    lambda shape, dtype, value: torch.full(shape, value, dtype=dtype),
+    st.lists(st.integers(0, 2), max_size=3),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.sampled_from([0.0, 1.0, -1.0, float("nan"), float("inf")]),
+)
+
+
+@given(st.dictionaries(names, any_tensors, max_size=8))
+@settings(deadline=None, max_examples=200)
+def test_any_well_formed_file_is_a_value_or_an_error_of_ours(named):
+    """No decoder raises anything but a ShareError."""
+    data = tensors_to_bytes(named)
+    decoders = (
+        read_subspace,
+        lambda payload: update_from_record(update_to_record(update())[0], payload),
+        lambda payload: task_from_bytes(payload, version=1, head_info=Head()),
+        lambda payload: merged_tasks_from_bytes(payload, version=1),
+    )
+    for decode in decoders:
+        try:
+            decode(data)
+        except ShareError as error:
+            assert error.message
+
+
+def test_equality_tells_values_apart():
+    """The comparison that these tests rest upon sees dtype, shape and bits."""
+    value = update()
+
+    assert same(value, update())
+    assert not same(value, replace(value, weight=2.0))
+    assert not same(torch.ones(2), torch.ones(2).double())
+    assert not same(torch.ones(2), torch.ones(2, 1))
+    assert first_difference(value, replace(value, head=Head())) is not None
