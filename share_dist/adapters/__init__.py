@@ -11,6 +11,7 @@ from share_dist.adapters.lora import (
     subspace_from_adapters,
     update_from_lora,
 )
+from share_dist.adapters.subspace_file import load_subspace, save_subspace
 from share_dist.adapters.targets import find_targets
 from share_dist.adapters.task_file import load_task, save_task
 
@@ -22,10 +23,12 @@ __all__ = [
     "find_targets",
     "inject",
     "load_lora",
+    "load_subspace",
     "load_task",
     "lora_from_task",
     "model_digest",
     "save_lora",
+    "save_subspace",
     "save_task",
     "subspace_from_adapters",
     "update_from_lora",

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, final
 
@@ -98,6 +99,7 @@ class InjectedModel:
         self._tasks: dict[str, dict[str, LayerUpdate]] = {}
         self._active: str | None = None
         self._merged: str | None = None
+        self._is_ejected = False
         self._layers = {
             name: AdaptedLayer(name, model.get_submodule(name), layer)
             for name, layer in subspace.layers.items()
@@ -161,15 +163,18 @@ class InjectedModel:
             VersionInFuture: ``start`` is of a newer version.
             ShapeMismatch: ``start`` is of other layers or another ``k`` or ``p``.
         """
+        size = replace(
+            self.config,
+            pseudo_rank=self.config.pseudo_rank if pseudo_rank is None else pseudo_rank,
+            num_temporary=self.config.num_temporary if num_temporary is None else num_temporary,
+        )
         generator = torch.Generator().manual_seed(seed)
-        f = self.config.num_temporary if num_temporary is None else num_temporary
         if start is None:
-            p = self.config.pseudo_rank if pseudo_rank is None else pseudo_rank
-            size = AdapterConfig(pseudo_rank=p, num_temporary=f)
-            self._hold(task_id, cold_start(self._subspace, p, size.num_temporary, generator))
-            return
-        _require_pseudo_rank(start, pseudo_rank)
-        self._hold(task_id, warm_start(self._subspace, start, f, generator))
+            task = cold_start(self._subspace, size.pseudo_rank, size.num_temporary, generator)
+        else:
+            _require_pseudo_rank(start, pseudo_rank)
+            task = warm_start(self._subspace, start, size.num_temporary, generator)
+        self._hold(task_id, task)
 
     def set_coefficients(self, task_id: str, coefficients: Coefficients) -> None:
         """
@@ -222,8 +227,12 @@ class InjectedModel:
             ConfigError: A task has temporary factors, or one is merged.
         """
         self._require_unmerged("activate tasks")
-        tasks = [{} if task_id is None else self._served(task_id) for task_id in task_ids]
-        self._use(lambda name, layer: MixedTerm.of(layer.bases, [task.get(name) for task in tasks]))
+        distinct = list(dict.fromkeys(task_ids))
+        tasks = [{} if task_id is None else self._served(task_id) for task_id in distinct]
+        rows = [distinct.index(task_id) for task_id in task_ids]
+        self._use(
+            lambda name, layer: MixedTerm.of(layer.bases, [task.get(name) for task in tasks], rows)
+        )
         self._active = None
 
     def trainable_parameters(self, task_id: str) -> list[nn.Parameter]:
@@ -298,25 +307,24 @@ class InjectedModel:
                 others are rebased, and keep their temporary factors.
 
         Raises:
-            ShapeMismatch: The version has other layers than this model.
-            ConfigError: A task is merged into the base weights.
+            ShapeMismatch: A layer has other features in this version, or
+                coefficients do not fit it; then nothing has changed.
+            ConfigError: The version lacks a layer, or a task is merged.
         """
         self._require_unmerged("change the subspace")
         _require_same(self._subspace.shapes, subspace.shapes)
-        old, new = self._subspace, _only(subspace, self._subspace.shapes)
-        replaced = coefficients or {}
+        new = _only(subspace, self._subspace.shapes)
         carried = {
-            task_id: carry_over({name: _detached(layer) for name, layer in task.items()}, old, new)
+            task_id: carry_over(_detached(task), self._subspace, new)
             for task_id, task in self._tasks.items()
-            if task_id not in replaced
         }
+        for task_id, said in (coefficients or {}).items():
+            carried[task_id] = warm_start(new, said, 0, torch.Generator())
         self._subspace = new
         for name, layer in self._layers.items():
             layer.use_subspace(new.layers[name])
         for task_id, task in carried.items():
             self._hold(task_id, task)
-        for task_id, said in replaced.items():
-            self.set_coefficients(task_id, said)
 
     def merge_into_base(self, task_id: str) -> None:
         """
@@ -349,6 +357,7 @@ class InjectedModel:
             weight.requires_grad_(was_trainable)
         self._layers, self._tasks, self._active, self._merged = {}, {}, None, None
         self._was_trainable = []
+        self._is_ejected = True
         return self.model
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
@@ -361,6 +370,10 @@ class InjectedModel:
             layer.term = term_of(name, layer)
 
     def _hold(self, task_id: str, task: Mapping[str, LayerUpdate]) -> None:
+        if self._is_ejected:
+            raise ConfigError(
+                f"cannot hold task {task_id!r}: the model was ejected; inject it again", key="model"
+            )
         if self._merged == task_id:
             self._require_unmerged("replace the merged task")
         self._tasks[task_id] = {
@@ -446,8 +459,10 @@ def _trainable(layer: LayerUpdate, device: torch.device) -> LayerUpdate:
     )
 
 
-def _detached(layer: LayerUpdate) -> LayerUpdate:
-    return LayerUpdate(*(_copied(update) for _, update in layer))
+def _detached(task: Mapping[str, LayerUpdate]) -> dict[str, LayerUpdate]:
+    return {
+        name: LayerUpdate(*(_copied(update) for _, update in layer)) for name, layer in task.items()
+    }
 
 
 def _copied(update: SideUpdate) -> SideUpdate:

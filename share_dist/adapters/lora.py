@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
 from share_dist.adapters.files import read_tensors, require_keys, write_bytes, write_tensors
@@ -34,22 +35,12 @@ from share_dist.core.values import (
 )
 from share_dist.errors import AdapterFormatError
 
+NumberT = TypeVar("NumberT", int, float)
+
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 
-UNDERSTOOD = {
-    "alpha_pattern",
-    "bias",
-    "fan_in_fan_out",
-    "init_lora_weights",
-    "lora_alpha",
-    "modules_to_save",
-    "peft_type",
-    "r",
-    "rank_pattern",
-    "use_rslora",
-}
 WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -74,6 +65,33 @@ WITHOUT_EFFECT = {
 
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """``init_lora_weights`` that leave the base weights alone; others mean a changed base."""
+
+
+class _PeftConfig(BaseModel):
+    """What of ``adapter_config.json`` decides how the tensors are read; the rest is extra."""
+
+    model_config = ConfigDict(extra="allow")
+
+    peft_type: Literal["LORA"]
+    r: PositiveInt = 8
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    rank_pattern: dict[str, PositiveInt] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    fan_in_fan_out: bool = False
+    modules_to_save: list[str] | None = None
+    bias: str = "none"
+    init_lora_weights: bool | str = True
+    base_model_name_or_path: str | None = None
+    task_type: str | None = None
+
+    def rank_of(self, layer: str) -> int:
+        return _of_layer(self.rank_pattern, layer, self.r)
+
+    def scale_of(self, layer: str) -> float:
+        rank = self.rank_of(layer)
+        alpha = _of_layer(self.alpha_pattern, layer, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 @dataclass(frozen=True)
@@ -120,19 +138,18 @@ def load_lora(directory: str | Path) -> LoraAdapter:
     """
     directory = Path(directory)
     config = _read_config(directory / CONFIG_FILE)
-    _require_representable(config, directory / CONFIG_FILE)
     tensors, _ = read_tensors(_tensor_path(directory))
     plain = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}
     layers = _layer_names(plain)
-    modules = config.get("modules_to_save") or []
+    modules = config.modules_to_save or []
     head = _head_tensors(plain, modules)
     require_keys(directory / TENSOR_FILE, _expected_keys(layers, head, modules), plain)
     return LoraAdapter(
         factors={name: _factors(plain, name, config, directory) for name in layers},
         head={name: tensor.float() for name, tensor in head.items()},
         metadata={
-            "base_model": config.get("base_model_name_or_path") or "",
-            "task_type": config.get("task_type") or "",
+            "base_model": config.base_model_name_or_path or "",
+            "task_type": config.task_type or "",
         },
     )
 
@@ -262,36 +279,30 @@ def update_from_lora(
     return replace(update, head=Head(tensors=adapter.head))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> _PeftConfig:
     try:
-        config = json.loads(path.read_text())
+        config = _PeftConfig.model_validate_json(path.read_text())
     except (OSError, ValueError) as error:
         raise AdapterFormatError(
-            f"{path} cannot be read as JSON ({error}): give a directory written by PEFT",
+            f"{path} is no config of a PEFT LoRA adapter ({error}): give a directory that PEFT wrote",
             path=str(path),
         ) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        found = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapterFormatError(
-            f"{path} has peft_type={found!r}: only LORA can be read", path=str(path)
-        )
+    _require_representable(config, path)
     return config
 
 
-def _require_representable(config: Mapping[str, Any], path: Path) -> None:
-    refused = {
-        option: value
-        for option, value in config.items()
-        if value and option not in UNDERSTOOD | WITHOUT_EFFECT
-    }
-    if config.get("bias", "none") != "none":
-        refused["bias"] = config["bias"]
-    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
-        refused["init_lora_weights"] = config["init_lora_weights"]
+def _require_representable(config: _PeftConfig, path: Path) -> None:
+    extra = config.model_extra or {}
+    refused = {name: value for name, value in extra.items() if value and name not in WITHOUT_EFFECT}
+    if config.bias != "none":
+        refused["bias"] = config.bias
+    if config.init_lora_weights not in PLAIN_STARTS:
+        refused["init_lora_weights"] = config.init_lora_weights
     if refused:
-        options = ", ".join(f"{option}={value!r}" for option, value in sorted(refused.items()))
+        options = ", ".join(f"{name}={value!r}" for name, value in sorted(refused.items()))
         raise AdapterFormatError(
-            f"{path} sets {options}, which two factors per layer cannot say: train or convert it to plain LoRA",
+            f"{path} sets {options}, which two factors per layer cannot say: "
+            "train it as plain LoRA, or convert it",
             path=str(path),
         )
 
@@ -331,10 +342,10 @@ def _expected_keys(
 
 
 def _factors(
-    tensors: Mapping[str, Tensor], name: str, config: Mapping[str, Any], directory: Path
+    tensors: Mapping[str, Tensor], name: str, config: _PeftConfig, directory: Path
 ) -> LayerFactors:
     down, up = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-    rank = int(_of_layer(config.get("rank_pattern"), name, config.get("r", 8)))
+    rank = config.rank_of(name)
     if down.ndim != 2 or up.ndim != 2 or not down.shape[0] == up.shape[1] == rank:
         raise AdapterFormatError(
             f"{directory}: layer {name!r} has lora_A {tuple(down.shape)} and lora_B "
@@ -342,18 +353,17 @@ def _factors(
             "only linear layers can be read",
             path=str(directory),
         )
-    alpha = float(_of_layer(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = config.scale_of(name)
     root = math.sqrt(abs(scale))
     return LayerFactors(
         (down.float().mT * root).contiguous(), up.float() * math.copysign(root, scale)
     )
 
 
-def _of_layer(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+def _of_layer(pattern: Mapping[str, NumberT] | None, layer: str, default: NumberT) -> NumberT:
     """Look a layer up as PEFT does: the first pattern that matches the end of its name."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
+        if re.match(rf"(.*\.)?({key})$", layer):
             return value
     return default
 

@@ -78,15 +78,23 @@ class MixedTerm:
     cores: Tensor
 
     @staticmethod
-    def of(bases: Pair[Tensor], updates: Sequence[LayerUpdate | None]) -> "MixedTerm":
-        """Form the cores of one layer; None stands for the plain base."""
-        nothing = bases.a.new_zeros(bases.a.shape[1], bases.b.shape[1])
+    def of(
+        bases: Pair[Tensor], updates: Sequence[LayerUpdate | None], rows: Sequence[int]
+    ) -> "MixedTerm":
+        """
+        Form the cores of one layer.
+
+        Args:
+            bases: ``V_A`` and ``V_B``.
+            updates: The distinct tasks; None stands for the plain base.
+            rows: For each row of the batch, which of them.
+        """
+        cores = bases.a.new_zeros(len(updates), bases.a.shape[1], bases.b.shape[1])
         with torch.no_grad():
-            cores = [
-                nothing if update is None else update.a.coefficients @ update.b.coefficients.mT
-                for update in updates
-            ]
-        return MixedTerm(bases, torch.stack(cores))
+            for core, update in zip(cores, updates, strict=True):
+                if update is not None:
+                    core.copy_(update.a.coefficients @ update.b.coefficients.mT)
+        return MixedTerm(bases, cores[list(rows)])
 
     def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
         """Return ``output + ((inputs V_A) core_of_row) V_B.T``."""

@@ -36,6 +36,7 @@ def tiny_bert(num_labels=3):
         intermediate_size=48,
         max_position_embeddings=20,
         num_labels=num_labels,
+        initializer_range=0.2,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
@@ -45,7 +46,13 @@ def tiny_bert(num_labels=3):
 def tiny_gpt2():
     torch.manual_seed(8)
     config = transformers.GPT2Config(
-        vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=20, n_inner=48
+        vocab_size=50,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=20,
+        n_inner=48,
+        initializer_range=0.2,
     )
     return transformers.GPT2LMHeadModel(config).eval()
 

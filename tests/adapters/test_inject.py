@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from share_dist.adapters import find_targets, inject
+from share_dist.adapters.terms import form_factors
 from share_dist.core.rebase import rebase
 from share_dist.core.subspace import project, reconstruct
 from share_dist.core.temporary import factor_of
@@ -235,20 +236,20 @@ def test_activation_switches_tasks_and_base(bert, bert_subspace):
     base = logits(bert)
     with inject(bert, bert_subspace) as injected:
         for seed in (1, 2):
-            injected.set_coefficients(f"t{seed}", random_coefficients(bert_subspace, seed=seed))
-        injected.activate("t1")
+            injected.set_coefficients(f"task-{seed}", random_coefficients(bert_subspace, seed=seed))
+        injected.activate("task-1")
         first = logits(bert)
-        injected.activate("t2")
-        assert injected.active_task == "t2"
+        injected.activate("task-2")
+        assert injected.active_task == "task-2"
         assert not torch.allclose(logits(bert), first, atol=1e-3)
-        injected.activate("t1")
+        injected.activate("task-1")
         assert torch.equal(logits(bert), first)
-        injected.drop_task("t1")
+        injected.drop_task("task-1")
         assert injected.active_task is None
         assert torch.equal(logits(bert), base)
-        with pytest.raises(UnknownTask, match="t2") as caught:
-            injected.activate("t1")
-        assert caught.value.nearest == "t2"
+        with pytest.raises(UnknownTask, match="task-2") as caught:
+            injected.activate("task-1")
+        assert caught.value.nearest == "task-2"
 
 
 def test_a_mixed_batch_computes_what_each_task_computes(model_and_shapes):
@@ -350,6 +351,14 @@ def test_eject_gives_the_model_back(bert, bert_subspace):
     assert not any(module._forward_hooks for module in bert.modules())
 
 
+def test_an_ejected_model_takes_no_task(bert, bert_subspace):
+    """After eject a task cannot be added, and the message says what to do."""
+    injected = inject(bert, bert_subspace)
+    injected.eject()
+    with pytest.raises(ConfigError, match="inject it again"):
+        injected.add_task("t")
+
+
 def test_injecting_changes_no_name(bert, bert_subspace):
     """Module names, state_dict and class of an injected model are those of the plain model."""
     names = [name for name, _ in bert.named_modules()]
@@ -396,24 +405,18 @@ def test_autocast_forms_factors_in_float32(bert, bert_subspace):
             assert torch.equal(logits(bert), base)
             train(injected, "t")
             layer = next(iter(injected._layers.values()))
-            seen = []
-            term = layer.term
-
-            from share_dist.adapters.terms import form_factors
-
-            factors = form_factors(layer.bases, term.update)
-            seen = [factors.a.dtype, factors.b.dtype]
-            assert seen == [torch.float32, torch.float32]
+            factors = form_factors(layer.bases, layer.term.update)
+            assert {factor.dtype for _, factor in factors} == {torch.float32}
             assert all(torch.isfinite(p).all() for p in injected.trainable_parameters("t"))
 
 
-def test_it_works_while_training_with_dropout_and_checkpointing(bert_subspace):
-    """In train mode with gradient checkpointing the gradients are those without it."""
+def test_gradients_are_the_same_under_checkpointing(bert_subspace):
+    """In train mode with activations recomputed the gradients are those without."""
 
     def gradients(*, checkpointing):
         model = tiny_bert().train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _recompute_activations(model)
         with inject(model, bert_subspace) as injected:
             injected.add_task("t", num_temporary=2, start=random_coefficients(bert_subspace))
             injected.activate("t")
@@ -424,6 +427,12 @@ def test_it_works_while_training_with_dropout_and_checkpointing(bert_subspace):
     assert any(gradient.any() for gradient in plain)
     for left, right in zip(plain, saved, strict=True):
         assert torch.allclose(left, right, atol=1e-6)
+
+
+def _recompute_activations(model):
+    # transformers 5.23 renamed the method, older releases know only the old name
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def test_a_new_version_rebases_held_tasks(bert, bert_subspace):
@@ -480,6 +489,23 @@ def test_a_new_version_takes_the_coordinators_coefficients(bert, bert_subspace):
         assert injected.layer_updates("t")[name].a.num_temporary == 0
         expected = logits(with_weights_changed(tiny_bert(), reconstruct(wider, merged)))
         assert torch.allclose(logits(bert), expected, atol=1e-5)
+
+
+def test_a_version_that_does_not_fit_changes_nothing(bert, bert_subspace):
+    """When a version, or coefficients given with it, do not fit, the old version stays in use."""
+    wider = _same_span_and_more(bert_subspace)
+    name = next(iter(wider.layers))
+    lacking = Subspace({name: wider.layers[name]}, version=2)
+    with inject(bert, bert_subspace) as injected:
+        injected.set_coefficients("t", random_coefficients(bert_subspace))
+        injected.activate("t")
+        expected = logits(bert)
+        with pytest.raises(BaseVersionTooOld):
+            injected.use_subspace(wider, {"t": random_coefficients(bert_subspace)})
+        with pytest.raises(ConfigError, match="no bases for layer"):
+            injected.use_subspace(lacking)
+        assert injected.subspace.version == 1
+        assert torch.equal(logits(bert), expected)
 
 
 def test_only_the_leading_factors_are_used(bert):

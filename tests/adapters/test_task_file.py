@@ -68,6 +68,10 @@ def test_missing_and_unexpected_keys_raise(task, tmp_path, damage, message):
         ({}, "no task"),
         ({"share_dist": "[]"}, "no task"),
         ({"share_dist": json.dumps({"format": "share-dist task 2"})}, "newer release"),
+        (
+            {"share_dist": json.dumps({"format": "share-dist task 1", "version": 1})},
+            "damaged description",
+        ),
     ],
 )
 def test_foreign_and_newer_files_are_told_apart(tmp_path, metadata, message):
