@@ -104,6 +104,9 @@ class InjectedModel:
             name: AdaptedLayer(name, model.get_submodule(name), layer)
             for name, layer in subspace.layers.items()
         }
+        # attached once all are made: a refused injection leaves no hook behind
+        for adapted in self._layers.values():
+            adapted.attach()
         self._was_trainable = [(weight, weight.requires_grad) for weight in model.parameters()]
         model.requires_grad_(requires_grad=False)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from share_dist.adapters.targets import is_conv1d
 from share_dist.adapters.terms import Term, form_factors
@@ -35,8 +36,12 @@ class AdaptedLayer:
         self.term: Term | None = None
         self._module = module
         self._original: nn.Parameter | None = None
+        self._handle: RemovableHandle | None = None
         self.use_subspace(subspace)
-        self._handle = module.register_forward_hook(self, with_kwargs=True)
+
+    def attach(self) -> None:
+        """Begin to add to the layer's output."""
+        self._handle = self._module.register_forward_hook(self, with_kwargs=True)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -82,4 +87,5 @@ class AdaptedLayer:
     def remove(self) -> None:
         """Leave the model as it was found."""
         self.unmerge()
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()

@@ -8,10 +8,11 @@ from torch import nn
 
 from share_dist.adapters import find_targets, inject
 from share_dist.adapters.terms import form_factors
+from share_dist.core.merge import merge
 from share_dist.core.rebase import rebase
 from share_dist.core.subspace import project, reconstruct
 from share_dist.core.temporary import factor_of
-from share_dist.core.values import Coefficients, LayerFactors, LayerShape, Subspace
+from share_dist.core.values import Coefficients, LayerFactors, LayerShape, Subspace, TaskUpdate
 from share_dist.errors import (
     BaseVersionTooOld,
     ConfigError,
@@ -372,8 +373,11 @@ def test_injecting_changes_no_name(bert, bert_subspace):
 
 def test_a_second_injection_is_refused(bert, bert_subspace):
     """A model that is injected already cannot be injected again until it is ejected."""
-    with inject(bert, bert_subspace), pytest.raises(ConfigError, match="adapted already"):
-        inject(bert, bert_subspace)
+    with inject(bert, bert_subspace, layers=[1]):
+        hooks = [len(module._forward_hooks) for module in bert.modules()]
+        with pytest.raises(ConfigError, match="adapted already"):
+            inject(bert, bert_subspace)
+        assert [len(module._forward_hooks) for module in bert.modules()] == hooks
     inject(bert, bert_subspace).eject()
 
 
@@ -489,6 +493,25 @@ def test_a_new_version_takes_the_coordinators_coefficients(bert, bert_subspace):
         assert injected.layer_updates("t")[name].a.num_temporary == 0
         expected = logits(with_weights_changed(tiny_bert(), reconstruct(wider, merged)))
         assert torch.allclose(logits(bert), expected, atol=1e-5)
+
+
+def test_the_trained_function_survives_the_merge(model_and_shapes):
+    """Train, push as an update, merge, take the version: without truncation the logits stay."""
+    model, shapes = model_and_shapes
+    subspace = Subspace.empty(shapes)
+    with inject(model, subspace) as injected:
+        tasks = {}
+        for seed, task_id in enumerate(("first", "second")):
+            injected.add_task(task_id, pseudo_rank=3, num_temporary=3, seed=seed)
+            train(injected, task_id)
+            trained = logits(model)
+            update = TaskUpdate(task_id, task_id, subspace.version, injected.layer_updates(task_id))
+            outcome = merge(subspace, tasks, [update])
+            subspace, tasks = outcome.subspace, dict(outcome.tasks)
+            said = {name: task.served(subspace) for name, task in tasks.items()}
+            injected.use_subspace(subspace, said)
+            assert torch.allclose(logits(model), trained, atol=1e-4)
+        assert injected.subspace.version == 2
 
 
 def test_a_version_that_does_not_fit_changes_nothing(bert, bert_subspace):
