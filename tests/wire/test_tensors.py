@@ -1,6 +1,7 @@
 """Named tensors to safetensors bytes and back."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_the_size_is_header_and_entries():
 
 def test_only_floating_point_is_written():
     """A tensor of another dtype is refused by its name."""
-    with pytest.raises(MalformedMessage, match="'ids' has dtype torch.int64") as caught:
+    with pytest.raises(MalformedMessage, match=r"'ids' has dtype torch\.int64") as caught:
         tensors_to_bytes({"ids": torch.arange(3)})
     assert caught.value.field == "ids"
 
@@ -143,7 +144,5 @@ def damaged(draw: Any) -> bytes:
 @settings(deadline=None, max_examples=500)
 def test_damaged_files_raise_wire_errors_only(data):
     """Whatever arrives is either tensors or a WireError."""
-    try:
+    with suppress(WireError):
         tensors_from_bytes(data)
-    except WireError as error:
-        assert error.message
