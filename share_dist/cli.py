@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from share_dist.commands import client, console, kit
+from share_dist.commands import client, console, kit, quickstart
 
 COMMAND_GROUP = "share_dist.commands"
 """Entry points of this group, ``name = "module:typer_app"``, become groups of commands."""
@@ -40,6 +40,7 @@ def _root(
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart.quickstart,
     "status": client.status,
     "tasks": client.tasks,
     "pull": client.pull,
