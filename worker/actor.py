@@ -1,0 +1,102 @@
+"""The actor: a thin shell over the loop, so that Ray can place it, restart it and listen to it."""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from worker.loop import LoopOptions, Stopped, TaskLoop
+from worker.progress import WorkerEvent
+from worker.stream import read_stream
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """
+    What one actor works on.
+
+    Args:
+        stream_path: The stream file, as the actor's machine sees it.
+        address: ``host:port`` of the coordinator.
+        workdir: Folder of all workers; the actor's own lies inside, under its worker id.
+        options: How its loop behaves.
+        num_threads: Cores that the actor owns.
+    """
+
+    stream_path: str
+    address: str
+    workdir: str
+    options: LoopOptions
+    num_threads: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended, and what ``results.json`` holds then."""
+
+    state: Literal["finished", "stopped"]
+    results: dict[str, Any]
+
+
+class WorkerActor:
+    """
+    One frozen model, one stream, one loop.
+
+    ``run`` blocks for as long as the stream lasts; ``drain`` and ``stop`` are
+    called from other threads meanwhile.
+
+    Args:
+        config: What it works on.
+        is_restarted: Whether an earlier actor with this config was lost: then
+            its checkpoints are gone on from.
+    """
+
+    def __init__(self, config: WorkerConfig, *, is_restarted: bool = False) -> None:
+        from share_dist.client import ShareClient
+        from worker.backbone import load_backbone
+
+        torch.set_num_threads(config.num_threads)
+        self._events: deque[dict[str, Any]] = deque()
+        self._begun = time.monotonic()
+        self._stop = threading.Event()
+        stream = read_stream(config.stream_path)
+        self._worker_id = stream.worker_id
+        options = config.options
+        self._client = ShareClient(config.address, worker_id=stream.worker_id)
+        self._loop = TaskLoop(
+            stream,
+            load_backbone(stream),
+            self._client,
+            Path(config.workdir) / stream.worker_id,
+            replace(options, resume=options.resume or is_restarted),
+            self._emit,
+            self._stop.is_set,
+        )
+
+    def run(self) -> Outcome:
+        """Learn the stream."""
+        try:
+            return Outcome("finished", self._loop.run().to_dict())
+        except Stopped:
+            return Outcome("stopped", self._loop.results.to_dict())
+
+    def rescore(self) -> Outcome:
+        """Score all own tasks under the newest version."""
+        return Outcome("finished", self._loop.rescore().to_dict())
+
+    def stop(self) -> None:
+        """Let ``run`` end at its next step; checkpoints stay."""
+        self._stop.set()
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Events since the last call, oldest first."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def _emit(self, event: WorkerEvent, **fields: Any) -> None:
+        seconds = round(time.monotonic() - self._begun, 3)
+        common = {"event": event.value, "worker_id": self._worker_id, "seconds": seconds}
+        self._events.append({**common, **fields})

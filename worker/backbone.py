@@ -1,0 +1,129 @@
+"""The backbone: a worker's one copy of the frozen model, and batches through it."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from share_dist.adapters import find_targets, model_digest
+from share_dist.commands.kit import require_kit
+from share_dist.core.values import Fingerprint, LayerShape, Metric
+from share_dist.errors import StreamError
+from worker.modality import Batch, Modality, load_modality
+from worker.stream import ModelSettings, TaskStream
+
+KIT_PREFIX = "kit:"
+
+SCORING_BATCH = 64
+"""Rows per batch where no gradient is needed."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """
+    A model whose weights nobody changes.
+
+    Args:
+        model: The frozen model, without a head.
+        modality: How inputs become its batches.
+        shapes: The layers that are adapted.
+        device: Where it lies.
+    """
+
+    model: nn.Module
+    modality: Modality
+    shapes: dict[str, LayerShape]
+    device: torch.device
+
+    def fingerprint(self, metric: Metric = "delta") -> Fingerprint:
+        """What must agree with other workers."""
+        return Fingerprint(model_digest(self.model), self.shapes, metric)
+
+    def pooled(self, encoded: Sequence[Tensor]) -> Tensor:
+        """Run one batch: ``(rows, features)``, with gradients where there are any."""
+        batch: Batch = {
+            name: tensor.to(self.device) for name, tensor in self.modality.collate(encoded).items()
+        }
+        return self.modality.pool(self.model(**batch), batch).float()
+
+    @torch.no_grad()
+    def features(self, encoded: Sequence[Tensor]) -> Tensor:
+        """One vector per row, in the order given, as the model computes without dropout."""
+        was_training = self.model.training
+        self.model.eval()
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+        pieces = [
+            self.pooled([encoded[index] for index in order[start : start + SCORING_BATCH]])
+            for start in range(0, len(order), SCORING_BATCH)
+        ]
+        self.model.train(was_training)
+        sorted_features = torch.cat(pieces)
+        features = torch.empty_like(sorted_features)
+        features[order] = sorted_features
+        return features
+
+
+def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Backbone:
+    """
+    Load a stream's frozen model.
+
+    Raises:
+        StreamError: There is no such model.
+        ConfigError: A target matches no layer of it.
+    """
+    import transformers
+
+    location = _location(stream.model, stream.folder)
+    try:
+        model: Any = transformers.AutoModel.from_pretrained(location).float()
+        modality = load_modality(stream.task_type, location, stream.training.max_tokens)
+    except (OSError, ValueError) as error:
+        raise StreamError(
+            f"{stream.path}: model {location!r} cannot be loaded: {error}", path=str(stream.path)
+        ) from error
+    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(chosen).eval().requires_grad_(requires_grad=False)
+    shapes = find_targets(model, stream.model.targets, stream.model.layers)
+    return Backbone(model, modality, shapes, chosen)
+
+
+def _location(model: ModelSettings, folder: Path) -> str:
+    if model.name:
+        return model.name
+    if model.path.startswith(KIT_PREFIX):
+        return str(require_kit() / model.path.removeprefix(KIT_PREFIX))
+    path = folder / Path(model.path).expanduser()
+    if not path.is_dir():
+        raise StreamError(f"there is no model folder {path}: correct [model] path", path=str(path))
+    return str(path)
+
+
+def grouped_batches(
+    lengths: Sequence[int], batch_size: int, order: random.Random, window: int = 8
+) -> Iterator[list[int]]:
+    """
+    Shuffle rows into batches of like lengths, so that little is padding.
+
+    Rows are shuffled, sorted by length within windows of ``window`` batches,
+    and the batches shuffled: every row once.
+
+    Args:
+        lengths: One per row.
+        batch_size: Rows per batch; the last of a window may be smaller.
+        order: Decides the order.
+        window: Batches that are sorted together; 1 is plain shuffling.
+    """
+    rows = list(range(len(lengths)))
+    order.shuffle(rows)
+    by_length: Callable[[int], int] = lengths.__getitem__
+    span = batch_size * window
+    windows = [sorted(rows[at : at + span], key=by_length) for at in range(0, len(rows), span)]
+    batches = [
+        each[at : at + batch_size] for each in windows for at in range(0, len(each), batch_size)
+    ]
+    order.shuffle(batches)
+    yield from batches

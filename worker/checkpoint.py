@@ -1,0 +1,182 @@
+"""
+Checkpoints: what a worker that was killed needs to go on, one folder per task.
+
+```
+tasks/movies/epoch.safetensors    after each epoch: parameters, optimiser, best so far
+tasks/movies/update.safetensors   learnt: what will be pushed ...
+tasks/movies/update.json          ... under this update_id; written last, makes the former count
+tasks/movies/receipt.json         pushed: never trained or pushed again
+```
+
+Each file appears whole or not at all. Killed between ``update.json`` and
+``receipt.json``, the worker pushes again with the same ``update_id``, which the
+coordinator knows: it is one push. Every file carries the digest of what the
+task is learnt from and how, so that a changed stream file is noticed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from torch import Tensor
+
+from share_dist.adapters.files import read_tensors, write_bytes, write_tensors
+from share_dist.core.values import TaskUpdate
+from share_dist.errors import StreamError
+from share_dist.wire.codec import update_from_record, update_to_record
+from worker.stream import Task, TaskStream
+from worker.trainer import EpochState
+
+_GROUPS = ("tensors", "optimizer", "best_tensors")
+
+
+def lesson_digest(stream: TaskStream, task: Task) -> str:
+    """Name what a task is learnt from and how."""
+    parts = [each.model_dump(mode="json") for each in (stream.model, stream.training, task)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class TaskCheckpoint:
+    """
+    The checkpoint of one task.
+
+    Args:
+        workdir: The worker's own folder.
+        task_id: Which task.
+        digest: Of the present lesson; see :func:`lesson_digest`.
+    """
+
+    def __init__(self, workdir: Path, task_id: str, digest: str) -> None:
+        self._folder = workdir / "tasks" / quote(task_id, safe="")
+        self._task_id = task_id
+        self._digest = digest
+
+    @property
+    def _epoch(self) -> Path:
+        return self._folder / "epoch.safetensors"
+
+    @property
+    def _payload(self) -> Path:
+        return self._folder / "update.safetensors"
+
+    @property
+    def _update(self) -> Path:
+        return self._folder / "update.json"
+
+    @property
+    def _receipt(self) -> Path:
+        return self._folder / "receipt.json"
+
+    def save_epoch(self, state: EpochState, base_version: int) -> None:
+        """Keep the state after an epoch, in place of an earlier one."""
+        groups = (state.tensors, state.optimizer, state.best_tensors)
+        tensors = {
+            f"{group}/{name}": tensor
+            for group, members in zip(_GROUPS, groups, strict=True)
+            for name, tensor in members.items()
+        }
+        description = {
+            "digest": self._digest,
+            "base_version": base_version,
+            "epochs_done": state.epochs_done,
+            "best_epoch": state.best_epoch,
+            "best_score": state.best_score,
+        }
+        write_tensors(self._epoch, tensors, {"epoch": json.dumps(description)})
+
+    def load_epoch(self) -> tuple[EpochState, int] | None:
+        """
+        The state after the last finished epoch and its base version, if there is one.
+
+        Raises:
+            StreamError: It belongs to another lesson.
+            AdapterFormatError: The file is damaged.
+        """
+        if not self._epoch.is_file():
+            return None
+        tensors, metadata = read_tensors(self._epoch)
+        description = json.loads(metadata["epoch"])
+        self._require_same_lesson(description)
+        groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+        state = EpochState(
+            epochs_done=description["epochs_done"],
+            best_epoch=description["best_epoch"],
+            best_score=description["best_score"],
+            **groups,
+        )
+        return state, description["base_version"]
+
+    def save_update(self, update: TaskUpdate) -> None:
+        """Keep a finished update under its id, until it is pushed."""
+        metadata, payload = update_to_record(update)
+        write_bytes(self._payload, payload)
+        self._write_json(
+            self._update,
+            {"update": metadata, "sha256": hashlib.sha256(payload).hexdigest()},
+        )
+        self._epoch.unlink(missing_ok=True)
+
+    def load_update(self) -> TaskUpdate | None:
+        """
+        The finished update, if there is one.
+
+        Raises:
+            StreamError: It belongs to another lesson, or the file is damaged.
+        """
+        description = self._read_json(self._update)
+        if description is None:
+            return None
+        payload = self._payload.read_bytes()
+        if hashlib.sha256(payload).hexdigest() != description["sha256"]:
+            raise StreamError(
+                f"{self._payload} is not what was written: delete {self._folder} to learn "
+                f"task {self._task_id!r} again",
+                path=str(self._payload),
+                task_id=self._task_id,
+            )
+        return update_from_record(description["update"], payload)
+
+    def discard(self) -> None:
+        """Forget a task that must be learnt again."""
+        for path in (self._receipt, self._update, self._payload, self._epoch):
+            path.unlink(missing_ok=True)
+
+    def save_pushed(self, update_id: str) -> None:
+        """Note that the coordinator has the update."""
+        self._write_json(self._receipt, {"update_id": update_id})
+
+    def pushed_update_id(self) -> str | None:
+        """
+        The id under which the coordinator has the update, if it has.
+
+        Raises:
+            StreamError: It belongs to another lesson.
+        """
+        description = self._read_json(self._receipt)
+        return None if description is None else str(description["update_id"])
+
+    def _write_json(self, path: Path, fields: Mapping[str, Any]) -> None:
+        text = json.dumps({"digest": self._digest, **fields}, indent=2)
+        write_bytes(path, text.encode())
+
+    def _read_json(self, path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self._require_same_lesson(description)
+        return description
+
+    def _require_same_lesson(self, description: Mapping[str, Any]) -> None:
+        if description["digest"] != self._digest:
+            raise StreamError(
+                f"{self._folder} holds task {self._task_id!r} as another stream file described it: "
+                "restore that file, or use another --workdir",
+                path=str(self._folder),
+                task_id=self._task_id,
+            )

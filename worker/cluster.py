@@ -1,0 +1,147 @@
+"""The cluster: start local Ray or connect to one that runs, and place one actor per stream."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from share_dist.errors import ConfigError
+from worker.actor import WorkerActor, WorkerConfig
+
+LOCAL_OBJECT_STORE_BYTES = 100_000_000
+"""Results and events are all that passes through it."""
+
+_CALLS_AT_ONCE = 4
+_RESTARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """
+    What one actor is given.
+
+    Args:
+        num_cpus: Its share of the processors, as Ray counts it.
+        num_gpus: Its share of the accelerators.
+        num_threads: Threads of torch.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    num_threads: int
+
+
+def plan_places(resources: Mapping[str, float], num_actors: int, num_at_once: int) -> Place:
+    """
+    Share a cluster out evenly.
+
+    One accelerator per actor where there are enough; several actors share one
+    where there are fewer accelerators than actors. Threads are those of the
+    processors that the actors that work at once have to themselves.
+
+    Args:
+        resources: What the cluster has, as Ray says it.
+        num_actors: Actors that are placed.
+        num_at_once: How many of them train at the same time.
+
+    Examples:
+        >>> plan_places({"CPU": 2.0}, num_actors=2, num_at_once=2)
+        Place(num_cpus=1.0, num_gpus=0.0, num_threads=1)
+        >>> plan_places({"CPU": 16.0, "GPU": 1.0}, num_actors=2, num_at_once=2)
+        Place(num_cpus=8.0, num_gpus=0.5, num_threads=8)
+    """
+    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+    # Ray takes fractions below one and whole numbers above
+    share = cpus / num_actors
+    return Place(
+        num_cpus=float(int(share)) if share >= 1 else share,
+        num_gpus=min(1.0, gpus / num_actors),
+        num_threads=max(1, int(cpus / num_at_once)),
+    )
+
+
+@contextmanager
+def ray_cluster(
+    address: str | None = None, num_cpus: int | None = None
+) -> Iterator[Mapping[str, float]]:
+    """
+    Connect to a Ray cluster for a while.
+
+    ``RAY_AUTH_MODE`` is always set: Ray's own default differs between a local
+    cluster, a head and a worker. A local cluster is closed to other users by a
+    token of its own, which lives in the environment and is written nowhere.
+
+    Args:
+        address: Of a cluster that runs; None starts a local one, which ends with the context.
+        num_cpus: Processors of a local one; None for all.
+
+    Returns:
+        What the cluster has.
+
+    Raises:
+        ConfigError: There is no cluster at the address.
+    """
+    import ray
+
+    _set_environment(address)
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address or 'this machine'}: {error}", key="ray_address"
+        ) from error
+    try:
+        yield ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it so
+    finally:
+        ray.shutdown()
+
+
+def _set_environment(address: str | None) -> None:
+    if address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def place_actor(config: WorkerConfig, place: Place) -> Any:
+    """
+    Put one worker into the cluster.
+
+    Ray starts it again when its process or its machine is lost, and calls
+    ``run`` again: it goes on from its checkpoints.
+    """
+    import ray
+
+    remote = ray.remote(_RayActor).options(
+        num_cpus=place.num_cpus,
+        num_gpus=place.num_gpus,
+        max_concurrency=_CALLS_AT_ONCE,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
+        scheduling_strategy="SPREAD",
+    )
+    return remote.remote(config)
+
+
+class _RayActor(WorkerActor):
+    def __init__(self, config: WorkerConfig) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        super().__init__(config, is_restarted=context.was_current_actor_reconstructed)

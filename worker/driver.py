@@ -1,0 +1,156 @@
+"""The driver: actors for all streams, their events on the screen, a clean end on Ctrl-C."""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from share_dist.errors import ConfigError, ShareError, WorkerError
+from worker.actor import Outcome, WorkerConfig
+from worker.cluster import place_actor, plan_places, ray_cluster
+from worker.display import ProgressDisplay
+from worker.loop import LoopOptions
+from worker.stream import read_stream
+
+POLL_SECONDS = 0.5
+STOP_SECONDS = 60.0
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """
+    What ``worker run`` was asked for.
+
+    Args:
+        streams: Stream files.
+        address: Of the coordinator.
+        workdir: Folder of all workers.
+        num_at_once: Streams that are learnt at the same time.
+        ray_address: Of a cluster that runs, or None.
+        options: How loops behave.
+    """
+
+    streams: tuple[Path, ...]
+    address: str
+    workdir: Path
+    num_at_once: int
+    ray_address: str | None
+    options: LoopOptions
+
+
+@dataclass
+class Driver:
+    """
+    Runs actors to the end of their streams, then lets each score its tasks under the last version.
+
+    Args:
+        request: What to run.
+        as_json: Print events as JSON lines instead of a live table.
+    """
+
+    request: RunRequest
+    as_json: bool = False
+    _actors: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> int:
+        """
+        Run everything.
+
+        Returns:
+            The exit code: 0, or 130 after Ctrl-C.
+
+        Raises:
+            ShareError: What ended a worker; the others are stopped first.
+        """
+        worker_ids = self._worker_ids()
+        with (
+            ray_cluster(self.request.ray_address) as resources,
+            ProgressDisplay(worker_ids, as_json=self.as_json) as display,
+        ):
+            place = plan_places(resources, len(worker_ids), self.request.num_at_once)
+            for worker_id, stream in zip(worker_ids, self.request.streams, strict=True):
+                config = WorkerConfig(
+                    str(stream.resolve()),
+                    self.request.address,
+                    str(self.request.workdir.resolve()),
+                    self.request.options,
+                    place.num_threads,
+                )
+                self._actors[worker_id] = place_actor(config, place)
+            try:
+                self._call_all("run", self.request.num_at_once, display)
+                self._call_all("rescore", self.request.num_at_once, display)
+            except KeyboardInterrupt:
+                self._stop(display)
+                return INTERRUPTED
+        return 0
+
+    def _worker_ids(self) -> list[str]:
+        ids = [read_stream(path).worker_id for path in self.request.streams]
+        repeated = sorted({each for each in ids if ids.count(each) > 1})
+        if repeated:
+            raise ConfigError(
+                f"{ids.count(repeated[0])} streams are of worker {repeated[0]!r}: "
+                "give each file its own worker_id",
+                key="worker_id",
+            )
+        return ids
+
+    def _call_all(self, method: str, num_at_once: int, display: ProgressDisplay) -> None:
+        """Call a method of every actor, so many at once, and show events until all are done."""
+        import ray
+
+        waiting = deque(self._actors)
+        running: dict[Any, str] = {}
+        while waiting or running:
+            while waiting and len(running) < num_at_once:
+                worker_id = waiting.popleft()
+                running[getattr(self._actors[worker_id], method).remote()] = worker_id
+            done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            self._show(display, running.values())
+            for reference in done:
+                _result(reference)
+                del running[reference]
+
+    def _show(self, display: ProgressDisplay, worker_ids: Iterable[str]) -> None:
+        import ray
+
+        calls = [self._actors[worker_id].drain.remote() for worker_id in worker_ids]
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=POLL_SECONDS)
+        for call in ready:
+            # an actor that is being started anew or has failed: its run will say so
+            with contextlib.suppress(ray.exceptions.RayError):
+                display.show(ray.get(call))
+
+    def _stop(self, display: ProgressDisplay) -> None:
+        import ray
+
+        for actor in self._actors.values():
+            actor.stop.remote()
+        calls = [actor.drain.remote() for actor in self._actors.values()]
+        ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
+        display.say("stopped; --resume goes on")
+
+
+def _result(reference: Any) -> Outcome:
+    """What an actor's call returned; its own error, not Ray's wrapping of it."""
+    import ray
+
+    try:
+        outcome: Outcome = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ShareError):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayActorError as error:
+        cause = getattr(error, "cause", None)
+        raise (
+            cause
+            if isinstance(cause, ShareError)
+            else WorkerError(f"a worker was lost, also after it was started anew: {error}")
+        ) from error
+    return outcome

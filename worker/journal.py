@@ -1,0 +1,112 @@
+"""The journal: what a worker notes of its tasks, on disk after every entry, and tells as events."""
+
+import time
+from pathlib import Path
+
+from share_dist.core.metrics import update_bytes
+from share_dist.core.values import TaskUpdate
+from share_dist.errors import StreamError
+from share_dist.wire.records import TaskSummary
+from worker.evaluate import Scores
+from worker.progress import Emit
+from worker.results import TaskResult, WorkerResults
+from worker.stream import TaskStream
+
+
+class Journal:
+    """
+    The results of one worker.
+
+    Args:
+        stream: Whose results.
+        workdir: Where ``results.json`` lies.
+        emit: Told of what happens.
+        resume: Whether earlier results in the folder are gone on from.
+
+    Raises:
+        StreamError: There are earlier results, and ``resume`` is not set.
+    """
+
+    def __init__(self, stream: TaskStream, workdir: Path, emit: Emit, *, resume: bool) -> None:
+        self.emit = emit
+        self._workdir = workdir
+        earlier = WorkerResults.load(workdir)
+        if earlier is not None and not resume:
+            raise StreamError(
+                f"{workdir} holds {len(earlier.tasks)} tasks of an earlier run: "
+                "go on with --resume, or use another --workdir",
+                path=str(workdir),
+            )
+        self.results = earlier or WorkerResults(
+            worker_id=stream.worker_id,
+            model=stream.model.model_dump(mode="json"),
+            training=stream.training.model_dump(mode="json"),
+        )
+
+    @property
+    def learnt_ids(self) -> set[str]:
+        """Tasks whose training has ended."""
+        return {each.task_id for each in self.results.tasks if each.learnt is not None}
+
+    def of(self, task_id: str) -> TaskResult:
+        """What is noted of a task that was begun."""
+        result = self.results.task(task_id)
+        assert result is not None
+        return result
+
+    def put(self, result: TaskResult) -> None:
+        """Note a task's result, in place of an earlier one."""
+        self.results = self.results.with_task(result)
+        self.results.save(self._workdir)
+
+    def amend(self, task_id: str, **fields: object) -> None:
+        """Note more of a task."""
+        self.put(self.of(task_id).model_copy(update=fields))
+
+    def note_learnt(
+        self, update: TaskUpdate, scores: Scores, best_epoch: int, seconds: dict[str, float]
+    ) -> None:
+        """Training of a task has ended with this update."""
+        size = update_bytes(update)
+        self.amend(
+            update.task_id,
+            learnt=scores.accuracy,
+            learnt_macro_f1=scores.macro_f1,
+            update_id=update.update_id,
+            base_version=update.base_version,
+            best_epoch=best_epoch,
+            adapter_bytes=size.adapter,
+            head_bytes=size.head,
+            seconds=seconds,
+        )
+
+    def note_merged(self, summary: TaskSummary) -> None:
+        """What the coordinator says of a task that it has merged."""
+        self.amend(
+            summary.task_id,
+            state=summary.state.value,
+            merged_version=summary.merged_version,
+            lag=summary.lag,
+            angle=summary.angle,
+            truncation=summary.truncation,
+            drift=summary.cumulative_drift,
+        )
+
+    def note_scored(self, task_id: str, version: int, num_learnt: int, scores: Scores) -> None:
+        """A task's score under a version, when so many tasks of the worker were learnt."""
+        result = self.of(task_id)
+        self.put(result.scored(version, num_learnt, scores.accuracy, scores.macro_f1))
+
+
+class Laps:
+    """Seconds between the steps of one task."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """Name what was done since the last lap."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now

@@ -1,0 +1,101 @@
+"""
+Tasks from the data of ``share-dist kit fetch``, as entry points for stream files.
+
+Sentiment (``movies``, ``tweets``, ``amazon``, ``nyt``): sentences rated by people
+from -4 to 4; those with an absolute rating of at least 0.5 are kept, and the sign is
+the class. ``author``: which candidate of 2016 wrote a tweet. Topics
+(``newsgroups``, ``reuters_r8``): official splits.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from share_dist.commands.kit import require_kit
+from share_dist.errors import StreamError
+from worker.rows import Labelled, RawTask
+
+CLEAR_RATING = 0.5
+"""Ratings nearer to zero than this say neither yes nor no."""
+
+NEWSGROUPS = ("comp", "rec", "sci", "talk")
+
+
+def movies() -> RawTask:
+    """Sentences from film reviews: negative or positive."""
+    return _rated("movies")
+
+
+def tweets() -> RawTask:
+    """Tweets: negative or positive."""
+    return _rated("tweets")
+
+
+def amazon() -> RawTask:
+    """Sentences from product reviews: negative or positive."""
+    return _rated("amazon")
+
+
+def nyt() -> RawTask:
+    """Sentences from newspaper editorials: negative or positive."""
+    return _rated("nyt")
+
+
+def author() -> RawTask:
+    """Tweets of the 2016 election: Clinton's or Trump's. Tweets of others, passed on, are left out."""
+    return RawTask(
+        [
+            (row["Content"], row["Author"])
+            for row in _table("election-tweets-2016")
+            if row["Is retweet"] == "False"
+        ]
+    )
+
+
+def newsgroups(group: str) -> RawTask:
+    """Posts to the newsgroups of one group (``comp``, ``rec``, ``sci``, ``talk``): which newsgroup."""
+    if group not in NEWSGROUPS:
+        raise StreamError(
+            f"newsgroups has no group {group!r}: choose one of {', '.join(NEWSGROUPS)}"
+        )
+
+    def part(name: str) -> list[Labelled]:
+        return [
+            (row["Text"], row["Category"])
+            for row in _table(f"20newsgroups-{name}")
+            if row["Category"].startswith(f"{group}.")
+        ]
+
+    return RawTask(part("train"), part("test"))
+
+
+def reuters_r8() -> RawTask:
+    """Newswire articles: which of the eight most frequent topics."""
+
+    def part(name: str) -> list[Labelled]:
+        return [(row["Text"], row["Category"]) for row in _table(f"reuters-r8-{name}")]
+
+    return RawTask(part("train"), part("test"))
+
+
+def _rated(name: str) -> RawTask:
+    rows: list[Labelled] = []
+    path = require_kit() / "sentiment" / f"{name}.txt"
+    for line in path.read_text(encoding="latin-1").splitlines():
+        _, rating, text = line.split("\t", 2)
+        if abs(float(rating)) >= CLEAR_RATING:
+            rows.append((text, int(float(rating) > 0)))
+    return RawTask(rows, label_names=("negative", "positive"))
+
+
+def _table(name: str) -> Iterator[dict[str, str]]:
+    """Rows of a table whose second and third lines describe its columns."""
+    path: Path = require_kit() / "topics" / f"{name}.tab"
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, delimiter="\t")
+        names = next(reader)
+        next(reader)
+        next(reader)
+        for cells in reader:
+            if len(cells) == len(names):
+                yield dict(zip(names, cells, strict=True))

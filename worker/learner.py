@@ -1,0 +1,233 @@
+"""The learner: from the description of one task to the update that says what was learnt."""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from share_dist.adapters import InjectedModel
+from share_dist.core.metrics import lora_bytes
+from share_dist.core.values import TaskUpdate
+from worker.backbone import Backbone
+from worker.baselines import LORA_RANK, lora_baseline
+from worker.checkpoint import TaskCheckpoint
+from worker.evaluate import Scores, evaluate
+from worker.journal import Journal, Laps
+from worker.objective import Classification, pack_head
+from worker.prepared import PreparedTask, frozen_baseline, prepare
+from worker.progress import WorkerEvent
+from worker.results import TaskResult
+from worker.rows import DrawnRows
+from worker.stream import Task, TaskStream
+from worker.trainer import EpochState, Hooks, Lesson, StepReport, train, trainee_of
+
+PROGRESS_EVERY = 5
+"""Steps between two progress events."""
+
+
+@dataclass
+class Learner:
+    """
+    Learns tasks of one stream on one frozen model.
+
+    Args:
+        stream: Whose tasks.
+        backbone: The frozen model.
+        journal: Where results are noted.
+        load: Brings the rows of a task.
+        before_step: Called at every step; raises to stop training there.
+        compare: Also train each task's own LoRA.
+    """
+
+    stream: TaskStream
+    backbone: Backbone
+    journal: Journal
+    load: Callable[[Task, Path], DrawnRows]
+    before_step: Callable[[], None]
+    compare: bool = False
+    _prepared: dict[str, PreparedTask] = field(default_factory=dict)
+
+    def prepare(self, task: Task) -> PreparedTask:
+        """A task's rows, encoded once."""
+        if task.id not in self._prepared:
+            rows = self.load(task, self.stream.folder)
+            self._prepared[task.id] = prepare(task, rows, self.backbone, self.stream.training)
+        return self._prepared[task.id]
+
+    def learn(
+        self,
+        task: Task,
+        injected: InjectedModel,
+        checkpoint: TaskCheckpoint,
+        begin: Callable[[], EpochState | None],
+    ) -> TaskUpdate:
+        """
+        Learn a task, and keep its update in the checkpoint.
+
+        Args:
+            task: Which.
+            injected: The backbone with the subspace in it.
+            checkpoint: Where each epoch is kept.
+            begin: Puts the version that the task is learnt in into ``injected``, and
+                tells where training goes on. Called as late as can be, so that
+                the version is the newest.
+        """
+        laps = Laps()
+        prepared = self.prepare(task)
+        laps.end("load")
+        head = self._baselines(prepared, injected)
+        laps.end("baselines")
+        resume = begin()
+        self._hold(task, injected)
+        self._tell_started(prepared, injected, resume)
+        state = self._train(prepared, injected, head, checkpoint, resume)
+        laps.end("train")
+        scores = evaluate(self.backbone, head, prepared.test)
+        laps.end("score")
+        update = self._make_update(prepared, injected, head, scores)
+        self.journal.note_learnt(update, scores, state.best_epoch, laps.seconds)
+        checkpoint.save_update(update)
+        self.journal.emit(
+            WorkerEvent.TASK_LEARNT,
+            task_id=task.id,
+            accuracy=scores.accuracy,
+            best_epoch=state.best_epoch,
+        )
+        return update
+
+    def _baselines(self, prepared: PreparedTask, injected: InjectedModel) -> nn.Linear:
+        """Score what the task is measured against; the head that learning starts from."""
+        injected.activate(None)
+        frozen = frozen_baseline(prepared, self.backbone)
+        self.journal.emit(
+            WorkerEvent.BASELINE_SCORED,
+            task_id=prepared.task.id,
+            majority=prepared.majority,
+            frozen=frozen.scores.accuracy,
+        )
+        self.journal.put(self._first_result(prepared, frozen.scores))
+        if self.compare:
+            self._compare(prepared, frozen.start.head)
+        return frozen.start.head
+
+    def _compare(self, prepared: PreparedTask, start: nn.Linear) -> None:
+        hooks = Hooks(on_step=lambda _: self.before_step())
+        lora = lora_baseline(self._lesson(prepared), start, prepared.test, self.stream.model, hooks)
+        self.journal.amend(
+            prepared.task.id, lora=lora.accuracy, lora_learning_rate=lora.learning_rate
+        )
+        self.journal.emit(
+            WorkerEvent.LORA_SCORED,
+            task_id=prepared.task.id,
+            accuracy=lora.accuracy,
+            learning_rate=lora.learning_rate,
+        )
+
+    def _hold(self, task: Task, injected: InjectedModel) -> None:
+        training = self.stream.training
+        is_empty = injected.subspace.num_factors == 0
+        injected.add_task(
+            task.id,
+            pseudo_rank=training.pseudo_rank,
+            num_temporary=training.num_temporary_first if is_empty else training.num_temporary,
+            seed=training.seed,
+        )
+        injected.activate(task.id)
+
+    def _train(
+        self,
+        prepared: PreparedTask,
+        injected: InjectedModel,
+        head: nn.Linear,
+        checkpoint: TaskCheckpoint,
+        resume: EpochState | None,
+    ) -> EpochState:
+        base_version = injected.subspace.version
+        hooks = Hooks(
+            on_step=self._stepper(),
+            on_epoch=lambda state: checkpoint.save_epoch(state, base_version),
+        )
+        trainee = trainee_of(injected, prepared.task.id, self.stream.training)
+        return train(self._lesson(prepared), trainee, head, resume=resume, hooks=hooks)
+
+    def _lesson(self, prepared: PreparedTask) -> Lesson:
+        return Lesson(
+            prepared.task.id,
+            self.backbone,
+            Classification(),
+            prepared.fit,
+            prepared.validation,
+            self.stream.training,
+            self.stream.training.seed,
+        )
+
+    def _make_update(
+        self,
+        prepared: PreparedTask,
+        injected: InjectedModel,
+        head: nn.Linear,
+        scores: Scores,
+    ) -> TaskUpdate:
+        task = prepared.task
+        shared_names = prepared.label_names if self.stream.training.share_label_names else ()
+        return TaskUpdate(
+            update_id=uuid.uuid4().hex,
+            task_id=task.id,
+            base_version=injected.subspace.version,
+            layers=injected.layer_updates(task.id),
+            head=pack_head(head, task.type, shared_names),
+            num_samples=prepared.num_train,
+            scores=scores.to_dict(),
+        )
+
+    def _tell_started(
+        self, prepared: PreparedTask, injected: InjectedModel, resume: EpochState | None
+    ) -> None:
+        self.journal.emit(
+            WorkerEvent.TASK_STARTED,
+            task_id=prepared.task.id,
+            base_version=injected.subspace.version,
+            num_train=prepared.num_train,
+            num_test=len(prepared.test),
+            resumed_epochs=resume.epochs_done if resume else 0,
+        )
+
+    def _stepper(self) -> Callable[[StepReport], None]:
+        begun = time.monotonic()
+        first: list[int] = []
+
+        def on_step(report: StepReport) -> None:
+            self.before_step()
+            first.append(report.step)
+            if report.step % PROGRESS_EVERY and report.step != report.num_steps:
+                return
+            seconds_per_step = (time.monotonic() - begun) / (report.step - first[0] + 1)
+            self.journal.emit(
+                WorkerEvent.TASK_PROGRESSED,
+                task_id=report.task_id,
+                step=report.step,
+                num_steps=report.num_steps,
+                loss=report.loss,
+                eta_seconds=seconds_per_step * (report.num_steps - report.step),
+            )
+
+        return on_step
+
+    def _first_result(self, prepared: PreparedTask, frozen: Scores) -> TaskResult:
+        return TaskResult(
+            task_id=prepared.task.id,
+            task_type=prepared.task.type,
+            num_labels=prepared.num_labels,
+            num_train=prepared.num_train,
+            num_test=len(prepared.test),
+            num_duplicates=prepared.num_duplicates,
+            row_seed=prepared.task.seed,
+            training_seed=self.stream.training.seed,
+            majority=prepared.majority,
+            frozen=frozen.accuracy,
+            frozen_macro_f1=frozen.macro_f1,
+            lora_bytes=lora_bytes(self.backbone.shapes, LORA_RANK),
+        )

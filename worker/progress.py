@@ -1,0 +1,42 @@
+"""The catalogue of events that a worker emits while it works."""
+
+import enum
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+
+class WorkerEvent(str, enum.Enum):
+    """What happened; every event also carries ``worker_id`` and ``seconds`` since the start."""
+
+    STARTED = "worker_started"
+    """``num_tasks``, ``version``, ``device``, ``num_threads``."""
+    TASK_STARTED = "task_started"
+    """``task_id``, ``index``, ``base_version``, ``num_train``, ``num_test``, ``resumed_epochs``."""
+    BASELINE_SCORED = "baseline_scored"
+    """``task_id``, ``majority``, ``frozen``."""
+    TASK_PROGRESSED = "task_progressed"
+    """``task_id``, ``step``, ``num_steps``, ``loss``, ``eta_seconds``."""
+    TASK_LEARNT = "task_learnt"
+    """``task_id``, ``accuracy``, ``best_epoch``."""
+    UPDATE_PUSHED = "update_pushed"
+    """``task_id``, ``update_id``, ``base_version``, ``update_bytes``, ``state``."""
+    VERSION_FOLLOWED = "version_followed"
+    """``version``, ``task_ids`` (own tasks in it)."""
+    TASK_RESCORED = "task_rescored"
+    """``task_id``, ``version``, ``accuracy``, ``lag``, ``drift``."""
+    LEASE_RENEWED = "lease_renewed"
+    """The lease had ended and was taken anew: ``lease_epoch``."""
+    LORA_SCORED = "lora_scored"
+    """``task_id``, ``accuracy``, ``learning_rate``."""
+    FINISHED = "worker_finished"
+    """All tasks of the stream are learnt: ``num_tasks``, ``version``."""
+    STOPPED = "worker_stopped"
+    """Told to stop; ``--resume`` goes on."""
+
+
+Emit: TypeAlias = Callable[..., None]
+"""Takes a :class:`WorkerEvent`, then its fields by name."""
+
+
+def silent(_event: WorkerEvent, **_fields: Any) -> None:
+    """Tell nobody."""

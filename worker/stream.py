@@ -1,0 +1,271 @@
+"""
+Task streams: the file that says on which model a worker learns which tasks, in which order.
+
+```toml
+worker_id = "north"                     # default: the file's name
+
+[model]
+path = "kit:model"                      # a folder; "kit:" is the cache of `share-dist kit fetch`
+targets = ["query", "value"]
+
+[training]
+epochs = 3
+
+[[task]]
+id = "movies"
+type = "text-classification"
+source = { entry_point = "worker.kit_tasks:movies" }
+
+[[task]]
+id = "reviews"
+type = "text-classification"
+source = { dataset = "data/reviews", input_column = "review" }
+max_train = 800
+```
+"""
+
+import difflib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import ErrorDetails
+
+from share_dist.errors import StreamError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TaskType: TypeAlias = Literal["text-classification", "image-classification"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSettings(_Section):
+    """Which frozen model, and which of its layers are adapted; one of ``path`` and ``name``."""
+
+    path: str = ""
+    """A Hugging Face folder, relative to the stream file; ``kit:`` stands for the fetched kit."""
+    name: str = ""
+    """A model of the hub."""
+    targets: list[str] | str = "all-linear"
+    """Names of the adapted layers, a regular expression, or ``"all-linear"``."""
+    layers: list[int] | None = None
+    """Only these layer indices."""
+
+
+class TrainingSettings(_Section):
+    """How every task of the stream is learnt."""
+
+    epochs: int = Field(3, ge=1)
+    """Passes over the training rows."""
+    batch_size: int = Field(32, ge=1)
+    """Rows per step."""
+    max_tokens: int = Field(32, ge=4)
+    """Texts are cut after so many tokens."""
+    learning_rate: float = Field(2e-2, gt=0)
+    """Of coefficients and of temporary factors' coefficients."""
+    temporary_learning_rate: float = Field(6e-3, gt=0)
+    """Of the temporary factors themselves."""
+    head_learning_rate: float = Field(3e-3, gt=0)
+    """Of the task's head, which starts as the head of the frozen model."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of the head; directions are not pulled to zero."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; afterwards it falls to zero."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    validation_fraction: float = Field(0.15, ge=0.02, le=0.5)
+    """Share of the training rows by which the best epoch and the head's penalty are chosen."""
+    pseudo_rank: int = Field(8, ge=1)
+    """``p``."""
+    num_temporary: int = Field(2, ge=1)
+    """``f``, once there is a basis."""
+    num_temporary_first: int = Field(4, ge=1)
+    """``f`` in the empty subspace of version 0."""
+    seed: int = 0
+    """Of starts, batches and dropout."""
+    share_label_names: bool = False
+    """Whether the names of classes travel with a head."""
+
+
+class DatasetSource(_Section):
+    """A ``datasets`` data set: a folder, a name on the hub, a builder such as ``csv``, or data in a package."""
+
+    dataset: str
+    """Folder (relative to the stream file), hub id or builder name."""
+    package: str = ""
+    """Take ``dataset`` as a folder inside this installed package, which is not imported."""
+    config: str | None = None
+    """Name of the data set's configuration."""
+    data_files: dict[str, str] | None = None
+    """For a builder: split -> file, relative to the stream file."""
+    train_split: str = "train"
+    """Rows to train on."""
+    test_split: str = "test"
+    """Rows to test on; where the data set has no such split, they are drawn from the training split."""
+    input_column: str = "text"
+    """Column of the inputs."""
+    label_column: str = "label"
+    """Column of the labels."""
+
+
+class EntryPointSource(_Section):
+    """A Python function that returns a :class:`worker.rows.RawTask`."""
+
+    entry_point: str = Field(pattern=r"^[\w.]+:\w+$")
+    """``module:function``."""
+    arguments: dict[str, str | int | float | bool] = {}
+    """Keyword arguments of the function."""
+
+
+def _kind_of_source(source: Any) -> str:
+    keys = source if isinstance(source, dict) else vars(source)
+    return "entry_point" if "entry_point" in keys else "dataset"
+
+
+class Task(_Section):
+    """One learning problem of a stream."""
+
+    id: str = Field(min_length=1)
+    """Names the task at the coordinator; the same id again is an update of the same task."""
+    type: TaskType
+    source: Annotated[
+        Annotated[DatasetSource, Tag("dataset")] | Annotated[EntryPointSource, Tag("entry_point")],
+        Discriminator(_kind_of_source),
+    ]
+    max_train: int = Field(1000, ge=8)
+    """Most training rows."""
+    max_test: int = Field(1000, ge=1)
+    """Most test rows."""
+    seed: int = 0
+    """Decides which rows are drawn."""
+
+
+class _StreamFile(_Section):
+    worker_id: str = ""
+    model: ModelSettings
+    training: TrainingSettings = Field(default_factory=lambda: TrainingSettings.model_validate({}))
+    task: list[Task] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """
+    The order in which a worker meets its tasks, and all that is needed to learn them.
+
+    Args:
+        path: The file it was read from; paths inside are relative to its folder.
+        worker_id: Who learns it.
+        model: The frozen model.
+        training: How tasks are learnt.
+        tasks: At least one; all of one type, because one model takes one kind of input.
+    """
+
+    path: Path
+    worker_id: str
+    model: ModelSettings
+    training: TrainingSettings
+    tasks: tuple[Task, ...]
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths are relative to."""
+        return self.path.parent
+
+    @property
+    def task_type(self) -> TaskType:
+        """The type of all tasks."""
+        return self.tasks[0].type
+
+
+def read_stream(path: str | Path) -> TaskStream:
+    """
+    Read a stream file.
+
+    Raises:
+        StreamError: There is no such file, it is no TOML, a key is unknown (the
+            nearest known one is named) or a value cannot be used.
+    """
+    path = Path(path)
+    try:
+        file = _StreamFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise StreamError(
+            f"{path} cannot be read ({error.strerror}): give the path of a stream file",
+            path=str(path),
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StreamError(f"{path} is no TOML: {error}", path=str(path)) from error
+    except ValidationError as error:
+        problems = "\n".join(f"  {_say(problem)}" for problem in error.errors())
+        raise StreamError(f"{path} cannot be used:\n{problems}", path=str(path)) from error
+    _require_one_model(path, file.model)
+    _require_distinct(path, file.task)
+    return TaskStream(
+        path, file.worker_id or path.stem, file.model, file.training, tuple(file.task)
+    )
+
+
+def _require_one_model(path: Path, model: ModelSettings) -> None:
+    if bool(model.path) == bool(model.name):
+        raise StreamError(
+            f"{path}: [model] needs one of path and name, got path={model.path!r} "
+            f"and name={model.name!r}",
+            path=str(path),
+        )
+
+
+def _require_distinct(path: Path, tasks: list[Task]) -> None:
+    ids = [task.id for task in tasks]
+    repeated = sorted({each for each in ids if ids.count(each) > 1})
+    if repeated:
+        raise StreamError(
+            f"{path}: task {repeated[0]!r} is there {ids.count(repeated[0])} times: "
+            "give each task its own id",
+            path=str(path),
+            task_id=repeated[0],
+        )
+    types = sorted({task.type for task in tasks})
+    if len(types) > 1:
+        raise StreamError(
+            f"{path}: one model cannot learn tasks of types {' and '.join(types)}: "
+            "make a stream of each",
+            path=str(path),
+        )
+
+
+def _say(problem: ErrorDetails) -> str:
+    """One validation problem as a sentence: where, what was read, and the nearest known key."""
+    # a tag of the source union is pydantic's own word, not a key of the file
+    where = [part for part in problem["loc"][:-1] if part not in {"dataset", "entry_point"}]
+    place = ".".join(str(part) for part in (*where, problem["loc"][-1]))
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _KNOWN_KEYS, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else "remove it"
+        return f"{place}: unknown key; {advice}"
+    if problem["type"] == "missing":
+        return f"{place}: is missing"
+    return f"{place}: {problem['msg']}, got {problem['input']!r}"
+
+
+_KNOWN_KEYS = sorted(
+    {
+        key
+        for section in (
+            _StreamFile,
+            ModelSettings,
+            TrainingSettings,
+            Task,
+            DatasetSource,
+            EntryPointSource,
+        )
+        for key in section.model_fields
+    }
+)
