@@ -18,6 +18,10 @@ ResultT = TypeVar("ResultT")
 RETRIED = (CoordinatorUnreachable, Overloaded)
 """Only what may pass by itself; every RPC is safe to repeat."""
 
+_LAST_START = 0.8
+"""Share of the time after which no attempt begins: one that begins at the very end only
+turns "nobody answers" into "out of time"."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -90,7 +94,8 @@ def call_with_retries(
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(RETRIED),
         wait=wait,
-        stop=tenacity.stop_before_delay(timeout_seconds) | tenacity.stop_when_event_set(gone),
+        stop=tenacity.stop_before_delay(timeout_seconds * _LAST_START)
+        | tenacity.stop_when_event_set(gone),
         sleep=tenacity.sleep_using_event(gone),
         reraise=True,
     )

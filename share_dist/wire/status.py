@@ -58,7 +58,7 @@ def error_to_trailers(error: ShareError) -> tuple[grpc.StatusCode, str, Metadata
     An error without a status of its own is sent as INTERNAL.
     """
     code = status_of(error) or grpc.StatusCode.INTERNAL
-    detail = _error_to_pb(error).SerializeToString()
+    detail = _error_to_pb(error).SerializeToString(deterministic=True)
     return code, _shorten(error.message, _MAX_DETAILS_BYTES), ((DETAIL_KEY, detail),)
 
 

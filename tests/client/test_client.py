@@ -281,7 +281,7 @@ def test_an_absent_coordinator_is_tried_until_the_time_is_up():
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with (
-            ShareClient(address, timeout_seconds=5.0, retry=QUICK) as client,
+            ShareClient(address, timeout_seconds=3.0, retry=QUICK) as client,
             pytest.raises(CoordinatorUnreachable, match="no coordinator answers at") as caught,
         ):
             client.status()

@@ -70,7 +70,7 @@ def test_a_restart_is_survived(server, client, coordinator):
 def test_a_coordinator_that_stays_away_is_told_when_patience_ends(server, client, coordinator):
     """The error comes, and the place to go on from is known."""
     coordinator.tell(event_of(1))
-    watch = client.watch(after_version=0, patience_seconds=0.3)
+    watch = client.watch(after_version=0, patience_seconds=2.0)
     assert versions(watch, 1) == [1]
     server.stop()
 

@@ -4,15 +4,17 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+import torch
 from google.protobuf.internal.encoder import _VarintBytes
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from share_dist.core.values import Fingerprint, LayerShape
+from share_dist.core.values import Fingerprint, Head, LayerShape, TaskUpdate
 from share_dist.errors import MalformedMessage, ShareError, UpdateRefused
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire import codec
+from share_dist.wire.chunks import chunks_of
 from share_dist.wire.records import Lease
 from tests import strategies
 from tests.equality import first_difference
@@ -234,3 +236,18 @@ def test_any_message_is_a_record_or_an_error_of_ours(decoder, data):
         return
     with suppress(ShareError):
         decode(message)
+
+
+def test_the_cost_of_a_push_is_as_specified():
+    """The messages of a push are its payload, a header below 1 KiB, and at most 16 bytes a chunk."""
+    head = Head({"weight": torch.zeros(2**20)})
+    update = TaskUpdate("u" * 200, "t" * 200, 2**40, {}, head, scores={"accuracy": 0.5})
+    payload = codec.update_to_bytes(update)
+    header = codec.update_header(
+        update, worker_id="w" * 200, fingerprint_digest="f" * 64, payload=payload, wait="merged"
+    )
+    chunks = [pb.PushUpdateRequest(chunk=chunk).ByteSize() for chunk in chunks_of(payload)]
+
+    assert len(chunks) == 5
+    assert len(payload) < sum(chunks) <= len(payload) + 16 * len(chunks)
+    assert pb.PushUpdateRequest(header=header).ByteSize() < 1024

@@ -1,0 +1,5 @@
+
+BaseVersionTooOldtoo old
+base_version
+current_version
+first_version

@@ -1,0 +1,3 @@
+
+@ababababababababababababababababababababababababababababababababdelta"
+encoder.0.query
