@@ -117,7 +117,7 @@ class CoordinatorApp:
 
     async def _serve(self) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        self._health = service.attach(self._server, self.coordinator)
+        self._health = await service.attach(self._server, self.coordinator)
         try:
             self.port = self._server.add_insecure_port(self._config.listen)
         except RuntimeError as error:

@@ -65,7 +65,7 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="TOML file with any of these keys, and more.")
     ] = None,
-    as_json: Annotated[  # noqa: FBT002 - a flag
+    as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON once serving.")
     ] = False,
 ) -> None:

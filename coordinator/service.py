@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from typing_extensions import override
 
@@ -32,15 +32,16 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 
-def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.aio.HealthServicer:
+async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.aio.HealthServicer:
     """
     Put the coordinator's service, health and reflection on a server.
 
     Returns:
-        The health service; it says SERVING from the start.
+        The health service; it says SERVING once the server does.
     """
     pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(coordinator), server)  # type: ignore[no-untyped-call]
     health_service = health.aio.HealthServicer()
+    await health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)

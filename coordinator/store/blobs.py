@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -47,7 +48,8 @@ class BlobFolder:
         """
         digest = hashlib.sha256(payload).hexdigest()
         final = self.path_of(digest)
-        unfinished = final.with_suffix(".tmp")
+        # a name of its own: the same bytes may be written by two threads at once
+        unfinished = self.path / f"{uuid.uuid4().hex}.tmp"
         with storage_errors(final, len(payload)):
             try:
                 _write_through(unfinished, payload)

@@ -1,0 +1,217 @@
+"""Small updates, a coordinator in a thread, a coordinator as a process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from coordinator.app import CoordinatorApp, build
+from coordinator.config import CoordinatorConfig, load_config
+from coordinator.store import Store, VersionCommit
+from coordinator.store.base import MergeMark
+from share_dist.client import ShareClient
+from share_dist.core.merge import merge
+from share_dist.core.values import (
+    Fingerprint,
+    Head,
+    LayerShape,
+    LayerUpdate,
+    SideUpdate,
+    Subspace,
+    TaskUpdate,
+)
+from share_dist.wire.records import VersionEvent
+
+SHAPES = {"encoder.query": LayerShape(12, 10), "encoder.value": LayerShape(12, 8)}
+FINGERPRINT = Fingerprint("0" * 64, SHAPES)
+EMPTY = Subspace.empty(SHAPES)
+NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+
+
+def make_update(
+    task_id: str = "cats",
+    update_id: str | None = None,
+    *,
+    base: Subspace = EMPTY,
+    num_temporary: int = 2,
+    pseudo_rank: int = 2,
+    lease_epoch: int = 1,
+    scale: float = 1.0,
+    seed: int | None = None,
+    **fields: Any,
+) -> TaskUpdate:
+    """Make an update with random numbers that depend on its id only."""
+    update_id = update_id or f"update-of-{task_id}"
+    seed = sum(update_id.encode()) if seed is None else seed
+    generator = torch.Generator().manual_seed(seed)
+
+    def side(columns: int, features: int) -> SideUpdate:
+        return SideUpdate(
+            scale * torch.randn(columns, pseudo_rank, generator=generator),
+            torch.randn(features, num_temporary, generator=generator),
+            scale * torch.randn(num_temporary, pseudo_rank, generator=generator),
+        )
+
+    layers = {
+        name: LayerUpdate(
+            side(layer.a.num_factors, layer.a.features), side(layer.b.num_factors, layer.b.features)
+        )
+        for name, layer in base.layers.items()
+    }
+    head = Head({"weight": torch.randn(3, 4, generator=generator)}, "text-classification", 3)
+    return TaskUpdate(
+        update_id=update_id,
+        task_id=task_id,
+        base_version=base.version,
+        layers=layers,
+        head=fields.pop("head", head),
+        lease_epoch=lease_epoch,
+        num_samples=fields.pop("num_samples", 640),
+        scores=fields.pop("scores", {"accuracy": 0.75}),
+        **fields,
+    )
+
+
+def with_first_layer(update: TaskUpdate, **sides: SideUpdate) -> TaskUpdate:
+    """Replace sides of an update's first layer."""
+    name = next(iter(update.layers))
+    layer = update.layers[name]
+    changed = LayerUpdate(sides.get("a", layer.a), sides.get("b", layer.b))
+    return replace(update, layers={**update.layers, name: changed})
+
+
+def make_config(store: Path, **values: Any) -> CoordinatorConfig:
+    """Make a configuration for a coordinator on a free port of loopback."""
+    values = {"listen": "127.0.0.1:0", "num_factors": 6, "oversample": 4} | values
+    return load_config({"store": store, **values}, environment={})
+
+
+def client_of(address: str, worker_id: str = "w", **options: Any) -> ShareClient:
+    """Make a client of one of the tests' coordinators."""
+    return ShareClient(address, worker_id=worker_id, fingerprint=FINGERPRINT, **options)
+
+
+@contextlib.contextmanager
+def running(config: CoordinatorConfig, **options: Any) -> Iterator[CoordinatorApp]:
+    """Run a coordinator in a thread of this process."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="coordinator")
+    thread.start()
+
+    def wait_for(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
+
+    app = build(config, **options)
+    try:
+        wait_for(app.__aenter__())
+        try:
+            yield app
+        finally:
+            wait_for(app.__aexit__(None, None, None))
+    finally:
+        wait_for(loop.shutdown_default_executor())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def wait_until(is_so: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait for what will surely come; the limit only ends a test that has failed."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
+class CoordinatorProcess:
+    """A real coordinator process; what it says when it is ready is in ``ready``."""
+
+    def __init__(self, store: Path, *flags: str, fault: str = "", **environment: str) -> None:
+        environment = dict(os.environ) | environment | {"OMP_NUM_THREADS": "1"}
+        if fault:
+            environment["SHARE_DIST_FAULT"] = f"{fault}:kill"
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "coordinator", "serve", "--json", "--log-format", "json"),
+                *("--store", str(store), "--listen", "127.0.0.1:0"),
+                *("--num-factors", "6", "--oversample", "4", *flags),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            _, self.stderr = self.process.communicate(timeout=30)
+            return
+        self.ready: dict[str, Any] = json.loads(line)
+
+    @property
+    def address(self) -> str:
+        return str(self.ready["address"])
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit code, negative for a signal."""
+        _, self.stderr = self.process.communicate(timeout=60)
+        return self.process.returncode
+
+    def stop(self) -> int:
+        """Ask it to stop, and wait."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate(timeout=30)
+
+
+def commit_of(
+    store: Store, update_ids: list[str], *, num_factors: int = 6, oversample: int = 0
+) -> VersionCommit:
+    """Merge updates of a store for real; what the coordinator's writer would commit."""
+    updates = [store.load_update(update_id) for update_id in update_ids]
+    current = store.subspace(store.current_version)
+    bases = {update.base_version: store.subspace(update.base_version) for update in updates}
+    outcome = merge(
+        current, store.merged_tasks(), updates, num_factors, oversample=oversample, bases=bases
+    )
+    report = outcome.report
+    event = VersionEvent(
+        version=report.version,
+        merged_at=NOW,
+        update_ids=report.update_ids,
+        task_ids=report.task_ids,
+        lowest_energy_kept=report.lowest_energy_kept,
+        mean_energy_kept=report.mean_energy_kept,
+        angle=report.angle,
+        num_factors=report.num_factors,
+        subspace_bytes=1000,
+        drift=dict(report.drift),
+        merge_seconds=0.25,
+    )
+    marks = {
+        update_id: MergeMark(
+            report.lag[update_id], report.base_angle[update_id], report.truncation[update_id]
+        )
+        for update_id in report.update_ids
+    }
+    return VersionCommit(outcome.subspace, outcome.tasks, event, marks, report.to_dict())

@@ -1,0 +1,77 @@
+"""The policy decides by the clock it is given and says why."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.policy import MergePolicy, PendingUpdate, decide
+
+
+def waiting(*updates: tuple[str, str, float]) -> list[PendingUpdate]:
+    return [PendingUpdate(*update) for update in updates]
+
+
+def test_nothing_pending_is_a_decision():
+    """With nothing pending there is nothing to do, and no time at which to look again."""
+    decision = decide(5.0, [], MergePolicy())
+    assert (decision.merge, decision.which, decision.reason) == (False, (), "nothing is pending")
+    assert decision.look_again_seconds is None
+
+
+def test_by_default_all_that_is_pending_is_merged_at_once():
+    """The default policy merges everything, sorted by id whatever the order of arrival."""
+    decision = decide(9.0, waiting(("u2", "cats", 1.0), ("u1", "dogs", 2.0)), MergePolicy())
+    assert decision.which == ("u1", "u2")
+    assert decision.reason == "2 of 1 updates are in"
+
+
+def test_of_one_task_the_first_update_goes_first():
+    """Two updates of one task never meet in one merge: the later waits for the next."""
+    pending = waiting(("u9", "cats", 1.0), ("u1", "cats", 2.0), ("u5", "dogs", 3.0))
+    assert decide(4.0, pending, MergePolicy()).which == ("u5", "u9")
+
+
+def test_waiting_ends_when_the_oldest_has_waited_long_enough():
+    """A policy that waits for company says how long, and merges when the time is up."""
+    policy = MergePolicy(min_updates=3, max_wait_seconds=10.0)
+    pending = waiting(("u1", "cats", 100.0), ("u2", "dogs", 104.0))
+    early = decide(106.5, pending, policy)
+    assert not early.merge
+    assert early.look_again_seconds == 3.5
+    assert early.reason == "2 of 3 updates are in: waiting up to 3.5 s more"
+    late = decide(110.0, pending, policy)
+    assert late.which == ("u1", "u2")
+    assert late.reason == "the oldest update has waited 10.0 s"
+
+
+def test_a_merge_is_never_larger_than_the_policy_allows():
+    """What is over the limit waits for the next merge, first come first served."""
+    pending = waiting(*((f"u{i}", f"task-{i}", float(i)) for i in range(5)))
+    assert decide(9.0, pending, MergePolicy(max_updates=2)).which == ("u0", "u1")
+
+
+def test_a_limit_below_the_minimum_cannot_stop_merging():
+    """A merge is due at the limit even when the policy would rather wait for more."""
+    policy = MergePolicy(min_updates=5, max_updates=2, max_wait_seconds=1e9)
+    assert decide(0.0, waiting(("a", "x", 0.0), ("b", "y", 0.0)), policy).merge
+
+
+@given(
+    tasks=st.lists(st.sampled_from("abc"), max_size=12),
+    policy=st.builds(
+        MergePolicy,
+        min_updates=st.integers(1, 4),
+        max_wait_seconds=st.floats(0, 20),
+        max_updates=st.integers(1, 4),
+    ),
+    now=st.floats(0, 50),
+)
+def test_every_decision_can_be_carried_out(tasks, policy, now):
+    """Whatever is pending, a decision names pending updates of distinct tasks, or when to look again."""
+    pending = [PendingUpdate(f"u{i:02}", task, float(i)) for i, task in enumerate(tasks)]
+    decision = decide(now, pending, policy)
+    task_of = {update.update_id: update.task_id for update in pending}
+    chosen = [task_of[update_id] for update_id in decision.which]
+    assert len(set(chosen)) == len(chosen) <= policy.max_updates
+    assert decision.merge == bool(chosen)
+    if pending and not decision.merge:
+        assert decision.look_again_seconds > 0

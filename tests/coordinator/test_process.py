@@ -1,0 +1,156 @@
+"""A real coordinator process: killed at every point, stopped, started twice, started again."""
+
+import json
+import subprocess
+import sys
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from coordinator import faults
+from share_dist.client import ShareClient
+from share_dist.errors import ConfigError, CoordinatorUnreachable, StoreLocked
+from share_dist.wire.records import UpdateState
+from tests.coordinator.support import (
+    FINGERPRINT,
+    CoordinatorProcess,
+    client_of,
+    make_update,
+    wait_until,
+)
+
+SIGKILL = -9
+
+
+def push_until_it_dies(process):
+    """Push one update for all it takes; say whether it was acknowledged."""
+    with client_of(process.address, timeout_seconds=1.0) as client:
+        client.register()
+        try:
+            client.push(make_update("cats", "u1", lease_epoch=0), timeout_seconds=1.0)
+        except CoordinatorUnreachable:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("point", faults.POINTS)
+def test_killed_at_any_point_an_update_is_merged_once(tmp_path, point):
+    """Wherever it dies: what was acknowledged is there, and the same push leaves one merged update."""
+    store = tmp_path / "store"
+    with CoordinatorProcess(store, fault=point) as doomed:
+        was_acknowledged = push_until_it_dies(doomed)
+        assert doomed.wait() == SIGKILL
+    with CoordinatorProcess(store) as process, client_of(process.address) as client:
+        client.register()
+        if was_acknowledged:
+            wait_until(lambda: client.status().num_pending == 0)
+            assert [task.update_id for task in client.tasks()] == ["u1"]
+        receipt = client.push(make_update("cats", "u1", lease_epoch=0), wait="merged")
+        assert (receipt.state, receipt.version) == (UpdateState.MERGED, 1)
+        assert client.status().current_version == 1
+        (task,) = client.tasks()
+        assert (task.task_id, task.update_id, task.merged_version) == ("cats", "u1", 1)
+        (event,) = [next(watch) for watch in [client.watch(after_version=0)]]
+        assert event.update_ids == ("u1",)
+        assert client.push(make_update("dogs", lease_epoch=0), wait="merged").version == 2
+        assert process.stop() == 0
+    assert list((store / "blobs").glob("*.tmp")) == []
+
+
+def test_acknowledged_updates_survive_kill_minus_nine(tmp_path):
+    """Many updates are acknowledged, the process is killed at once: the next one has them all."""
+    store = tmp_path / "store"
+    names = [f"task-{i}" for i in range(12)]
+    with CoordinatorProcess(store) as process:
+        with client_of(process.address) as client:
+            client.register()
+            for name in names:
+                client.push(make_update(name, lease_epoch=0))
+            process.process.kill()
+        assert process.wait() == SIGKILL
+    with CoordinatorProcess(store) as process, client_of(process.address) as client:
+        wait_until(lambda: client.status().num_pending == 0)
+        tasks = client.tasks()
+        assert sorted(task.task_id for task in tasks) == sorted(names)
+        assert {task.state for task in tasks} == {UpdateState.MERGED}
+        current = client.status().current_version
+        watch = client.watch(after_version=0)
+        merged = [update for _ in range(current) for update in next(watch).update_ids]
+        watch.close()
+        assert sorted(merged) == sorted(f"update-of-{name}" for name in names)
+
+
+def test_a_restart_goes_on_where_it_was(tmp_path):
+    """Version, subspace, fingerprint and lease epochs are as before; the old lease still holds."""
+    store = tmp_path / "store"
+    with CoordinatorProcess(store) as process, client_of(process.address) as client:
+        lease = client.register()
+        client.push(make_update("cats", lease_epoch=0), wait="merged")
+        before = client.pull()
+        assert process.stop() == 0
+    with CoordinatorProcess(store) as process:
+        assert (process.ready["version"], process.ready["num_pending"]) == (1, 0)
+        with client_of(process.address) as client:
+            assert client.status().fingerprint == FINGERPRINT
+            after = client.pull()
+            for name, layer in before.layers.items():
+                assert layer.a.vectors.equal(after.layers[name].a.vectors)
+            held = make_update("dogs", base=before, lease_epoch=lease.lease_epoch)
+            assert client.push(held, wait="merged").version == 2
+            assert client.register().lease_epoch == lease.lease_epoch + 1
+
+
+def test_a_second_coordinator_is_refused(tmp_path):
+    """The store's owner is named, the exit code says that the store is to blame, the first goes on."""
+    with CoordinatorProcess(tmp_path / "store") as first:
+        with CoordinatorProcess(tmp_path / "store") as second:
+            assert second.process.returncode == StoreLocked.exit_code
+            assert f"is owned by process {first.process.pid} on" in second.stderr
+            assert "Traceback" not in second.stderr
+        with ShareClient(first.address) as client:
+            assert client.status().current_version == 0
+
+
+def test_a_bad_configuration_ends_at_once(tmp_path):
+    """A wrong address ends with the exit code of configurations, without a traceback."""
+    with CoordinatorProcess(tmp_path / "store", "--listen", "0.0.0.0:0") as process:
+        assert process.process.returncode == ConfigError.exit_code
+        assert "pass --insecure" in process.stderr
+        assert "Traceback" not in process.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_signal_stops_it_gracefully(tmp_path):
+    """The port file comes and goes, health answers, the log is JSON and tells the whole story."""
+    port_file = tmp_path / "port"
+    flags = ("--port-file", str(port_file), "--metrics-listen", "127.0.0.1:0")
+    with CoordinatorProcess(tmp_path / "store", *flags) as process:
+        assert int(port_file.read_text()) == process.ready["port"]
+        with client_of(process.address) as client:
+            client.register()
+            client.push(make_update("cats", "u1", lease_epoch=0), wait="merged")
+            with grpc.insecure_channel(process.address) as channel:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            assert process.stop() == 0
+    assert not port_file.exists()
+    lines = [json.loads(line) for line in process.stderr.splitlines()]
+    story = [line["event"] for line in lines]
+    assert story[0] == "coordinator_ready"
+    assert story[-2:] == ["coordinator_stopping", "coordinator_stopped"]
+    life = [line["event"] for line in lines if "u1" in line.get("update_id", "")]
+    assert life == ["update_admitted", "update_merged"]
+
+
+def test_the_help_names_every_flag():
+    """``serve --help`` is quick to come, for nothing heavy is imported for it."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from coordinator.cli import app;"
+        "print(CliRunner().invoke(app, ['serve', '--help']).output);"
+        "sys.exit('torch' in sys.modules or 'grpc' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--store", "--listen", "--num-factors", "--insecure", "--json"):
+        assert flag in done.stdout

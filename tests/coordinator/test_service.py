@@ -1,0 +1,556 @@
+"""A real coordinator on loopback, asked over real gRPC."""
+
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+
+import grpc
+import pytest
+import torch
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from coordinator.clock import Clock
+from coordinator.store import MemoryStore
+from share_dist.core.merge import merge
+from share_dist.core.subspace import reconstruct
+from share_dist.core.temporary import factor_of
+from share_dist.errors import (
+    ConfigError,
+    FingerprintMismatch,
+    LeaseExpired,
+    MalformedMessage,
+    Overloaded,
+    StoreFull,
+    UnknownTask,
+    UpdateConflict,
+    UpdateRefused,
+    VersionCompacted,
+    VersionInFuture,
+)
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb import tensor_pb2
+from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
+from share_dist.wire.records import UpdateState
+from share_dist.wire.status import error_from_rpc
+from tests.coordinator.support import (
+    FINGERPRINT,
+    client_of,
+    make_config,
+    make_update,
+    running,
+    wait_until,
+)
+
+
+@pytest.fixture
+def app(tmp_path):
+    with running(make_config(tmp_path / "store")) as app:
+        yield app
+
+
+@pytest.fixture
+def client(app):
+    with client_of(app.address) as client:
+        client.register()
+        yield client
+
+
+@pytest.fixture
+def stub(app):
+    with grpc.insecure_channel(app.address) as channel:
+        yield CoordinatorStub(channel)
+
+
+def deltas(subspace, coefficients):
+    factors = reconstruct(subspace, coefficients)
+    return {name: layer.delta_weight() for name, layer in factors.items()}
+
+
+def assert_close(found, update, base):
+    for name, layer in update.layers.items():
+        a, b = (factor_of(base.layers[name][side].leading, learnt) for side, learnt in layer)
+        torch.testing.assert_close(found[name], b @ a.mT, rtol=1e-4, atol=1e-4)
+
+
+# --- the main path --------------------------------------------------------------------------------
+
+
+def test_what_was_learnt_comes_back_as_a_task_of_a_version(client):
+    """Push, merge, pull: the pulled task computes the dW that was pushed, and keeps its head."""
+    empty = client.pull()
+    assert (empty.version, empty.num_factors) == (0, 0)
+    update = make_update("cats", "u1")
+    receipt = client.push(update, wait="merged")
+    assert (receipt.state, receipt.version, receipt.lag) == (UpdateState.MERGED, 1, 0)
+    task = client.pull_task("cats")
+    assert task.subspace.version == task.coefficients.version == 1
+    assert_close(deltas(task.subspace, task.coefficients), update, empty)
+    torch.testing.assert_close(task.head.tensors, dict(update.head.tensors))
+    assert (task.summary.worker_id, task.summary.num_samples) == ("w", 640)
+
+
+def test_the_tail_never_leaves_the_coordinator(app, client):
+    """Workers get the k broadcast factors; the oversampled columns stay where they are."""
+    for task in ("cats", "dogs", "eels", "finches"):
+        client.push(make_update(task), wait="merged")
+    kept = app.coordinator.store.subspace(4).layers["encoder.query"].a
+    assert (kept.num_factors, kept.num_columns) == (6, 8)
+    pulled = client.pull()
+    assert pulled.layers["encoder.query"].a.num_columns == 6
+    assert client.pull_task("cats").coefficients.layers["encoder.query"].a.shape == (6, 2)
+
+
+def test_an_update_on_an_older_version_is_merged_exactly(client):
+    """Being late loses nothing: the update's dW comes out whole, with its lag and angle."""
+    empty = client.pull()
+    client.push(make_update("cats"), wait="merged")
+    first = client.pull()
+    client.push(make_update("dogs"), wait="merged")
+    client.push(make_update("eels"), wait="merged")
+    late = make_update("ants", base=first, num_temporary=0)
+    receipt = client.push(late, wait="merged")
+    assert (receipt.version, receipt.lag) == (4, 2)
+    assert receipt.angle >= 0
+    for update, base in ((make_update("cats"), empty), (late, first)):
+        task = client.pull_task(update.task_id)
+        assert_close(deltas(task.subspace, task.coefficients), update, base)
+    lags = {task.task_id: task.lag for task in client.tasks()}
+    assert lags == {"ants": 2, "cats": 0, "dogs": 1, "eels": 2}
+
+
+def test_two_first_pushes_at_once_both_merge(tmp_path):
+    """Two workers start a subspace from nothing together: one version holds both tasks."""
+    config = make_config(tmp_path / "store", min_updates=2, max_wait_seconds=60)
+    with running(config) as app, ThreadPoolExecutor(2) as threads:
+        receipts = list(threads.map(lambda w: push_as(app, w), ("cats", "dogs")))
+        assert [(r.state, r.version, r.lag) for r in receipts] == [(UpdateState.MERGED, 1, 0)] * 2
+        with client_of(app.address) as client:
+            assert [task.merged_version for task in client.tasks()] == [1, 1]
+
+
+def push_as(app, worker_id, *task_ids):
+    with client_of(app.address, worker_id) as client:
+        client.register()
+        for task_id in task_ids or (worker_id,):
+            receipt = client.push(make_update(task_id, lease_epoch=0), wait="merged")
+        return receipt
+
+
+def test_eight_workers_push_at_once(app):
+    """Every update of every worker is merged once; the versions are a chain without gaps."""
+    names = [f"w{i}" for i in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda w: push_as(app, w, f"{w}-a", f"{w}-b"), names))
+    with client_of(app.address) as client:
+        tasks = client.tasks()
+        assert sorted(task.task_id for task in tasks) == sorted(
+            f"{w}-{letter}" for w in names for letter in "ab"
+        )
+        current = client.status().current_version
+        watch = client.watch(after_version=0)
+        events = [next(watch) for _ in range(current)]
+        watch.close()
+    merged = [update_id for event in events for update_id in event.update_ids]
+    assert sorted(merged) == sorted(f"update-of-{task.task_id}" for task in tasks)
+    assert [event.version for event in events] == list(range(1, current + 1))
+
+
+def test_two_updates_of_one_task_make_two_versions(tmp_path):
+    """The second update of a task waits for the next merge and then replaces the first."""
+    with (
+        running(make_config(tmp_path / "store", min_updates=2, max_wait_seconds=0.5)) as app,
+        client_of(app.address) as client,
+    ):
+        client.register()
+        first = client.push(make_update("cats", "u1"))
+        second = client.push(make_update("cats", "u2"), wait="merged")
+        assert (first.state, second.version) == (UpdateState.PENDING, 2)
+        (task,) = client.tasks()
+        assert (task.update_id, task.merged_version) == ("u2", 2)
+
+
+# --- watching -------------------------------------------------------------------------------------
+
+
+def test_a_watcher_hears_of_every_version(client):
+    """From the version it holds a watcher hears the past, then the present, and can pull it."""
+    client.push(make_update("cats"), wait="merged")
+    with ExitStack() as stack:
+        watches = [client.watch(after_version=after) for after in (0, 1)]
+        for watch in watches:
+            stack.callback(watch.close)
+        first = next(watches[0])
+        assert (first.version, first.update_ids, first.task_ids) == (
+            1, ("update-of-cats",), ("cats",),
+        )  # fmt: skip
+        client.push(make_update("dogs"), wait="durable")
+        for watch in watches:
+            event = next(watch)
+            assert event.version == 2
+            assert client.pull().version >= event.version
+        assert event.drift.keys() == {"cats"}
+        assert 0 < event.lowest_energy_kept <= event.mean_energy_kept <= 1.0 + 1e-9
+
+
+def test_a_watcher_of_the_future_is_told_so(client):
+    """A version that does not exist here means that the caller knows another coordinator."""
+    watch = client.watch(after_version=5)
+    with pytest.raises(VersionInFuture) as caught:
+        next(watch)
+    assert (caught.value.version, caught.value.current_version) == (5, 0)
+
+
+def test_a_stop_ends_watches_and_lets_waiters_go(tmp_path):
+    """On a stop a waiting push is told that it is pending, and the next start has it."""
+    config = make_config(tmp_path / "store", min_updates=9, max_wait_seconds=1e6)
+    with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(2))
+        with running(config) as app:
+            channel = stack.enter_context(grpc.insecure_channel(app.address))
+            stream = CoordinatorStub(channel).WatchVersions(pb.WatchVersionsRequest())
+            watching = threads.submit(list, stream)
+            pushing = threads.submit(push_as, app, "cats")
+            wait_until(app.coordinator.store.pending)
+            wait_until(lambda: app.coordinator.broadcast.num_watchers)
+        assert pushing.result(30).state is UpdateState.PENDING
+        assert watching.result(30) == []
+    with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
+        client.register()
+        receipt = client.push(make_update("cats", lease_epoch=0), wait="merged")
+        assert (receipt.state, receipt.version) == (UpdateState.MERGED, 1)
+        assert len(client.tasks()) == 1
+
+
+# --- once is once ---------------------------------------------------------------------------------
+
+
+def test_a_push_twice_is_a_push_once(app, client):
+    """The same push gets the receipt of what became of the first, also under a newer lease."""
+    update = make_update("cats", "u1", lease_epoch=0)
+    merged = client.push(update, wait="merged")
+    assert client.push(update) == merged
+    with client_of(app.address) as successor:
+        assert successor.register().lease_epoch == 2
+        assert successor.push(update) == merged
+    assert client.push(update) == merged, "a known push needs no lease"
+    assert client.status().current_version == 1
+
+
+def test_an_id_stands_for_one_content(client):
+    """A known id with other content is a conflict, and the first content stays."""
+    client.push(make_update("cats", "u1"), wait="merged")
+    with pytest.raises(UpdateConflict) as caught:
+        client.push(make_update("dogs", "u1"))
+    assert caught.value.update_id == "u1"
+    assert [task.task_id for task in client.tasks()] == ["cats"]
+
+
+def test_a_worker_that_was_taken_over_cannot_push(app, client):
+    """After another process registered under the same name, new pushes of the first are refused."""
+    with client_of(app.address) as successor:
+        successor.register()
+        for call in (lambda: client.push(make_update("cats", lease_epoch=0)), client.heartbeat):
+            with pytest.raises(LeaseExpired) as caught:
+                call()
+            assert (caught.value.lease_epoch, caught.value.current_epoch) == (1, 2)
+        successor.push(make_update("cats", lease_epoch=0))
+
+
+def test_a_silent_worker_loses_its_lease(tmp_path):
+    """Heartbeats and pushes keep a lease, silence ends it, registering again starts anew."""
+    now = [1000.0]
+    clock = Clock(monotonic_seconds=lambda: now[0])
+    with (
+        running(make_config(tmp_path / "store", lease_seconds=60), clock=clock) as app,
+        client_of(app.address) as client,
+    ):
+        assert client.register().duration_seconds == 60
+        now[0] += 59
+        client.heartbeat()
+        now[0] += 59
+        client.push(make_update("cats", lease_epoch=0))
+        now[0] += 61
+        assert [worker.is_live for worker in client.status().workers] == [False]
+        with pytest.raises(LeaseExpired, match="61 s without a heartbeat"):
+            client.push(make_update("dogs", lease_epoch=0))
+        assert client.register().lease_epoch == 2
+        client.push(make_update("dogs", lease_epoch=0), wait="merged")
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_the_first_fingerprint_binds(app, client):
+    """A worker on another model is refused with the field that differs; readers are welcome."""
+    other = replace(FINGERPRINT, base_model="1" * 64)
+    with client_of(app.address, "other") as stranger:
+        with pytest.raises(FingerprintMismatch) as caught:
+            stranger.register(fingerprint=other)
+        assert (caught.value.field, caught.value.found) == ("base_model", "1" * 64)
+        stranger.fingerprint = None
+        assert stranger.register().fingerprint == FINGERPRINT
+        with pytest.raises(FingerprintMismatch) as caught:
+            stranger.push(make_update())
+        assert caught.value.field == "digest"
+
+
+def test_an_unbound_coordinator_takes_its_own_metric_only(tmp_path):
+    """The first worker cannot bind a coordinator to another metric than it was started with."""
+    with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
+        assert client.pull().layers == {}
+        with pytest.raises(FingerprintMismatch) as caught:
+            client.register(fingerprint=replace(FINGERPRINT, metric="factors"))
+        assert (caught.value.field, caught.value.expected) == ("metric", "delta")
+        with pytest.raises(ConfigError, match="needs layers with features"):
+            client.register(fingerprint=replace(FINGERPRINT, layers={}))
+        assert client.status().fingerprint is None
+        assert client.register(fingerprint=FINGERPRINT).fingerprint == FINGERPRINT
+    with pytest.raises(ConfigError, match="works with metric 'delta', asked was 'factors'"):
+        running(make_config(tmp_path / "store", metric="factors")).__enter__()
+
+
+def test_refusals_reach_the_worker_with_their_fields(client):
+    """What admission refuses arrives as the same error, with what a program needs."""
+    with pytest.raises(UpdateRefused) as caught:
+        client.push(make_update("cats", "u1", scale=0.0))
+    assert (caught.value.update_id, caught.value.reason) == ("u1", "zero-norm")
+    with pytest.raises(VersionInFuture):
+        client.push(replace(make_update(), base_version=3))
+    assert client.tasks() == []
+
+
+def test_too_many_pending_updates(tmp_path):
+    """A coordinator that holds as much as it takes says when to come again."""
+    config = make_config(tmp_path / "s", max_pending=1, min_updates=9, max_wait_seconds=1e6)
+    with running(config) as app, client_of(app.address, timeout_seconds=2.0) as client:
+        client.register()
+        client.push(make_update("cats"))
+        with pytest.raises(Overloaded) as caught:
+            client.push(make_update("dogs"))
+        assert caught.value.retry_after_seconds == 5.0
+
+
+def test_pulls_of_versions(client):
+    """Nothing is sent twice, older versions are served, others are refused."""
+    client.push(make_update("cats"), wait="merged")
+    client.push(make_update("dogs"), wait="merged")
+    assert client.pull(held_version=2) is None
+    assert client.pull(held_version=1).version == 2
+    assert client.pull(version=1).num_factors == 2
+    with pytest.raises(VersionInFuture):
+        client.pull(version=3)
+
+
+def test_pulls_of_tasks(client, stub):
+    """An unknown task is answered with its neighbours; tasks exist in the newest version only."""
+    for task in ("cifar-1", "cifar-2"):
+        client.push(make_update(task), wait="merged")
+    with pytest.raises(UnknownTask, match="contains no task 'cifar-3'") as caught:
+        client.pull_task("cifar-3")
+    assert caught.value.nearest == "cifar-2, cifar-1"
+    for version, kind in ((1, VersionCompacted), (3, VersionInFuture)):
+        with pytest.raises(grpc.RpcError) as raised:
+            list(stub.PullTask(pb.PullTaskRequest(task_id="cifar-1", version=version)))
+        assert isinstance(error_from_rpc(raised.value, address="x"), kind)
+
+
+def header_of(update, payload_bytes=10, num_chunks=1):
+    payload = tensor_pb2.PayloadHeader(
+        wire_version=1, num_bytes=payload_bytes, num_chunks=num_chunks, sha256=b"0" * 32
+    )
+    return pb.PushUpdateRequest(
+        header=pb.UpdateHeader(update_id=update, task_id="t", payload=payload)
+    )
+
+
+@pytest.mark.parametrize(
+    ("requests", "code"),
+    [
+        ([], "INVALID_ARGUMENT"),
+        ([pb.PushUpdateRequest()], "INVALID_ARGUMENT"),
+        ([pb.PushUpdateRequest(chunk=tensor_pb2.Chunk(data=b"x"))], "INVALID_ARGUMENT"),
+        ([header_of("u"), header_of("u")], "INVALID_ARGUMENT"),
+        ([header_of("u")], "DATA_LOSS"),
+        (
+            [header_of("u"), pb.PushUpdateRequest(chunk=tensor_pb2.Chunk(data=b"0" * 10))],
+            "DATA_LOSS",
+        ),
+        ([header_of("u", payload_bytes=2**40, num_chunks=2**20)], "RESOURCE_EXHAUSTED"),
+    ],
+)
+def test_malformed_pushes(client, stub, requests, code):
+    """Whatever a stranger sends is refused with a status and changes nothing."""
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.PushUpdate(iter(requests), timeout=10)
+    assert caught.value.code().name == code
+    assert client.status().num_pending == 0
+
+
+def test_a_worker_needs_a_name(app):
+    """Nobody registers without a worker_id."""
+    with grpc.insecure_channel(app.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        CoordinatorStub(channel).Register(pb.RegisterRequest())
+    assert isinstance(error_from_rpc(caught.value, address="x"), MalformedMessage)
+
+
+# --- when things go wrong -------------------------------------------------------------------------
+
+
+def test_a_merge_that_raises_quarantines_its_culprit(app, client, monkeypatch):
+    """One update that cannot be merged is set aside with the reason; the others are merged."""
+
+    def merge_but_not_dogs(subspace, tasks, updates, *args, **options):
+        if any(update.task_id == "dogs" for update in updates):
+            raise ArithmeticError("SVD did not converge")
+        return merge(subspace, tasks, updates, *args, **options)
+
+    monkeypatch.setattr("coordinator.writer.merge", merge_but_not_dogs)
+    with ThreadPoolExecutor(3) as threads:
+        names = ("cats", "dogs", "eels")
+        receipts = list(threads.map(lambda name: push_as(app, name), names))
+    states = {name: receipt.state for name, receipt in zip(names, receipts, strict=True)}
+    assert states == {
+        "cats": UpdateState.MERGED,
+        "dogs": UpdateState.QUARANTINED,
+        "eels": UpdateState.MERGED,
+    }
+    again = client.push(make_update("dogs", lease_epoch=0))
+    assert again.reason == "ArithmeticError: SVD did not converge"
+    status = client.status()
+    assert (status.num_quarantined, status.num_pending, status.num_tasks) == (1, 0, 2)
+
+
+def test_a_merge_that_cannot_be_written_is_tried_again(app, client, monkeypatch):
+    """A full disk at the commit postpones the merge; nothing is lost and nobody is blamed."""
+    commit, refusals = app.coordinator.store.commit, [1, 2]
+
+    def full_twice(value):
+        if refusals:
+            refusals.pop()
+            raise StoreFull("no room")
+        commit(value)
+
+    monkeypatch.setattr(app.coordinator.store, "commit", full_twice)
+    monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
+    receipt = client.push(make_update(), wait="merged")
+    assert (receipt.state, receipt.version, refusals) == (UpdateState.MERGED, 1, [])
+
+
+def test_a_pending_update_that_was_damaged_is_quarantined(tmp_path):
+    """At a restart a damaged blob costs its own update only."""
+    store = tmp_path / "store"
+    with (
+        running(make_config(store, min_updates=9, max_wait_seconds=1e6)) as app,
+        client_of(app.address) as client,
+    ):
+        client.register()
+        client.push(make_update("cats"))
+        (blob,) = (store / "blobs").iterdir()
+        client.push(make_update("dogs"))
+    blob.write_bytes(b"damaged")
+    with running(make_config(store)) as app, client_of(app.address) as client:
+        wait_until(lambda: client.status().num_pending == 0)
+        states = {task.task_id: task.state for task in client.tasks()}
+        assert states == {"cats": UpdateState.QUARANTINED, "dogs": UpdateState.MERGED}
+
+
+def test_no_room_reaches_the_worker(app, client, monkeypatch):
+    """A push that could not be kept is not acknowledged, and the same push succeeds later."""
+    with monkeypatch.context() as patched:
+
+        def full(*_args):
+            raise StoreFull("no room", needed_bytes=5)
+
+        patched.setattr("coordinator.store.blobs.BlobFolder.write", full)
+        with pytest.raises(StoreFull) as caught:
+            client.push(make_update())
+        assert caught.value.needed_bytes == 5
+    assert client.push(make_update(), wait="merged").version == 1
+
+
+@pytest.mark.parametrize("call", ["get_status", "watch_versions"])
+def test_a_bug_tells_the_peer_nothing_but_its_incident(stub, monkeypatch, call):
+    """An error of ours becomes INTERNAL with an id for the log, without a word of its text."""
+
+    def broken(*_args):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(f"coordinator.handlers.{call}", broken)
+    ask = {
+        "get_status": lambda: stub.GetStatus(pb.GetStatusRequest()),
+        "watch_versions": lambda: list(stub.WatchVersions(pb.WatchVersionsRequest())),
+    }
+    with pytest.raises(grpc.RpcError) as caught:
+        ask[call]()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "look for incident" in caught.value.details()
+    assert "secret" not in caught.value.details()
+
+
+# --- around it ------------------------------------------------------------------------------------
+
+
+def test_health_and_reflection_answer(app):
+    """A load balancer and grpcurl find what they look for."""
+    with grpc.insecure_channel(app.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "share_dist.pb.Coordinator"):
+            response = health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert "share_dist.pb.Coordinator" in database.get_services()
+        service = DescriptorPool(database).FindServiceByName("share_dist.pb.Coordinator")
+        assert "PushUpdate" in service.methods_by_name
+
+
+def test_metrics_answer(tmp_path):
+    """Prometheus reads what was pushed, merged and refused."""
+    config = make_config(tmp_path / "store", metrics_listen="127.0.0.1:0")
+    with running(config) as app, client_of(app.address) as client:
+        client.register()
+        client.push(make_update("cats"), wait="merged")
+        client.push(make_update("cats"))
+        with pytest.raises(UpdateRefused):
+            client.push(make_update("dogs", scale=0.0))
+        with urllib.request.urlopen(f"http://{app.metrics_address}/metrics") as response:
+            lines = set(response.read().decode().splitlines())
+    assert {
+        'share_dist_pushes_total{outcome="admitted"} 1.0',
+        'share_dist_pushes_total{outcome="repeated"} 1.0',
+        'share_dist_pushes_total{outcome="refused"} 1.0',
+        "share_dist_merged_updates_total 1.0",
+        "share_dist_version 1.0",
+        "share_dist_tasks 1.0",
+        "share_dist_live_workers 1.0",
+        "share_dist_watchers 0.0",
+        "share_dist_merge_seconds_count 1.0",
+    } <= lines
+
+
+def test_status_tells_all(client):
+    """One call for an operator: versions, tasks, workers."""
+    client.push(make_update(), wait="merged")
+    status = client.status()
+    assert (status.current_version, status.first_version, status.num_tasks) == (1, 0, 1)
+    assert status.fingerprint == FINGERPRINT
+    assert [(w.worker_id, w.lease_epoch, w.is_live) for w in status.workers] == [("w", 1, True)]
+    assert status.release
+
+
+def test_a_port_that_is_taken(app, tmp_path):
+    """Two coordinators never share a port: the second says which it could not have."""
+    with pytest.raises(ConfigError, match=f"cannot listen on {app.address}"):
+        running(make_config(tmp_path / "other", listen=app.address)).__enter__()
+
+
+def test_any_store_will_do(tmp_path):
+    """The coordinator needs nothing of its store but the contract."""
+    with running(make_config(tmp_path), store=MemoryStore()) as app:
+        assert push_as(app, "cats").version == 1
+        with client_of(app.address) as client:
+            assert client.pull_task("cats").summary.worker_id == "cats"
