@@ -142,10 +142,19 @@ def test_an_empty_chunk_is_refused():
         join_chunks(header, [chunks[0], pb.Chunk(index=1)])
 
 
+def test_another_wire_version_is_named():
+    """A payload of another release is refused with both versions."""
+    header, _ = cut()
+    header.wire_version = 2
+
+    with pytest.raises(UnsupportedWireVersion, match="wire version 2, this side 1") as caught:
+        ChunkJoiner(header)
+    assert (caught.value.found, caught.value.supported) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"wire_version": 2}, UnsupportedWireVersion),
         ({"num_chunks": 0}, MalformedMessage),
         ({"num_chunks": 11}, MalformedMessage),
         ({"num_bytes": 2**31}, MalformedMessage),
