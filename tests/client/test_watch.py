@@ -1,6 +1,7 @@
 """The versions of a subspace as they come to be, through cuts and restarts."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -121,7 +122,7 @@ def test_closing_ends_a_waiting_watch(client, coordinator, whom):
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(list, watch)
         while coordinator.calls["WatchVersions"] == 0:
-            pass
+            time.sleep(0.01)
         (watch if whom == "watch" else client).close()
 
         assert told.result(timeout=60) == []
@@ -137,7 +138,7 @@ def test_closing_ends_a_watch_that_looks_for_its_coordinator(server):
         watch = client.watch(after_version=2)
         told = pool.submit(list, watch)
         while server.servicer.calls["WatchVersions"] == 0:
-            pass
+            time.sleep(0.01)
         server.stop()
         watch.close()
 
