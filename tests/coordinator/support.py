@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
+import runpy
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -136,52 +138,79 @@ def wait_until(is_so: Callable[[], Any], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-class CoordinatorProcess:
-    """A real coordinator process; what it says when it is ready is in ``ready``."""
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["coordinator.app", "coordinator.cli"])
 
-    def __init__(self, store: Path, *flags: str, fault: str = "", **environment: str) -> None:
-        environment = dict(os.environ) | environment | {"OMP_NUM_THREADS": "1"}
-        if fault:
-            environment["SHARE_DIST_FAULT"] = f"{fault}:kill"
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "coordinator", "serve", "--json", "--log-format", "json"),
-                *("--store", str(store), "--listen", "127.0.0.1:0"),
-                *("--num-factors", "6", "--oversample", "4", *flags),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            _, self.stderr = self.process.communicate(timeout=30)
-            return
-        self.ready: dict[str, Any] = json.loads(line)
+
+class CoordinatorProcess:
+    """
+    A coordinator in a process of its own, with the command's own start and end.
+
+    It is forked from a process that has imported everything, so that it starts at once.
+    What it says when it is ready is in ``ready``, empty if it ended before.
+    """
+
+    def __init__(self, store: Path, *flags: str, fault: str = "") -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="share-dist-process-"))
+        arguments = [
+            *("serve", "--json", "--log-format", "json"),
+            *("--store", str(store), "--listen", "127.0.0.1:0"),
+            *("--num-factors", "6", "--oversample", "4", *flags),
+        ]
+        self._process = _FORKS.Process(target=_serve, args=(arguments, self._folder, fault))
+        self._process.start()
+        wait_until(lambda: "\n" in self.stdout or not self._process.is_alive())
+        self.ready: dict[str, Any] = json.loads(self.stdout or "{}")
+
+    @property
+    def stdout(self) -> str:
+        path = self._folder / "stdout"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def stderr(self) -> str:
+        return (self._folder / "stderr").read_text()
 
     @property
     def address(self) -> str:
         return str(self.ready["address"])
 
-    def wait(self) -> int:
-        """Wait for the end; return the exit code, negative for a signal."""
-        _, self.stderr = self.process.communicate(timeout=60)
-        return self.process.returncode
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
 
-    def stop(self) -> int:
+    def kill(self) -> None:
+        """End it as ``kill -9`` does."""
+        self._process.kill()
+
+    def wait(self) -> int | None:
+        """Wait for the end; return the exit code, negative for a signal."""
+        self._process.join(60)
+        return self._process.exitcode
+
+    def stop(self) -> int | None:
         """Ask it to stop, and wait."""
-        self.process.send_signal(signal.SIGTERM)
+        self._process.terminate()
         return self.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate(timeout=30)
+        self.kill()
+        self.wait()
+        self._process.close()
+        shutil.rmtree(self._folder)
+
+
+def _serve(arguments: list[str], folder: Path, fault: str) -> None:
+    """In the forked process: what ``python -m coordinator`` does."""
+    if fault:
+        os.environ["SHARE_DIST_FAULT"] = f"{fault}:kill"
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = ["coordinator", *arguments]
+    runpy.run_module("coordinator", run_name="__main__")
 
 
 def commit_of(

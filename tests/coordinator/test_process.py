@@ -51,8 +51,9 @@ def test_killed_at_any_point_an_update_is_merged_once(tmp_path, point):
         assert client.status().current_version == 1
         (task,) = client.tasks()
         assert (task.task_id, task.update_id, task.merged_version) == ("cats", "u1", 1)
-        (event,) = [next(watch) for watch in [client.watch(after_version=0)]]
-        assert event.update_ids == ("u1",)
+        watch = client.watch(after_version=0)
+        assert next(watch).update_ids == ("u1",)
+        watch.close()
         assert client.push(make_update("dogs", lease_epoch=0), wait="merged").version == 2
         assert process.stop() == 0
     assert list((store / "blobs").glob("*.tmp")) == []
@@ -67,7 +68,7 @@ def test_acknowledged_updates_survive_kill_minus_nine(tmp_path):
             client.register()
             for name in names:
                 client.push(make_update(name, lease_epoch=0))
-            process.process.kill()
+            process.kill()
         assert process.wait() == SIGKILL
     with CoordinatorProcess(store) as process, client_of(process.address) as client:
         wait_until(lambda: client.status().num_pending == 0)
@@ -105,8 +106,8 @@ def test_a_second_coordinator_is_refused(tmp_path):
     """The store's owner is named, the exit code says that the store is to blame, the first goes on."""
     with CoordinatorProcess(tmp_path / "store") as first:
         with CoordinatorProcess(tmp_path / "store") as second:
-            assert second.process.returncode == StoreLocked.exit_code
-            assert f"is owned by process {first.process.pid} on" in second.stderr
+            assert second.wait() == StoreLocked.exit_code
+            assert f"is owned by process {first.pid} on" in second.stderr
             assert "Traceback" not in second.stderr
         with ShareClient(first.address) as client:
             assert client.status().current_version == 0
@@ -115,7 +116,7 @@ def test_a_second_coordinator_is_refused(tmp_path):
 def test_a_bad_configuration_ends_at_once(tmp_path):
     """A wrong address ends with the exit code of configurations, without a traceback."""
     with CoordinatorProcess(tmp_path / "store", "--listen", "0.0.0.0:0") as process:
-        assert process.process.returncode == ConfigError.exit_code
+        assert process.wait() == ConfigError.exit_code
         assert "pass --insecure" in process.stderr
         assert "Traceback" not in process.stderr
     assert not (tmp_path / "store").exists()
@@ -134,13 +135,13 @@ def test_a_signal_stops_it_gracefully(tmp_path):
                 answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
             assert process.stop() == 0
-    assert not port_file.exists()
-    lines = [json.loads(line) for line in process.stderr.splitlines()]
-    story = [line["event"] for line in lines]
-    assert story[0] == "coordinator_ready"
-    assert story[-2:] == ["coordinator_stopping", "coordinator_stopped"]
-    life = [line["event"] for line in lines if "u1" in line.get("update_id", "")]
-    assert life == ["update_admitted", "update_merged"]
+        assert not port_file.exists()
+        lines = [json.loads(line) for line in process.stderr.splitlines()]
+        story = [line["event"] for line in lines]
+        assert story[0] == "coordinator_ready"
+        assert story[-2:] == ["coordinator_stopping", "coordinator_stopped"]
+        life = [line["event"] for line in lines if "u1" in line.get("update_id", "")]
+        assert life == ["update_admitted", "update_merged"]
 
 
 def test_the_help_names_every_flag():
