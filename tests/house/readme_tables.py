@@ -1,0 +1,164 @@
+"""
+The README's tables, made from the code: `python -m tests.house.readme_tables` writes them anew.
+
+A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+"""
+
+import ast
+import inspect
+import itertools
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+import typer.main
+from pydantic.fields import FieldInfo
+
+import share_dist
+import worker.stream
+from coordinator.config import CoordinatorConfig
+from share_dist import errors
+from share_dist.cli import app
+from share_dist.pb import coordinator_pb2
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+
+
+def table(headings: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    headings = list(headings)
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    sentence = re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
+    return sentence.rstrip(".").replace("``", "`").replace("|", r"\|")
+
+
+def commands() -> str:
+    """Every command of the command line."""
+    return table(["command", "what it does"], _commands(typer.main.get_command(app), "share-dist"))
+
+
+def _commands(command: click.Command, path: str) -> list[tuple[str, str]]:
+    below = getattr(command, "commands", None)
+    if below is None:
+        return [(f"`{path}`", first_sentence(command.help or ""))]
+    return [row for name, child in below.items() for row in _commands(child, f"{path} {name}")]
+
+
+def rpcs() -> str:
+    """Every RPC, with the comment above it in the proto."""
+    text = (ROOT / "protos/share_dist/pb/coordinator.proto").read_text()
+    rows = []
+    for rpc in coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods:
+        comment = re.search(rf"((?:  //.*\n)+)  rpc {rpc.name}\(", text)
+        assert comment, f"{rpc.name} has no comment in the proto"
+        said = " ".join(line.strip().removeprefix("//").strip() for line in comment[1].splitlines())
+        shape = f"{'stream of ' * rpc.client_streaming}`{rpc.input_type.name}` → {'stream of ' * rpc.server_streaming}`{rpc.output_type.name}`"
+        rows.append((f"`{rpc.name}`", shape, said.rstrip(".")))
+    return table(["RPC", "request → response", "what it does"], rows)
+
+
+def error_classes() -> str:
+    """Every error that is raised."""
+    rows = []
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if not kind.__subclasses__():
+            rows.append(
+                (f"`{name}`", kind.exit_code, kind.status or "-", first_sentence(kind.__doc__))
+            )
+    return table(["error", "exit code", "gRPC status", "meaning"], rows)
+
+
+def coordinator_config() -> str:
+    """Every key of the coordinator's configuration."""
+    rows = [
+        (
+            f"`{name}`",
+            _default(field),
+            field.description,
+        )
+        for name, field in CoordinatorConfig.model_fields.items()
+    ]
+    return table(["key", "default", "meaning"], rows)
+
+
+def stream_file() -> str:
+    """Every key of a task stream's file."""
+    rows = []
+    for section, model in (
+        ("model", worker.stream.ModelSettings),
+        ("training", worker.stream.TrainingSettings),
+        ("task", worker.stream.Task),
+        ("task.source", worker.stream.DatasetSource),
+        ("task.source", worker.stream.EntryPointSource),
+    ):
+        said = _attribute_docstrings(model)
+        for name, field in model.model_fields.items():
+            rows.append((f"`{section}.{name}`", _default(field), said.get(name, "")))
+    return table(["key", "default", "meaning"], rows)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "-" if field.default in (None, "") else f"`{json.dumps(field.get_default())}`"
+
+
+def _attribute_docstrings(kind: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    said = {}
+    for node, following in itertools.pairwise(body):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            said[node.target.id] = first_sentence(following.value.value)
+    return said
+
+
+def public_names() -> str:
+    """Every public name of the library."""
+    rows = [
+        (f"`{name}`", first_sentence(inspect.getdoc(getattr(share_dist, name)) or ""))
+        for name in share_dist.__all__
+    ]
+    return table(["name", "what it is"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "rpcs": rpcs,
+    "errors": error_classes,
+    "coordinator config": coordinator_config,
+    "stream file": stream_file,
+    "public names": public_names,
+}
+
+
+def block(name: str) -> re.Pattern[str]:
+    """Find a table by its name; group 1 is what stands between the markers."""
+    return re.compile(rf"<!-- {name} -->\n(.*?)\n?<!-- end of {name} -->", re.DOTALL)
+
+
+def main() -> None:
+    """Write every table of the README anew."""
+    text = README.read_text()
+    for name, make in TABLES.items():
+        written = f"<!-- {name} -->\n{make()}\n<!-- end of {name} -->"
+        text, count = block(name).subn(written.replace("\\", "\\\\"), text)
+        assert count == 1, f"the README has {count} tables named {name!r}"
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
