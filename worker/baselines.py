@@ -4,6 +4,7 @@ What a task must be measured against: the majority class, the frozen model with 
 The frozen baseline is also where learning starts: its head is the first head.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -149,7 +150,9 @@ def _lora(
         target_modules=model.targets,
         layers_to_transform=model.layers,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # peft asks transformers by a name that is going away
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(lesson.seed)
         adapted = get_peft_model(lesson.backbone.model, config)
     parameters = {name: each for name, each in adapted.named_parameters() if each.requires_grad}

@@ -39,6 +39,11 @@ def lesson_digest(stream: TaskStream, task: Task) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _is_best(best_epoch: int, epochs_done: int) -> bool:
+    """Whether the best state is the last one, which is then kept once."""
+    return best_epoch == epochs_done - 1
+
+
 class TaskCheckpoint:
     """
     The checkpoint of one task.
@@ -72,10 +77,12 @@ class TaskCheckpoint:
 
     def save_epoch(self, state: EpochState, base_version: int) -> None:
         """Keep the state after an epoch, in place of an earlier one."""
-        groups = (state.tensors, state.optimizer, state.best_tensors)
+        groups = {"tensors": state.tensors, "optimizer": state.optimizer}
+        if not _is_best(state.best_epoch, state.epochs_done):
+            groups["best_tensors"] = state.best_tensors
         tensors = {
             f"{group}/{name}": tensor
-            for group, members in zip(_GROUPS, groups, strict=True)
+            for group, members in groups.items()
             for name, tensor in members.items()
         }
         description = {
@@ -104,6 +111,8 @@ class TaskCheckpoint:
         for key, tensor in tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = tensor
+        if _is_best(description["best_epoch"], description["epochs_done"]):
+            groups["best_tensors"] = groups["tensors"]
         state = EpochState(
             epochs_done=description["epochs_done"],
             best_epoch=description["best_epoch"],

@@ -128,11 +128,10 @@ class Learner:
 
     def _hold(self, task: Task, injected: InjectedModel) -> None:
         training = self.stream.training
-        is_empty = injected.subspace.num_factors == 0
         injected.add_task(
             task.id,
             pseudo_rank=training.pseudo_rank,
-            num_temporary=training.num_temporary_first if is_empty else training.num_temporary,
+            num_temporary=training.num_temporary,
             seed=training.seed,
         )
         injected.activate(task.id)

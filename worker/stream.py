@@ -85,10 +85,8 @@ class TrainingSettings(_Section):
     """Share of the training rows by which the best epoch and the head's penalty are chosen."""
     pseudo_rank: int = Field(8, ge=1)
     """``p``."""
-    num_temporary: int = Field(2, ge=1)
-    """``f``, once there is a basis."""
-    num_temporary_first: int = Field(4, ge=1)
-    """``f`` in the empty subspace of version 0."""
+    num_temporary: int = Field(4, ge=1)
+    """``f``."""
     seed: int = 0
     """Of starts, batches and dropout."""
     share_label_names: bool = False

@@ -178,12 +178,12 @@ def _train_epoch(
         loss = lesson.objective.loss(head, features, batch.labels.to(features.device))
         if not optimizer.step(loss, step):
             raise TrainingDiverged(
-                f"task {lesson.task_id!r}: loss {float(loss)} or its gradient is not finite "
+                f"task {lesson.task_id!r}: loss {float(loss.detach())} or its gradient is not finite "
                 f"at step {step} of {lesson.num_steps}: lower learning_rate in the stream file",
                 task_id=lesson.task_id,
                 step=step,
             )
-        hooks.on_step(StepReport(lesson.task_id, step + 1, lesson.num_steps, float(loss)))
+        hooks.on_step(StepReport(lesson.task_id, step + 1, lesson.num_steps, float(loss.detach())))
 
 
 def _batches(lesson: Lesson, epoch: int) -> Iterator[tuple[int, list[int]]]:

@@ -1,0 +1,118 @@
+import json
+
+import pytest
+import torch
+
+from share_dist.core.values import Head, LayerUpdate, SideUpdate, TaskUpdate
+from share_dist.errors import StreamError
+from worker.checkpoint import TaskCheckpoint
+from worker.trainer import EpochState
+
+
+def update():
+    side = SideUpdate(torch.ones(2, 3), torch.eye(4)[:, :1], torch.full((1, 3), 2.0))
+    head = Head({"weight": torch.ones(2, 4), "bias": torch.zeros(2)}, "text-classification", 2)
+    return TaskUpdate(
+        "u1", "my/task", 5, {"q": LayerUpdate(side, side)}, head, scores={"accuracy": 0.5}
+    )
+
+
+def state(epochs_done, best_epoch):
+    tensors = {"adapter.q.a.temporary": torch.full((2,), float(epochs_done))}
+    best = {"adapter.q.a.temporary": torch.full((2,), best_epoch + 1.0)}
+    moments = {"adapter.q.a.temporary/step": torch.tensor(7.0)}
+    return EpochState(epochs_done, tensors, moments, best_epoch, 0.75, best)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return TaskCheckpoint(tmp_path, "my/task", "digest")
+
+
+@pytest.mark.parametrize("best_epoch", [0, 1])
+def test_an_epoch_comes_back(checkpoint, best_epoch):
+    """State after an epoch is read as it was written, whichever epoch was best."""
+    checkpoint.save_epoch(state(1, 0), base_version=3)
+    checkpoint.save_epoch(state(2, best_epoch), base_version=3)
+    found, base_version = checkpoint.load_epoch()
+    expected = state(2, best_epoch)
+    assert (base_version, found.epochs_done, found.best_epoch) == (3, 2, best_epoch)
+    for group in ("tensors", "optimizer", "best_tensors"):
+        for name, tensor in getattr(expected, group).items():
+            assert torch.equal(getattr(found, group)[name], tensor)
+
+
+def test_an_update_comes_back_under_its_id(checkpoint):
+    """A finished update is read with its id, base version, scores and head, and replaces the epochs."""
+    checkpoint.save_epoch(state(1, 0), base_version=5)
+    checkpoint.save_update(update())
+    found = checkpoint.load_update()
+    assert (found.update_id, found.base_version, found.scores) == ("u1", 5, {"accuracy": 0.5})
+    assert torch.equal(found.layers["q"].a.temporary, update().layers["q"].a.temporary)
+    assert torch.equal(found.head.tensors["weight"], torch.ones(2, 4))
+    assert checkpoint.load_epoch() is None
+
+
+def test_an_empty_folder_has_nothing(checkpoint):
+    """Before anything was written there is no epoch, no update and no receipt."""
+    assert checkpoint.load_epoch() is None
+    assert checkpoint.load_update() is None
+    assert checkpoint.pushed_update_id() is None
+
+
+def test_a_payload_without_its_description_does_not_count(checkpoint):
+    """Killed between the two files of an update, the worker finds its last epoch, not half an update."""
+    checkpoint.save_epoch(state(1, 0), base_version=5)
+    checkpoint.save_update(update())
+    checkpoint._update.unlink()
+    assert checkpoint.load_update() is None
+
+
+def test_a_write_that_fails_leaves_what_was_there(checkpoint, monkeypatch):
+    """A disk that fills up in the middle of a write leaves the earlier file whole, and no litter."""
+    checkpoint.save_epoch(state(1, 0), base_version=5)
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save_epoch(state(2, 1), base_version=5)
+    monkeypatch.undo()
+    assert checkpoint.load_epoch()[0].epochs_done == 1
+    assert len(list(checkpoint._folder.iterdir())) == 1
+
+
+def test_a_damaged_update_is_noticed(checkpoint):
+    """A payload that is not what was written is refused, with the folder to delete."""
+    checkpoint.save_update(update())
+    checkpoint._payload.write_bytes(checkpoint._payload.read_bytes() + b"x")
+    with pytest.raises(StreamError, match="delete .*my%2Ftask"):
+        checkpoint.load_update()
+
+
+def test_another_lesson_is_noticed(checkpoint, tmp_path):
+    """A folder that another stream file filled is refused in every kind of file."""
+    other = TaskCheckpoint(tmp_path, "my/task", "another digest")
+    checkpoint.save_update(update())
+    checkpoint.save_epoch(state(1, 0), base_version=5)
+    checkpoint.save_pushed("u1")
+    for read in (other.load_update, other.load_epoch, other.pushed_update_id):
+        with pytest.raises(StreamError, match="as another stream file described it"):
+            read()
+
+
+def test_discard_forgets_all(checkpoint):
+    """After discard a task is as if it had never been begun; again is no error."""
+    checkpoint.save_update(update())
+    checkpoint.save_pushed("u1")
+    checkpoint.discard()
+    checkpoint.discard()
+    assert checkpoint.load_update() is None
+    assert checkpoint.pushed_update_id() is None
+
+
+def test_receipts_are_plain_json(checkpoint):
+    """What an operator may want to read is JSON."""
+    checkpoint.save_pushed("u1")
+    assert json.loads(checkpoint._receipt.read_text())["update_id"] == "u1"

@@ -1,0 +1,277 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from share_dist.errors import (
+    BaseVersionTooOld,
+    CoordinatorUnreachable,
+    LeaseExpired,
+    StreamError,
+)
+from worker.loop import LoopOptions, Stopped, TaskLoop
+from worker.progress import WorkerEvent
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the loop may catch it."""
+
+
+class Recorder:
+    def __init__(self, kill_at=None):
+        self.events = []
+        self.kill_at = kill_at
+
+    def __call__(self, event, **fields):
+        self.events.append((event, fields))
+        if self.kill_at is not None and self.kill_at(event, fields):
+            raise Killed
+
+    def named(self, event):
+        return [fields for name, fields in self.events if name is event]
+
+
+@pytest.fixture
+def make_loop(tmp_path, backbone, coordinator):
+    def make(stream, emit=None, **options):
+        return TaskLoop(
+            stream,
+            backbone,
+            coordinator,
+            tmp_path / "work" / stream.worker_id,
+            LoopOptions(**{"merge_patience_seconds": 5.0, **options}),
+            emit or Recorder(),
+        )
+
+    return make
+
+
+def test_learns_pushes_and_rescores_every_task(make_loop, make_stream, coordinator, tmp_path):
+    """A stream of three tasks ends with three merged updates and every old task scored under each version."""
+    recorder = Recorder()
+    results = make_loop(make_stream("mood", "food", "motion"), recorder).run()
+    assert set(coordinator.merged) == {"mood", "food", "motion"}
+    assert [update.base_version for update in coordinator.updates.values()] == [0, 1, 2]
+    mood = results.task("mood")
+    assert [(each.version, each.after) for each in mood.history] == [(2, 2), (3, 3)]
+    assert mood.final_version == 3
+    assert mood.learnt > mood.majority
+    # nothing was truncated, so what is served is what was learnt
+    assert mood.final == pytest.approx(mood.learnt, abs=0.05)
+    assert mood.adapter_bytes < mood.lora_bytes
+    assert results.task("motion").history == ()
+    assert len(recorder.named(WorkerEvent.FINISHED)) == 1
+    saved = json.loads((tmp_path / "work/north/results.json").read_text())
+    assert [len(row) for row in saved["accuracy_matrix"]] == [3, 3, 3]
+    assert saved["scores"]["average_accuracy"] == pytest.approx(
+        (mood.final + results.task("food").final + results.task("motion").learnt) / 3
+    )
+
+
+def test_rescore_scores_the_last_task_too(make_loop, make_stream):
+    """After rescore every task has a score under the newest version."""
+    stream = make_stream("mood", "food")
+    make_loop(stream).run()
+    results = make_loop(stream, resume=True).rescore()
+    assert [each.final_version for each in results.tasks] == [2, 2]
+
+
+def test_an_update_that_is_not_merged_yet_does_not_hold_up_the_stream(
+    make_loop, make_stream, coordinator
+):
+    """A worker goes on to its next task when no version takes its update in."""
+    coordinator.is_holding = True
+    results = make_loop(make_stream("mood", "food"), merge_patience_seconds=0.0).run()
+    assert [each.base_version for each in results.tasks] == [0, 0]
+    coordinator.merge_pending()
+    results = make_loop(make_stream("mood", "food"), resume=True).rescore()
+    assert {each.state for each in results.tasks} == {"merged"}
+    assert all(each.final_version == 1 for each in results.tasks)
+
+
+def killed_at(event, task_id, occurrence=1):
+    seen = []
+
+    def kill(found, fields):
+        if found is event and fields.get("task_id") == task_id:
+            seen.append(fields)
+        return len(seen) == occurrence and found is event
+
+    return kill
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        WorkerEvent.BASELINE_SCORED,
+        WorkerEvent.TASK_STARTED,
+        WorkerEvent.TASK_PROGRESSED,
+        WorkerEvent.TASK_LEARNT,
+        WorkerEvent.UPDATE_PUSHED,
+    ],
+)
+def test_goes_on_after_a_kill_at_any_step(event, make_loop, make_stream, coordinator):
+    """Killed at any step of its second task, a worker resumes to one merged update per task."""
+    stream = make_stream("mood", "food")
+    with pytest.raises(Killed):
+        make_loop(stream, Recorder(killed_at(event, "food"))).run()
+    results = make_loop(stream, resume=True).run()
+    assert sorted(update.task_id for update in coordinator.updates.values()) == ["food", "mood"]
+    assert set(coordinator.merged_in) == set(coordinator.updates)
+    assert all(each.learnt is not None for each in results.tasks)
+
+
+def test_a_lost_answer_to_a_push_makes_one_update(make_loop, make_stream, coordinator):
+    """Killed between the push and its answer, a worker pushes again under the same id, untrained."""
+    stream = make_stream("mood")
+    coordinator.fail("push", "after", Killed())
+    with pytest.raises(Killed):
+        make_loop(stream).run()
+    (update_id,) = coordinator.updates
+    recorder = Recorder()
+    make_loop(stream, recorder, resume=True).run()
+    assert list(coordinator.updates) == [update_id]
+    assert not recorder.named(WorkerEvent.TASK_STARTED)
+
+
+def test_a_task_killed_in_the_middle_ends_as_if_it_had_not_been(
+    make_loop, make_stream, coordinator
+):
+    """Resumed after its first epoch, training gives the very numbers of an uninterrupted run."""
+    stream = make_stream("mood")
+    undisturbed = make_loop(dataclasses.replace(stream, worker_id="other"))
+    undisturbed.run()
+    (expected,) = coordinator.updates.values()
+    coordinator.__init__()
+
+    def in_second_epoch(event, fields):
+        return event is WorkerEvent.TASK_PROGRESSED and fields["step"] > fields["num_steps"] / 2
+
+    with pytest.raises(Killed):
+        make_loop(stream, Recorder(in_second_epoch)).run()
+    recorder = Recorder()
+    make_loop(stream, recorder, resume=True).run()
+    assert recorder.named(WorkerEvent.TASK_STARTED)[0]["resumed_epochs"] == 1
+    (found,) = coordinator.updates.values()
+    for name, layer in expected.layers.items():
+        for side, update in layer:
+            assert torch.equal(
+                update.temporary_coefficients, found.layers[name][side].temporary_coefficients
+            )
+    assert torch.equal(expected.head.tensors["weight"], found.head.tensors["weight"])
+
+
+def test_resumes_in_the_version_of_its_checkpoint(make_loop, make_stream, coordinator):
+    """A task that was begun on version 0 goes on there, although a newer version exists by then."""
+    stream = make_stream("mood")
+
+    def late(event, fields):
+        return event is WorkerEvent.TASK_PROGRESSED and fields["step"] == fields["num_steps"]
+
+    with pytest.raises(Killed):
+        make_loop(stream, Recorder(late)).run()
+    make_loop(make_stream("food", worker_id="south")).run()
+    results = make_loop(stream, resume=True).run()
+    assert (results.task("mood").base_version, results.task("mood").lag) == (0, 1)
+
+
+def test_starts_anew_when_the_version_of_its_checkpoint_is_gone(
+    make_loop, make_stream, coordinator
+):
+    """With its base version compacted away, a half-trained task begins again on the newest."""
+    stream = make_stream("mood")
+
+    def late(event, fields):
+        return event is WorkerEvent.TASK_PROGRESSED and fields["step"] == fields["num_steps"]
+
+    with pytest.raises(Killed):
+        make_loop(stream, Recorder(late)).run()
+    make_loop(make_stream("food", worker_id="south")).run()
+    coordinator.forget(0)
+    assert make_loop(stream, resume=True).run().task("mood").base_version == 1
+
+
+def test_says_its_task_in_the_newest_version_when_its_own_is_refused(
+    make_loop, make_stream, coordinator
+):
+    """An update whose base version is too old is rebased and pushed under a new id."""
+    coordinator.fail("push", "before", BaseVersionTooOld("too old", current_version=1))
+    make_loop(make_stream("mood")).run()
+    assert len(coordinator.updates) == 1
+    assert coordinator.calls["push"] == 2
+
+
+def test_learns_anew_what_cannot_be_rebased(make_loop, make_stream, coordinator):
+    """A restarted worker whose finished update is too old to merge trains the task again."""
+    stream = make_stream("mood")
+    coordinator.fail("push", "before", Killed())
+    with pytest.raises(Killed):
+        make_loop(stream).run()
+    coordinator.fail("push", "before", BaseVersionTooOld("too old", current_version=1))
+    recorder = Recorder()
+    make_loop(stream, recorder, resume=True).run()
+    assert len(recorder.named(WorkerEvent.TASK_STARTED)) == 1
+    assert set(coordinator.merged) == {"mood"}
+
+
+def test_registers_again_once_when_its_lease_has_ended(make_loop, make_stream, coordinator):
+    """A push that finds the lease ended registers again and is taken; a second loss is raised."""
+    coordinator.expire()
+    recorder = Recorder()
+    make_loop(make_stream("mood"), recorder).run()
+    assert recorder.named(WorkerEvent.LEASE_RENEWED) == [{"lease_epoch": 2}]
+    coordinator.expire(times=2)
+    with pytest.raises(LeaseExpired):
+        make_loop(make_stream("food", worker_id="south")).run()
+
+
+def test_stops_at_the_next_step_when_told(make_loop, make_stream, coordinator):
+    """A loop that is told to stop raises Stopped, pushes nothing, and resumes later."""
+    loop = make_loop(make_stream("mood"))
+    loop.should_stop = lambda: True
+    with pytest.raises(Stopped):
+        loop.run()
+    assert not coordinator.updates
+    make_loop(make_stream("mood"), resume=True).run()
+    assert set(coordinator.merged) == {"mood"}
+
+
+def test_earlier_work_is_not_overwritten(make_loop, make_stream):
+    """Without resume, a folder that holds results is refused."""
+    make_loop(make_stream("mood")).run()
+    with pytest.raises(StreamError, match=r"--resume"):
+        make_loop(make_stream("mood"))
+
+
+def test_a_changed_stream_file_is_noticed(make_loop, make_stream):
+    """Resuming with other training settings is refused, with the task's folder in the message."""
+    make_loop(make_stream("mood")).run()
+    changed = make_stream("mood", training="learning_rate = 0.5")
+    with pytest.raises(StreamError, match="as another stream file described it"):
+        make_loop(changed, resume=True).run()
+
+
+def test_the_model_is_left_as_it_was(make_loop, make_stream, backbone):
+    """After a run no weight of the frozen model has changed by a bit, and no hook is left."""
+    before = {name: each.clone() for name, each in backbone.model.state_dict().items()}
+    make_loop(make_stream("mood")).run()
+    after = backbone.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(module._forward_hooks for module in backbone.model.modules())
+
+
+def test_a_gone_coordinator_is_raised(make_loop, make_stream, coordinator):
+    """A push that no coordinator answers ends the loop; resumed, it pushes what it has."""
+    coordinator.fail("push", "before", CoordinatorUnreachable("nobody answers"))
+    with pytest.raises(CoordinatorUnreachable):
+        make_loop(make_stream("mood")).run()
+    make_loop(make_stream("mood"), resume=True).run()
+    assert set(coordinator.merged) == {"mood"}
+
+
+def test_compare_trains_a_lora_of_its_own(make_loop, make_stream):
+    """With compare, each task has the accuracy of its own LoRA, and its learning rate."""
+    result = make_loop(make_stream("mood"), compare=True).run().task("mood")
+    assert result.lora > result.majority
+    assert result.lora_learning_rate in {1e-3, 2e-3, 5e-3}

@@ -1,0 +1,83 @@
+import pytest
+
+from share_dist.errors import StreamError
+from worker.stream import DatasetSource, EntryPointSource, read_stream
+
+GOOD = """
+[model]
+path = "model"
+targets = ["query", "value"]
+[[task]]
+id = "movies"
+type = "text-classification"
+source = { entry_point = "worker.kit_tasks:movies" }
+[[task]]
+id = "reviews"
+type = "text-classification"
+source = { dataset = "data/reviews", input_column = "review" }
+max_train = 80
+"""
+
+
+def written(tmp_path, text):
+    path = tmp_path / "north.toml"
+    path.write_text(text)
+    return path
+
+
+def test_reads_a_stream(tmp_path):
+    """A stream file gives its tasks in order, defaults filled in, its name as worker id."""
+    stream = read_stream(written(tmp_path, GOOD))
+    assert stream.worker_id == "north"
+    assert [task.id for task in stream.tasks] == ["movies", "reviews"]
+    assert isinstance(stream.tasks[0].source, EntryPointSource)
+    assert isinstance(stream.tasks[1].source, DatasetSource)
+    assert (stream.tasks[0].max_train, stream.tasks[1].max_train) == (1000, 80)
+    assert stream.folder == tmp_path
+    assert not stream.training.share_label_names
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("targets", "target", r"model\.target: unknown key; did you mean 'targets'\?"),
+        ("max_train", "max_trian", r"task\.1\.max_trian: unknown key; did you mean 'max_train'\?"),
+        ("input_column", "inputs_column", r"task\.1\.source\.inputs_column: .*'input_column'\?"),
+        ("max_train = 80", "max_train = 'many'", r"task\.1\.max_train: .*integer, got 'many'"),
+        ("max_train = 80", "max_train = 1", r"greater than or equal to 8, got 1"),
+        ("max_train = 80", "zzzzzz = 80", r"task\.1\.zzzzzz: unknown key; remove it"),
+        ('id = "movies"', "", r"task\.0\.id: is missing"),
+        ('"text-classification"', '"poetry"', r"task\.0\.type: .*got 'poetry'"),
+        ("worker.kit_tasks:movies", "worker.kit_tasks.movies", r"task\.0\.source\.entry_point: "),
+        ('"reviews"', '"movies"', r"task 'movies' is there 2 times"),
+        ('path = "model"', "", r"needs one of path and name"),
+        ('path = "model"', 'path = "model"\nname = "bert"', r"needs one of path and name"),
+        ("[model]", "[model", r"is no TOML"),
+    ],
+)
+def test_says_what_is_wrong(tmp_path, old, new, message):
+    """A mistake is answered with the place, what was read, and the nearest known key."""
+    path = written(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(StreamError, match=message) as caught:
+        read_stream(path)
+    assert caught.value.path == str(path)
+    assert str(path) in str(caught.value)
+
+
+def test_says_that_there_is_no_file(tmp_path):
+    """A path without a file is named."""
+    with pytest.raises(StreamError, match="no-such.toml cannot be read"):
+        read_stream(tmp_path / "no-such.toml")
+
+
+def test_one_model_takes_one_kind_of_input(tmp_path):
+    """Texts and images in one stream are refused."""
+    head, _, tail = GOOD.rpartition("text-classification")
+    with pytest.raises(StreamError, match="image-classification and text-classification"):
+        read_stream(written(tmp_path, f"{head}image-classification{tail}"))
+
+
+def test_a_stream_without_tasks_is_refused(tmp_path):
+    """At least one task is needed."""
+    with pytest.raises(StreamError, match="task: "):
+        read_stream(written(tmp_path, GOOD.partition("[[task]]")[0]))

@@ -1,0 +1,203 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from share_dist.adapters import inject
+from share_dist.core.values import Subspace
+from share_dist.errors import StreamError, TrainingDiverged
+from tests.worker import toys
+from worker.backbone import grouped_batches, load_backbone
+from worker.baselines import fit_head, fit_probe, majority_accuracy
+from worker.evaluate import evaluate
+from worker.objective import Classification, pack_head, unpack_head
+from worker.prepared import frozen_baseline, prepare
+from worker.rows import TestRows, TrainRows, draw_rows
+from worker.trainer import Hooks, Lesson, train, trainee_of
+
+
+@pytest.fixture
+def lesson(make_stream, backbone):
+    stream = make_stream("mood")
+    rows = draw_rows(toys.topic("mood"), 96, 48, seed=0)
+    prepared = prepare(stream.tasks[0], rows, backbone, stream.training)
+    return prepared, Lesson(
+        "mood",
+        backbone,
+        Classification(),
+        prepared.fit,
+        prepared.validation,
+        stream.training.model_copy(update={"epochs": 3}),
+        seed=0,
+    )
+
+
+def injected_task(backbone, **kwargs):
+    injected = inject(backbone.model, Subspace.empty(backbone.shapes), num_temporary=2)
+    injected.add_task("mood", **kwargs)
+    injected.activate("mood")
+    return injected
+
+
+def test_the_loss_falls_and_the_model_stays(lesson, backbone):
+    """Training lowers the loss and changes no bit of the frozen weights."""
+    _, task = lesson
+    before = {name: each.clone() for name, each in backbone.model.named_parameters()}
+    losses = []
+    with injected_task(backbone) as injected:
+        trainee = trainee_of(injected, "mood", task.settings)
+        head = nn.Linear(32, 2)
+        train(task, trainee, head, hooks=Hooks(on_step=lambda each: losses.append(each.loss)))
+    assert len(losses) == task.num_steps
+    assert sum(losses[-5:]) < sum(losses[:5])
+    for name, parameter in backbone.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_learning_starts_at_the_frozen_baseline(lesson, backbone):
+    """A task that was just begun, with the probe's head, scores exactly as the frozen model."""
+    prepared, _ = lesson
+    start = frozen_baseline(prepared, backbone).start.head
+    frozen = evaluate(backbone, start, prepared.test)
+    with injected_task(backbone):
+        assert evaluate(backbone, start, prepared.test) == frozen
+
+
+def test_equal_seeds_train_equally(lesson, backbone):
+    """Two trainings with one seed end in the same bits, whatever torch's generator was."""
+    _, task = lesson
+    ends = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        generator = torch.get_rng_state()
+        with injected_task(backbone, seed=7) as injected:
+            head = nn.Linear(32, 2)
+            head.load_state_dict({"weight": torch.zeros(2, 32), "bias": torch.zeros(2)})
+            ends.append(train(task, trainee_of(injected, "mood", task.settings), head).tensors)
+        torch.manual_seed(seed)
+        assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_the_best_epoch_is_kept(lesson, backbone):
+    """Parameters end as they were after the epoch that did best on the validation rows."""
+    _, task = lesson
+    with injected_task(backbone) as injected:
+        trainee = trainee_of(injected, "mood", task.settings)
+        states = []
+        end = train(task, trainee, nn.Linear(32, 2), hooks=Hooks(on_epoch=states.append))
+        assert [each.epochs_done for each in states] == [1, 2, 3]
+        best = states[end.best_epoch]
+        assert all(
+            torch.equal(parameter, best.tensors[f"adapter.{name}"])
+            for name, parameter in trainee.parameters.items()
+        )
+
+
+def test_temporary_factors_learn_at_their_own_rate(lesson, backbone):
+    """Temporary factors and their coefficients have the learning rates of the settings."""
+    _, task = lesson
+    with injected_task(backbone) as injected:
+        rates = trainee_of(injected, "mood", task.settings).learning_rates
+    by_field = {name.rpartition(".")[2]: rate for name, rate in rates.items()}
+    assert by_field == {
+        "temporary": task.settings.temporary_learning_rate,
+        "temporary_coefficients": task.settings.learning_rate,
+    }
+
+
+def test_divergence_is_an_error_with_task_and_step(lesson, backbone):
+    """A loss that is not finite stops training, and says where and what to do."""
+    _, task = lesson
+
+    class Explodes(Classification):
+        def loss(self, head, features, labels):
+            return super().loss(head, features, labels) * float("nan")
+
+    task = dataclasses.replace(task, objective=Explodes())
+    with injected_task(backbone) as injected:
+        trainee = trainee_of(injected, "mood", task.settings)
+        with pytest.raises(TrainingDiverged, match="lower learning_rate") as caught:
+            train(task, trainee, nn.Linear(32, 2))
+    assert (caught.value.task_id, caught.value.step) == ("mood", 0)
+    assert not backbone.model.training
+
+
+def test_batches_hold_every_row_once_and_like_lengths():
+    """Grouped batches are a partition of the rows, with less padding than shuffled ones."""
+    import random
+
+    lengths = [random.Random(index).randint(1, 40) for index in range(203)]
+
+    def padding(window):
+        batches = list(grouped_batches(lengths, 8, random.Random(0), window))
+        assert sorted(row for batch in batches for row in batch) == list(range(203))
+        return sum(
+            max(lengths[row] for row in batch) * len(batch) - sum(lengths[row] for row in batch)
+            for batch in batches
+        )
+
+    assert padding(window=8) < padding(window=1) / 2
+
+
+def test_features_are_in_the_order_given(lesson, backbone):
+    """Rows are sorted by length on their way through the model, and come back as they were."""
+    prepared, _ = lesson
+    encoded = prepared.test.encoded
+    features = backbone.features(encoded)
+    one = backbone.features([encoded[5]])[0]
+    assert torch.allclose(features[5], one, atol=1e-5)
+
+
+def test_the_probe_undoes_its_scaling():
+    """A head fitted to standardised features gives scikit-learn's own answers on raw ones."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    generator = torch.Generator().manual_seed(0)
+    for num_labels in (2, 4):
+        labels = torch.randint(num_labels, (200,), generator=generator)
+        features = torch.randn(200, 6, generator=generator) * 5 + labels[:, None]
+        head = fit_head(features, labels, num_labels, penalty=0.3)
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=500))
+        expected = pipeline.fit(features.numpy(), labels.numpy()).predict(features.numpy())
+        found = head(features).argmax(-1).numpy()
+        assert (found == expected).mean() > 0.99
+
+
+def test_the_probe_never_says_a_class_it_has_not_seen():
+    """A class without training rows keeps its place in the head and is not predicted."""
+    features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    labels = (features[:, 0] > 0).long() * 2
+    probe = fit_probe((features[:40], labels[:40]), (features[40:], labels[40:]), num_labels=3)
+    assert probe.head.out_features == 3
+    assert set(probe.head(features).argmax(-1).tolist()) == {0, 2}
+
+
+def test_majority_counts_training_rows():
+    """The majority class is that of the training rows, its accuracy that on the test rows."""
+    train_rows = TrainRows(("a", "b", "c"), (1, 1, 0))
+    assert majority_accuracy(train_rows, TestRows(("d", "e", "f", "g"), (0, 0, 0, 1))) == 0.25
+
+
+def test_a_head_survives_its_journey():
+    """A head that was packed and unpacked computes the same."""
+    head = nn.Linear(4, 3)
+    packed = pack_head(head, "text-classification", ("a", "b", "c"))
+    features = torch.randn(5, 4)
+    assert torch.equal(unpack_head(packed, torch.device("cpu"))(features), head(features))
+    assert (packed.num_labels, packed.label_names) == (3, ("a", "b", "c"))
+
+
+def test_a_missing_model_is_named(make_stream, tmp_path):
+    """A stream whose model folder is not there is refused with the path."""
+    stream = make_stream("mood")
+    model = stream.model.model_copy(update={"path": "nowhere"})
+    with pytest.raises(StreamError, match="no model folder .*nowhere"):
+        load_backbone(dataclasses.replace(stream, model=model))
+    (tmp_path / "empty").mkdir()
+    model = stream.model.model_copy(update={"path": "empty"})
+    with pytest.raises(StreamError, match="cannot be loaded"):
+        load_backbone(dataclasses.replace(stream, model=model))

@@ -1,0 +1,103 @@
+"""Small things of the real kinds: a BERT made from a config, streams, rows that can be learnt."""
+
+import random
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from share_dist.errors import StreamError
+from worker.rows import RawTask
+
+WORDS = {
+    "mood": (("sad", "bad", "poor"), ("glad", "good", "great")),
+    "food": (("soup", "stew", "broth"), ("cake", "pie", "tart")),
+    "motion": (("sits", "rests", "lies"), ("runs", "jumps", "flies")),
+}
+FILLER = ("the", "a", "one", "this", "that", "thing", "day", "was", "is", "very")
+
+
+def make_model(folder: Path) -> Path:
+    """A BERT of two layers with its tokenizer, as a Hugging Face folder."""
+    words = sorted({*FILLER, *(word for pair in WORDS.values() for part in pair for word in part)})
+    vocabulary = {word: index for index, word in enumerate(("[PAD]", "[UNK]", *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def sentences(topic: str, count: int, seed: int) -> list[tuple[str, str]]:
+    """Distinct sentences whose class is which kind of words has the majority."""
+    order = random.Random(seed)
+    rows = {}
+    while len(rows) < count:
+        label = order.randrange(2)
+        words = order.choices(WORDS[topic][label], k=2) + order.choices(
+            WORDS[topic][1 - label], k=1
+        )
+        words += order.choices(FILLER, k=order.randint(2, 9))
+        order.shuffle(words)
+        rows[" ".join(words)] = f"{topic}-{label}"
+    return list(rows.items())
+
+
+def topic(name: str, count: int = 160) -> RawTask:
+    """An entry point."""
+    return RawTask(sentences(name, count, seed=1))
+
+
+def broken() -> RawTask:
+    """An entry point that fails."""
+    raise OSError("the disk is gone")
+
+
+def not_a_task() -> list[str]:
+    """An entry point that returns something else."""
+    return ["rows"]
+
+
+def refused() -> RawTask:
+    """An entry point that says what to do."""
+    raise StreamError("run `share-dist kit fetch`")
+
+
+def stream_text(model: Path, worker_id: str, topics: tuple[str, ...], training: str = "") -> str:
+    """A stream file."""
+    tasks = "".join(
+        f"""
+[[task]]
+id = "{name}"
+type = "text-classification"
+source = {{ entry_point = "tests.worker.toys:topic", arguments = {{ name = "{name}" }} }}
+max_train = 96
+max_test = 48
+"""
+        for name in topics
+    )
+    return f"""
+worker_id = "{worker_id}"
+[model]
+path = "{model}"
+targets = ["query", "value"]
+[training]
+epochs = 2
+batch_size = 16
+num_temporary = 2
+validation_fraction = 0.2
+{training}
+{tasks}"""
