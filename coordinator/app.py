@@ -31,7 +31,7 @@ from coordinator.writer import MergeWriter
 from share_dist.errors import ConfigError
 from share_dist.telemetry import Event, get_logger
 from share_dist.wire.options import SERVER_OPTIONS
-from share_dist.wire.records import VersionEvent
+from share_dist.wire.records import UpdateState, VersionEvent
 
 HISTORY_BATCH = 64
 """Events that a watcher who catches up reads at once."""
@@ -77,7 +77,7 @@ class CoordinatorApp:
         return self._metrics_server.address if self._metrics_server else None
 
     async def __aenter__(self) -> Self:
-        _remove(self._config.port_file)
+        _forget_port(self._config.port_file)
         store = self._given_store
         if store is None:
             store = await asyncio.to_thread(DurableStore, self._config.store)
@@ -99,7 +99,7 @@ class CoordinatorApp:
         traceback: TracebackType | None,
     ) -> None:
         self._log.info(Event.COORDINATOR_STOPPING.value)
-        _remove(self._config.port_file)
+        _forget_port(self._config.port_file)
         await self._health.enter_graceful_shutdown()
         self.coordinator.broadcast.close()
         self.coordinator.writer.stop()
@@ -113,7 +113,10 @@ class CoordinatorApp:
     def facts(self) -> dict[str, int]:
         """What the coordinator holds: version and number of pending updates."""
         store = self.coordinator.store
-        return {"version": store.current_version, "num_pending": len(store.pending())}
+        return {
+            "version": store.current_version,
+            "num_pending": store.num_updates(UpdateState.PENDING),
+        }
 
     async def _serve(self) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -152,12 +155,8 @@ def _compose(
     )
     leases = Leases(config.lease_seconds, store.epochs(), clock.monotonic_seconds())
     metrics = Metrics()
-    metrics.watch("watchers", "Watchers now.", lambda: broadcast.num_watchers)
-    metrics.watch(
-        "live_workers",
-        "Workers whose lease holds.",
-        lambda: leases.num_live(clock.monotonic_seconds()),
-    )
+    metrics.num_watchers.set_function(lambda: broadcast.num_watchers)
+    metrics.num_live_workers.set_function(lambda: leases.num_live(clock.monotonic_seconds()))
     writer = MergeWriter(config, store, versions, broadcast, metrics, log, clock)
     return Coordinator(
         config, store, versions, leases, broadcast, writer, metrics, log, clock, clock.now()
@@ -178,6 +177,12 @@ async def _history(store: Store, after_version: int) -> tuple[VersionEvent, ...]
     return await asyncio.to_thread(store.events, after_version, HISTORY_BATCH)
 
 
-def _remove(path: Path | None) -> None:
-    if path is not None:
-        path.unlink(missing_ok=True)
+def _forget_port(path: Path | None) -> None:
+    """Remove the port file of this process, or of one that was killed."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"port_file is {path}: there is no folder {path.parent}; make it first", key="port_file"
+        )
+    path.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from share_dist.wire.records import (
     Lease,
     Receipt,
     TaskSummary,
+    UpdateState,
     VersionEvent,
     Wait,
     WorkerStatus,
@@ -192,8 +193,8 @@ async def get_status(coordinator: Coordinator) -> CoordinatorStatus:
         first_version=store.first_version,
         fingerprint=await asyncio.to_thread(store.fingerprint),
         num_tasks=len(coordinator.writer.snapshot.tasks),
-        num_pending=len(await asyncio.to_thread(store.pending)),
-        num_quarantined=await asyncio.to_thread(store.num_quarantined),
+        num_pending=await asyncio.to_thread(store.num_updates, UpdateState.PENDING),
+        num_quarantined=await asyncio.to_thread(store.num_updates, UpdateState.QUARANTINED),
         workers=tuple(
             _worker_status(coordinator, lease, now_seconds) for lease in coordinator.leases.all()
         ),
@@ -253,7 +254,7 @@ async def _admit(coordinator: Coordinator, push: Push) -> UpdateRecord:
 
 def _check_and_keep(coordinator: Coordinator, push: Push) -> UpdateRecord:
     store, update = coordinator.store, push.update
-    num_pending = len(store.pending())
+    num_pending = store.num_updates(UpdateState.PENDING)
     if num_pending >= coordinator.config.max_pending:
         raise Overloaded(
             f"{num_pending} updates wait to be merged, as many as this coordinator takes: "

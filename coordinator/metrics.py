@@ -1,6 +1,5 @@
 """The catalogue of Prometheus metrics; every name begins with ``share_dist_``."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -45,7 +44,7 @@ class Metrics:
         )
         self.merge_seconds = Histogram(
             "share_dist_merge_seconds",
-            "Duration of a merge, its commit included.",
+            "Duration of a merge, until it is ready to be committed.",
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -62,10 +61,8 @@ class Metrics:
         self.energy_kept = self._gauge(
             "energy_kept", "Lowest share of energy that a side of a layer keeps."
         )
-
-    def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """Add a gauge that is read when it is asked for."""
-        self._gauge(name, description).set_function(read)
+        self.num_watchers = self._gauge("watchers", "Watchers now.")
+        self.num_live_workers = self._gauge("live_workers", "Workers whose lease holds.")
 
     def _gauge(self, name: str, description: str) -> Gauge:
         return Gauge(f"share_dist_{name}", description, registry=self.registry)

@@ -62,7 +62,7 @@ def decide(now_seconds: float, pending: Sequence[PendingUpdate], policy: MergePo
     Examples:
         >>> waiting = [PendingUpdate("u2", "cats", 5.0), PendingUpdate("u1", "dogs", 6.0)]
         >>> decide(7.0, waiting, MergePolicy(min_updates=2))
-        Decision(merge=True, which=('u1', 'u2'), reason='2 of 2 updates are in', look_again_seconds=None)
+        Decision(merge=True, which=('u1', 'u2'), reason='2 updates are in, 2 would do', look_again_seconds=None)
         >>> decide(7.0, waiting, MergePolicy(min_updates=3, max_wait_seconds=10.0)).reason
         '2 of 3 updates are in: waiting up to 8.0 s more'
     """
@@ -73,7 +73,8 @@ def decide(now_seconds: float, pending: Sequence[PendingUpdate], policy: MergePo
     which = tuple(sorted(update.update_id for update in ready))
     needed = min(policy.min_updates, policy.max_updates)
     if len(ready) >= needed:
-        return Decision(merge=True, which=which, reason=f"{len(ready)} of {needed} updates are in")
+        reason = f"{len(ready)} updates are in, {needed} would do"
+        return Decision(merge=True, which=which, reason=reason)
     waited = now_seconds - min(update.pushed_at_seconds for update in pending)
     left = policy.max_wait_seconds - waited
     if left <= 0:

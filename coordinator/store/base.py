@@ -188,8 +188,8 @@ class Store(abc.ABC):
         """Quarantine a pending update: it is kept, and never merged."""
 
     @abc.abstractmethod
-    def num_quarantined(self) -> int:
-        """How many updates wait for an operator to look at them."""
+    def num_updates(self, state: UpdateState) -> int:
+        """How many updates are in a state."""
 
     @abc.abstractmethod
     def commit(self, commit: VersionCommit) -> None:

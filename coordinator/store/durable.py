@@ -167,10 +167,8 @@ class DurableStore(Store):
         return self.update_record(update_id)
 
     @override
-    def num_quarantined(self) -> int:
-        count = sa.select(sa.func.count()).where(
-            on_disk.updates.c.state == UpdateState.QUARANTINED.value
-        )
+    def num_updates(self, state: UpdateState) -> int:
+        count = sa.select(sa.func.count()).where(on_disk.updates.c.state == state.value)
         return self._read(lambda rows: int(rows.execute(count).scalar_one()))
 
     # --- versions ---------------------------------------------------------------------------

@@ -100,9 +100,9 @@ class MemoryStore(Store):
             return aside
 
     @override
-    def num_quarantined(self) -> int:
+    def num_updates(self, state: UpdateState) -> int:
         with self._lock:
-            return sum(r.state is UpdateState.QUARANTINED for r in self._records.values())
+            return sum(record.state is state for record in self._records.values())
 
     @override
     def commit(self, commit: VersionCommit) -> None:

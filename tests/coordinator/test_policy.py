@@ -21,7 +21,7 @@ def test_by_default_all_that_is_pending_is_merged_at_once():
     """The default policy merges everything, sorted by id whatever the order of arrival."""
     decision = decide(9.0, waiting(("u2", "cats", 1.0), ("u1", "dogs", 2.0)), MergePolicy())
     assert decision.which == ("u1", "u2")
-    assert decision.reason == "2 of 1 updates are in"
+    assert decision.reason == "2 updates are in, 1 would do"
 
 
 def test_of_one_task_the_first_update_goes_first():

@@ -1,5 +1,6 @@
 """A real coordinator on loopback, asked over real gRPC."""
 
+import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -224,6 +225,59 @@ def test_a_stop_ends_watches_and_lets_waiters_go(tmp_path):
         receipt = client.push(make_update("cats", lease_epoch=0), wait="merged")
         assert (receipt.state, receipt.version) == (UpdateState.MERGED, 1)
         assert len(client.tasks()) == 1
+
+
+@pytest.fixture
+def held_merges(monkeypatch):
+    """Merges that begin, and end only when the test lets them."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def held(*args, **options):
+        begun.set()
+        assert may_end.wait(60)
+        return merge(*args, **options)
+
+    monkeypatch.setattr("coordinator.writer.merge", held)
+    yield begun, may_end
+    may_end.set()
+
+
+def test_nobody_waits_while_a_merge_runs(client, held_merges):
+    """During a merge the coordinator answers, and takes the updates of the next one."""
+    begun, may_end = held_merges
+    client.push(make_update("cats", lease_epoch=0))
+    assert begun.wait(60)
+    assert client.push(make_update("dogs", lease_epoch=0)).state is UpdateState.PENDING
+    assert client.heartbeat().current_version == 0
+    assert client.status().num_pending == 2
+    may_end.set()
+    wait_until(lambda: client.status().current_version == 2)
+    assert {task.task_id: task.lag for task in client.tasks()} == {"cats": 0, "dogs": 1}
+
+
+def test_a_stop_finishes_the_merge_in_hand(tmp_path, held_merges):
+    """A stop in the middle of a merge commits it and answers who waited for it."""
+    begun, may_end = held_merges
+    with ThreadPoolExecutor(2) as threads:
+        with running(make_config(tmp_path / "store")) as app:
+            pushing = threads.submit(push_as, app, "cats")
+            assert begun.wait(60)
+            stopping = wait_for_stop(app)
+            threads.submit(lambda: (stopping.wait(60), may_end.set()))
+        receipt = pushing.result(60)
+    assert (receipt.state, receipt.version) == (UpdateState.MERGED, 1)
+
+
+def wait_for_stop(app):
+    """An event that is set once the coordinator has told its writer to stop."""
+    told, stop = threading.Event(), app.coordinator.writer.stop
+
+    def tell():
+        stop()
+        told.set()
+
+    app.coordinator.writer.stop = tell
+    return told
 
 
 # --- once is once ---------------------------------------------------------------------------------
@@ -554,3 +608,15 @@ def test_any_store_will_do(tmp_path):
         assert push_as(app, "cats").version == 1
         with client_of(app.address) as client:
             assert client.pull_task("cats").summary.worker_id == "cats"
+
+
+def test_files_and_addresses_that_cannot_be_used(tmp_path, app):
+    """A port file without a folder and a taken metrics address are said before anything is served."""
+    lost = make_config(tmp_path / "a", port_file=tmp_path / "none" / "port")
+    with pytest.raises(ConfigError, match="there is no folder"):
+        running(lost).__enter__()
+    taken = make_config(tmp_path / "b", metrics_listen=app.address)
+    with pytest.raises(ConfigError, match="choose another address"):
+        running(taken).__enter__()
+    with running(make_config(tmp_path / "b")) as free:
+        assert free.port

@@ -71,7 +71,7 @@ def test_the_history_of_the_docstring(opener):
     assert store.update_record("u2").state is UpdateState.MERGED
     aside = store.update_record("u3")
     assert (aside.state, aside.reason) == (UpdateState.QUARANTINED, "slippery")
-    assert store.num_quarantined() == 1
+    assert store.num_updates(UpdateState.QUARANTINED) == 1
 
 
 def test_another_fingerprint_is_refused(store):

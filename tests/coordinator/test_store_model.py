@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coordinator.store import DurableStore, MemoryStore
 from share_dist.errors import FingerprintMismatch, UpdateConflict
+from share_dist.wire.records import UpdateState
 from tests.coordinator.support import FINGERPRINT, NOW, commit_of, make_update
 from tests.equality import first_difference
 
@@ -85,7 +86,7 @@ class StoreHistories(RuleBasedStateMachine):
                 store.fingerprint(),
                 store.epochs(),
                 store.pending(),
-                store.num_quarantined(),
+                [store.num_updates(state) for state in UpdateState],
                 store.current_version,
                 store.first_version,
                 store.events(0, 100),

@@ -1,0 +1,55 @@
+"""The tables of the coordinator's README: `python -m tests.coordinator.readme_tables` writes them."""
+
+import ast
+import inspect
+import itertools
+import textwrap
+from pathlib import Path
+
+import coordinator
+from coordinator import faults
+from coordinator.metrics import Metrics
+from share_dist.telemetry import Event
+from tests.house.readme_tables import block, table
+
+README = Path(coordinator.__file__).with_name("README.md")
+
+
+def events() -> str:
+    """Every event that a program logs."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(Event))).body
+    said = {
+        node.targets[0].id: following.value.value
+        for node, following in itertools.pairwise(definition.body)
+        if isinstance(node, ast.Assign)
+    }
+    rows = [(f"`{event.value}`", said[event.name].replace("``", "`")) for event in Event]
+    return table(["event", "when, and with which fields"], rows)
+
+
+def metrics() -> str:
+    """Every metric that a coordinator serves."""
+    families = sorted(Metrics().registry.collect(), key=lambda family: family.name)
+    rows = [(f"`{family.name}`", family.type, family.documentation) for family in families]
+    return table(["metric", "kind", "meaning"], rows)
+
+
+def fault_points() -> str:
+    """Every point at which the process can be killed."""
+    return "\n".join(f"{i}. `{point}`" for i, point in enumerate(faults.POINTS, 1))
+
+
+TABLES = {"events": events, "metrics": metrics, "faults": fault_points}
+
+
+def written(text: str) -> str:
+    """A README's text with every table made anew."""
+    for name, make in TABLES.items():
+        marked = f"<!-- {name} -->\n{make()}\n<!-- end of {name} -->"
+        text, count = block(name).subn(lambda _, marked=marked: marked, text)
+        assert count == 1, f"the README has {count} tables named {name!r}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))

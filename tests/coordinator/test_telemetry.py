@@ -1,0 +1,68 @@
+"""The catalogue of events and metrics is the one that is used, and the one that is written down."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import structlog
+
+import coordinator
+from share_dist.telemetry import Event, configure_logging, get_logger
+from tests.coordinator.readme_tables import README, written
+
+
+def test_the_tables_of_the_readme_are_those_of_the_code():
+    """Events, metrics and fault points of the README are made of the code."""
+    text = README.read_text()
+    assert text == written(text), "run: python -m tests.coordinator.readme_tables"
+
+
+def test_the_readme_names_every_file():
+    """Every module of the coordinator has its line in the README."""
+    text = README.read_text()
+    files = {path.name for path in Path(coordinator.__file__).parent.glob("[!_]*.py")}
+    assert files <= set(re.findall(r"(\w+\.py)", text))
+
+
+def test_every_event_of_the_catalogue_is_logged_somewhere():
+    """No event is documented that nobody logs."""
+    sources = Path(coordinator.__file__).parent.rglob("*.py")
+    used = set(re.findall(r"Event\.([A-Z_]+)\.value", "".join(p.read_text() for p in sources)))
+    assert used == {event.name for event in Event}
+
+
+def test_a_line_of_json_holds_all_its_fields():
+    """A machine reads event, level, time, program, fields and the traceback of an error."""
+    stream = io.StringIO()
+    before = structlog.get_config()
+    try:
+        configure_logging("json", "INFO", stream)
+        log = get_logger("coordinator")
+        log.debug("unseen")
+        log.warning(Event.UPDATE_REFUSED.value, update_id="u1")
+        log.error(Event.REQUEST_FAILED.value, exc_info=ValueError("odd"))
+    finally:
+        structlog.configure(**before)
+    refused, failed = map(json.loads, stream.getvalue().splitlines())
+    assert refused.pop("timestamp").endswith("Z")
+    assert refused == {
+        "event": "update_refused",
+        "level": "warning",
+        "program": "coordinator",
+        "update_id": "u1",
+    }
+    assert "ValueError: odd" in failed["exception"]
+
+
+def test_the_console_is_for_people():
+    """The console format is one line of words."""
+    stream = io.StringIO()
+    before = structlog.get_config()
+    try:
+        configure_logging("console", "INFO", stream)
+        get_logger("worker").info(Event.COORDINATOR_READY.value, address="here")
+    finally:
+        structlog.configure(**before)
+    assert "coordinator_ready" in stream.getvalue()
+    assert "address=here" in stream.getvalue()
