@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ class WorkerConfig:
         workdir: Folder of all workers; the actor's own lies inside, under its worker id.
         options: How its loop behaves.
         num_threads: Cores that the actor owns.
+        timeout_seconds: How long the coordinator may be gone.
     """
 
     stream_path: str
@@ -32,6 +34,7 @@ class WorkerConfig:
     workdir: str
     options: LoopOptions
     num_threads: int
+    timeout_seconds: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -56,33 +59,37 @@ class WorkerActor:
     """
 
     def __init__(self, config: WorkerConfig, *, is_restarted: bool = False) -> None:
-        from share_dist.client import ShareClient
-        from worker.backbone import load_backbone
-
         torch.set_num_threads(config.num_threads)
+        self._config = config
+        self._is_restarted = is_restarted
         self._events: deque[dict[str, Any]] = deque()
         self._begun = time.monotonic()
         self._stop = threading.Event()
-        stream = read_stream(config.stream_path)
-        self._worker_id = stream.worker_id
-        options = config.options
-        self._client = ShareClient(config.address, worker_id=stream.worker_id)
-        self._loop = TaskLoop(
+
+    @cached_property
+    def _loop(self) -> TaskLoop:
+        # not in __init__: an error in there reaches the driver as the actor's death only
+        from share_dist.client import ShareClient
+        from worker.backbone import load_backbone
+
+        stream, options = read_stream(self._config.stream_path), self._config.options
+        return TaskLoop(
             stream,
             load_backbone(stream),
-            self._client,
-            Path(config.workdir) / stream.worker_id,
-            replace(options, resume=options.resume or is_restarted),
+            ShareClient(self._config.address, timeout_seconds=self._config.timeout_seconds),
+            Path(self._config.workdir) / stream.worker_id,
+            replace(options, resume=options.resume or self._is_restarted),
             self._emit,
             self._stop.is_set,
         )
 
     def run(self) -> Outcome:
         """Learn the stream."""
+        loop = self._loop
         try:
-            return Outcome("finished", self._loop.run().to_dict())
+            return Outcome("finished", loop.run().to_dict())
         except Stopped:
-            return Outcome("stopped", self._loop.results.to_dict())
+            return Outcome("stopped", loop.results.to_dict())
 
     def rescore(self) -> Outcome:
         """Score all own tasks under the newest version."""
@@ -98,5 +105,9 @@ class WorkerActor:
 
     def _emit(self, event: WorkerEvent, **fields: Any) -> None:
         seconds = round(time.monotonic() - self._begun, 3)
-        common = {"event": event.value, "worker_id": self._worker_id, "seconds": seconds}
+        common = {
+            "event": event.value,
+            "worker_id": self._loop.stream.worker_id,
+            "seconds": seconds,
+        }
         self._events.append({**common, **fields})

@@ -84,9 +84,10 @@ def ray_cluster(
     Raises:
         ConfigError: There is no cluster at the address.
     """
+    # before the first import of Ray, which reads it there and then
+    _set_environment(address)
     import ray
 
-    _set_environment(address)
     try:
         if address is None:
             ray.init(
@@ -112,7 +113,7 @@ def ray_cluster(
 def _set_environment(address: str | None) -> None:
     if address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

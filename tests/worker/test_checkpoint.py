@@ -87,7 +87,7 @@ def test_a_damaged_update_is_noticed(checkpoint):
     """A payload that is not what was written is refused, with the folder to delete."""
     checkpoint.save_update(update())
     checkpoint._payload.write_bytes(checkpoint._payload.read_bytes() + b"x")
-    with pytest.raises(StreamError, match="delete .*my%2Ftask"):
+    with pytest.raises(StreamError, match=r"delete .*my%2Ftask"):
         checkpoint.load_update()
 
 

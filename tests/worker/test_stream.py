@@ -66,7 +66,7 @@ def test_says_what_is_wrong(tmp_path, old, new, message):
 
 def test_says_that_there_is_no_file(tmp_path):
     """A path without a file is named."""
-    with pytest.raises(StreamError, match="no-such.toml cannot be read"):
+    with pytest.raises(StreamError, match=r"no-such\.toml cannot be read"):
         read_stream(tmp_path / "no-such.toml")
 
 

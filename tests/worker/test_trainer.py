@@ -195,7 +195,7 @@ def test_a_missing_model_is_named(make_stream, tmp_path):
     """A stream whose model folder is not there is refused with the path."""
     stream = make_stream("mood")
     model = stream.model.model_copy(update={"path": "nowhere"})
-    with pytest.raises(StreamError, match="no model folder .*nowhere"):
+    with pytest.raises(StreamError, match=r"no model folder .*nowhere"):
         load_backbone(dataclasses.replace(stream, model=model))
     (tmp_path / "empty").mkdir()
     model = stream.model.model_copy(update={"path": "empty"})
