@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from share_dist.commands import client, console, kit, quickstart
+from share_dist.commands import (
+    console,
+    export,
+    inspect,
+    kit,
+    pull,
+    push,
+    quickstart,
+    status,
+    tasks,
+    watch,
+)
 
 COMMAND_GROUP = "share_dist.commands"
 """Entry points of this group, ``name = "module:typer_app"``, become groups of commands."""
@@ -41,14 +52,14 @@ def _root(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart.quickstart,
-    "status": client.status,
-    "tasks": client.tasks,
-    "pull": client.pull,
-    "push": client.push,
-    "watch": client.watch,
-    "export": client.export,
-    "import": client.import_,
-    "inspect": client.inspect,
+    "status": status.status,
+    "tasks": tasks.tasks,
+    "pull": pull.pull,
+    "push": push.push,
+    "watch": watch.watch,
+    "export": export.export,
+    "import": push.import_,
+    "inspect": inspect.inspect,
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)

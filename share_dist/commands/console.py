@@ -1,43 +1,36 @@
-"""What every command shares: options, JSON or tables, errors as letters, exit codes."""
+"""What every command shares: JSON or tables, files written or a letter why not, exit codes."""
 
 import enum
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from share_dist.errors import ConfigError, ShareError
 
-DEFAULT_ADDRESS = "127.0.0.1:50551"
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON on standard output, for scripts; an error is JSON as well."
+    ),
+]
 
-AddressOption = Annotated[
-    str,
-    typer.Option(
-        "--coordinator",
-        "-c",
-        envvar="SHARE_DIST_COORDINATOR",
-        help="Where the coordinator listens, host:port.",
-        rich_help_panel="Connection",
-    ),
-]
-TimeoutOption = Annotated[
-    float,
-    typer.Option(
-        "--timeout",
-        min=0.1,
-        help="Seconds until a call gives up, retries included.",
-        rich_help_panel="Connection",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+WIDTH_OF_FILES = 160
+"""Columns of a table that goes to a file or a pipe, where no terminal says how many there are."""
 
 EXTRAS = {
     "sqlalchemy": "coordinator",
@@ -54,31 +47,50 @@ EXTRAS = {
 }
 """Package that may be missing -> the extra of share-dist that brings it."""
 
+# the base of all errors in arguments, of which typer exports this subclass only
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
 
 def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None:
     """Print a value as JSON, or for people as ``table()`` renders it."""
     if as_json:
         typer.echo(json.dumps(jsonable(value)))
+        return
+    rendered = table()
+    if isinstance(rendered, str):
+        typer.echo(rendered)
     else:
-        Console().print(table())
+        _console().print(rendered)
 
 
 def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
-    """Make a table whose cells are written as people read numbers."""
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
+    """Make a table whose cells are written as people read numbers, numbers to the right."""
+    lines = list(lines)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.show_header = any(columns)
+    for index, column in enumerate(columns):
+        is_number = bool(lines) and all(isinstance(line[index], (int, float)) for line in lines)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for line in lines:
         table.add_row(*(_cell(cell) for cell in line))
     return table
 
 
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_OF_FILES
+    return console
+
+
 def _cell(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value)
+    return str(value).replace("[", r"\[")
 
 
 def jsonable(value: Any) -> Any:
@@ -108,30 +120,68 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def run(app: Callable[[], object]) -> None:
-    """Run the command line; an error of ours becomes its message and its exit code."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """
+    Write to where ``--output`` says.
+
+    Raises:
+        ConfigError: The operating system refuses; says why.
+    """
     try:
-        app()
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror or error}): choose another --output",
+            key="output",
+        ) from error
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
+    """
+    Run a command line and end the process; what goes wrong becomes a message and an exit code.
+
+    Args:
+        app: The commands.
+        arguments: Instead of this process's own.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        code = app(arguments, standalone_mode=False)
     except ShareError as error:
-        _tell(error)
-        sys.exit(error.exit_code)
+        sys.exit(_tell(error, arguments))
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        missing = ConfigError(
-            f"this command needs {package}, which is not installed: "
-            f"pip install 'share-dist[{EXTRAS[package]}]'",
-            key=package,
-        )
-        _tell(missing)
-        sys.exit(missing.exit_code)
+        sys.exit(_tell(_missing_extra(error), arguments))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except _UsageError as error:
+        sys.exit(_tell_usage(error, arguments))
+    sys.exit(code or 0)
 
 
-def _tell(error: ShareError) -> None:
+def _missing_extra(error: ModuleNotFoundError) -> ConfigError:
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        raise error
+    return ConfigError(
+        f"this command needs {package}, which is not installed: "
+        f"pip install 'share-dist[{EXTRAS[package]}]'",
+        key=package,
+    )
+
+
+def _tell(error: ShareError, arguments: Sequence[str]) -> int:
     name = type(error).__name__
-    if "--json" in sys.argv:
+    if "--json" in arguments:
         typer.echo(json.dumps({"error": name, "message": error.message, **jsonable(error.details)}))
     else:
-        Console(stderr=True, highlight=False).print(f"[bold red]{name}[/]: ", end="")
-        typer.echo(error.message, err=True)
+        typer.echo(f"{typer.style(name, fg='red', bold=True)}: {error.message}", err=True)
+    return error.exit_code
+
+
+def _tell_usage(error: Any, arguments: Sequence[str]) -> int:
+    """Say what is wrong with the arguments: for people with the usage, for scripts as any error."""
+    if "--json" in arguments:
+        return _tell(ConfigError(f"{error.format_message().rstrip('.')}: see --help"), arguments)
+    error.show()
+    return int(error.exit_code)

@@ -98,4 +98,6 @@ def _logits(backbone: Any, model: Path, head: Head) -> Tensor:
 
 
 if __name__ == "__main__":
-    run(lambda: typer.run(verify))
+    app = typer.Typer()
+    app.command()(verify)
+    run(app)

@@ -1,0 +1,46 @@
+"""`share-dist watch`: versions as they come to be."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from share_dist.commands.connection import (
+    DEFAULT_ADDRESS,
+    AddressOption,
+    TimeoutOption,
+    connect,
+)
+from share_dist.commands.console import JsonOption, show
+
+if TYPE_CHECKING:
+    from share_dist.wire.records import VersionEvent
+
+
+def watch(
+    after_version: Annotated[int | None, typer.Option("--after", min=0, help="Begin with the version after this one; 0 tells all. [default: the current version]")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after so many versions. [default: go on until Ctrl-C]")] = None,
+    address: AddressOption = DEFAULT_ADDRESS,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """
+    Print each version as it comes to be, one line each, until Ctrl-C.
+
+    Nothing is missed when the connection is cut, as long as the coordinator is
+    back within --timeout.
+    """
+    with connect(address, timeout) as client:
+        for number, event in enumerate(client.watch(after_version), start=1):
+            show(event, as_json=as_json, table=partial(_line, event))
+            if number == count:
+                return
+
+
+def _line(event: "VersionEvent") -> str:
+    return (
+        f"version {event.version}: {', '.join(event.task_ids)}; "
+        f"k {event.num_factors}, energy kept {event.mean_energy_kept:.3f} "
+        f"(lowest {event.lowest_energy_kept:.3f}), angle {event.angle:.3f} rad, "
+        f"largest drift {max(event.drift.values(), default=0.0):.3g}"
+    )
