@@ -55,6 +55,7 @@ class Driver:
     request: RunRequest
     as_json: bool = False
     _actors: dict[str, Any] = field(default_factory=dict)
+    _running: dict[Any, str] = field(default_factory=dict)
 
     def run(self) -> int:
         """
@@ -82,11 +83,15 @@ class Driver:
                 )
                 self._actors[worker_id] = place_actor(config, place)
             try:
-                self._call_all("run", self.request.num_at_once, display)
-                self._call_all("rescore", self.request.num_at_once, display)
+                self._call_all("run", display)
+                self._call_all("rescore", display)
             except KeyboardInterrupt:
-                self._stop(display)
+                self._stop()
+                display.say("stopped; --resume goes on")
                 return INTERRUPTED
+            except ShareError:
+                self._stop()
+                raise
         return 0
 
     def _worker_ids(self) -> list[str]:
@@ -100,21 +105,20 @@ class Driver:
             )
         return ids
 
-    def _call_all(self, method: str, num_at_once: int, display: ProgressDisplay) -> None:
+    def _call_all(self, method: str, display: ProgressDisplay) -> None:
         """Call a method of every actor, so many at once, and show events until all are done."""
         import ray
 
         waiting = deque(self._actors)
-        running: dict[Any, str] = {}
-        while waiting or running:
-            while waiting and len(running) < num_at_once:
+        while waiting or self._running:
+            while waiting and len(self._running) < self.request.num_at_once:
                 worker_id = waiting.popleft()
-                running[getattr(self._actors[worker_id], method).remote()] = worker_id
-            done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
-            self._show(display, running.values())
+                self._running[getattr(self._actors[worker_id], method).remote()] = worker_id
+            done, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
+            self._show(display, self._running.values())
             for reference in done:
+                del self._running[reference]
                 _result(reference)
-                del running[reference]
 
     def _show(self, display: ProgressDisplay, worker_ids: Iterable[str]) -> None:
         import ray
@@ -126,14 +130,14 @@ class Driver:
             with contextlib.suppress(ray.exceptions.RayError):
                 display.show(ray.get(call))
 
-    def _stop(self, display: ProgressDisplay) -> None:
+    def _stop(self) -> None:
+        """Let the actors end at their next step."""
         import ray
 
         for actor in self._actors.values():
             actor.stop.remote()
-        calls = [actor.drain.remote() for actor in self._actors.values()]
-        ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
-        display.say("stopped; --resume goes on")
+        if self._running:
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=STOP_SECONDS)
 
 
 def _result(reference: Any) -> Outcome:

@@ -86,6 +86,12 @@ class Exchange:
 
     def wait_merged(self, update_id: str, seconds: float, should_stop: Callable[[], bool]) -> bool:
         """Wait for a version that has an update; False when none came in time."""
+        # the follower knows versions since this worker registered, not those before
+        if any(
+            each.update_id == update_id and each.state is UpdateState.MERGED
+            for each in self._coordinator.tasks()
+        ):
+            return True
         return self._follower.wait_for(update_id, seconds, should_stop)
 
     def merged_tasks(self, task_ids: set[str]) -> dict[str, TaskSummary]:

@@ -93,9 +93,10 @@ class EpochState:
         epochs_done: Passes finished.
         tensors: Parameters and head, now.
         optimizer: Moments of the optimiser.
-        best_epoch: The epoch that did best on the validation rows.
-        best_score: How it did.
-        best_tensors: Parameters and head as they were then.
+        best_epoch: The epoch to keep: the last one that is not clearly worse on
+            the validation rows than any before it.
+        best_score: The best score of any epoch there.
+        best_tensors: Parameters and head as they were after ``best_epoch``.
     """
 
     epochs_done: int
@@ -133,7 +134,7 @@ def train(
     hooks: Hooks | None = None,
 ) -> EpochState:
     """
-    Learn, and leave parameters and head as they were after the best epoch.
+    Learn, and leave parameters and head as they were after the epoch that is kept.
 
     Args:
         lesson: What is to be learnt.
@@ -204,11 +205,20 @@ def _after_epoch(
 ) -> EpochState:
     features = lesson.backbone.features(lesson.validation.encoded)
     score = lesson.objective.score(head, features, lesson.validation.labels)
-    tensors = optimizer.tensors()
-    # a tie goes to the later epoch, which has seen more
-    if before is None or score >= before.best_score:
-        return EpochState(epoch + 1, tensors, optimizer.moments(), epoch, score, tensors)
+    tensors, best = optimizer.tensors(), score if before is None else max(score, before.best_score)
+    if before is None or score >= best - _standard_error(best, len(lesson.validation)):
+        return EpochState(epoch + 1, tensors, optimizer.moments(), epoch, best, tensors)
     return replace(before, epochs_done=epoch + 1, tensors=tensors, optimizer=optimizer.moments())
+
+
+def _standard_error(score: float, num_rows: int) -> float:
+    """
+    How far a share of so many rows is from the truth, typically.
+
+    A later epoch is given up for an earlier one only when it is worse by more
+    than this: on few rows the epoch that looks best is mostly the luckiest.
+    """
+    return math.sqrt(score * (1 - score) / max(1, num_rows))
 
 
 class _Optimizer:

@@ -80,15 +80,27 @@ def test_equal_seeds_train_equally(lesson, backbone):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_the_best_epoch_is_kept(lesson, backbone):
-    """Parameters end as they were after the epoch that did best on the validation rows."""
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [([0.5, 0.6, 0.7], 2), ([0.7, 0.7, 0.69], 2), ([0.9, 0.3, 0.2], 0), ([0.3, 0.9, 0.2], 1)],
+)
+def test_a_later_epoch_is_kept_unless_clearly_worse(lesson, backbone, scores, kept):
+    """Parameters end as after the last epoch that is within a standard error of the best."""
     _, task = lesson
+    script = iter(scores)
+
+    class Scripted(Classification):
+        def score(self, head, features, labels):
+            return next(script)
+
+    task = dataclasses.replace(task, objective=Scripted())
     with injected_task(backbone) as injected:
         trainee = trainee_of(injected, "mood", task.settings)
         states = []
         end = train(task, trainee, nn.Linear(32, 2), hooks=Hooks(on_epoch=states.append))
         assert [each.epochs_done for each in states] == [1, 2, 3]
-        best = states[end.best_epoch]
+        assert (end.best_epoch, end.best_score) == (kept, max(scores))
+        best = states[kept]
         assert all(
             torch.equal(parameter, best.tensors[f"adapter.{name}"])
             for name, parameter in trainee.parameters.items()

@@ -1,0 +1,91 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from share_dist.errors import ConfigError
+from tests.worker import toys
+from worker.cluster import plan_places
+from worker.display import ProgressDisplay
+from worker.driver import Driver, RunRequest
+from worker.loop import LoopOptions
+from worker.progress import WorkerEvent
+
+EVENTS = [
+    {"event": "task_started", "worker_id": "north", "task_id": "movies", "base_version": 3},
+    {
+        "event": "task_progressed",
+        "worker_id": "north",
+        "task_id": "movies",
+        "step": 5,
+        "num_steps": 81,
+        "loss": 0.6931,
+        "eta_seconds": 41.4,
+    },
+    {"event": "task_learnt", "worker_id": "south", "task_id": "tweets", "accuracy": 0.9155},
+    {"event": "version_followed", "worker_id": "south", "version": 4, "task_ids": []},
+    {
+        "event": "task_rescored",
+        "worker_id": "south",
+        "task_id": "tweets",
+        "accuracy": 0.9,
+        "lag": 1,
+    },
+]
+
+
+def test_the_table_shows_where_every_worker_is():
+    """Task, step, loss, remaining time, accuracy, version and lag appear in the worker's line."""
+    text = io.StringIO()
+    console = Console(file=text, width=120, force_terminal=False)
+    with ProgressDisplay(["north", "south"], as_json=False, console=console) as display:
+        display.show(EVENTS)
+        console.print(display.table())
+    last = text.getvalue().splitlines()[-4:]
+    north = next(line for line in last if "north" in line)
+    south = next(line for line in last if "south" in line)
+    for cell in ("movies", "5/81", "0.693", "41 s", "3"):
+        assert cell in north
+    for cell in ("tweets", "0.900", "rescored", "4", "1"):
+        assert cell in south
+
+
+def test_json_is_one_event_a_line(capsys):
+    """With JSON, standard output holds every event, one a line, and nothing else."""
+    with ProgressDisplay(["north", "south"], as_json=True) as display:
+        display.show(EVENTS)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == EVENTS
+
+
+def test_every_event_is_known():
+    """Events in these examples are those of the catalogue."""
+    names = {each.value for each in WorkerEvent}
+    assert {each["event"] for each in EVENTS} <= names
+
+
+@pytest.mark.parametrize(
+    ("resources", "num_actors", "expected"),
+    [
+        ({"CPU": 2.0}, 2, (1.0, 0.0, 1)),
+        ({"CPU": 2.0}, 3, (2 / 3, 0.0, 1)),
+        ({"CPU": 16.0, "GPU": 4.0}, 4, (4.0, 1.0, 4)),
+        ({"CPU": 16.0, "GPU": 8.0}, 4, (4.0, 1.0, 4)),
+        ({"CPU": 16.0, "GPU": 1.0}, 2, (8.0, 0.5, 8)),
+        ({}, 1, (1.0, 0.0, 1)),
+    ],
+)
+def test_places_share_a_cluster(resources, num_actors, expected):
+    """Processors are shared evenly, each actor has one accelerator or its share of one."""
+    place = plan_places(resources, num_actors, num_actors)
+    assert (place.num_cpus, place.num_gpus, place.num_threads) == pytest.approx(expected)
+
+
+def test_two_streams_of_one_worker_are_refused(tmp_path, model_folder):
+    """Streams that would fight for one lease are refused before anything starts."""
+    paths = (tmp_path / "a.toml", tmp_path / "b.toml")
+    for path in paths:
+        path.write_text(toys.stream_text(model_folder, "north", ("mood",)))
+    request = RunRequest(paths, "127.0.0.1:1", tmp_path, 2, None, LoopOptions())
+    with pytest.raises(ConfigError, match="2 streams are of worker 'north'"):
+        Driver(request).run()
