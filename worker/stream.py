@@ -134,10 +134,12 @@ class Task(_Section):
     id: str = Field(min_length=1)
     """Names the task at the coordinator; the same id again is an update of the same task."""
     type: TaskType
+    """``"text-classification"`` or ``"image-classification"``; the same for all tasks of a stream."""
     source: Annotated[
         Annotated[DatasetSource, Tag("dataset")] | Annotated[EntryPointSource, Tag("entry_point")],
         Discriminator(_kind_of_source),
     ]
+    """Where its rows come from: a data set, or a Python function."""
     max_train: int = Field(1000, ge=8)
     """Most training rows."""
     max_test: int = Field(1000, ge=1)
