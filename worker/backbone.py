@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,44 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
         ) from error
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(chosen).eval().requires_grad_(requires_grad=False)
-    shapes = find_targets(model, stream.model.targets, stream.model.layers)
-    return Backbone(model, modality, shapes, chosen)
+    found = Backbone(
+        model, modality, find_targets(model, stream.model.targets, stream.model.layers), chosen
+    )
+    return replace(found, shapes=_used_layers(found))
+
+
+def _used_layers(backbone: Backbone) -> dict[str, LayerShape]:
+    """
+    Those of the adapted layers that the pooled features depend on.
+
+    A model may carry layers that only another head reads, such as the pooler
+    of BERT: they would learn nothing, and a merge refuses what has learnt nothing.
+    """
+    tracers = {
+        name: torch.zeros((), device=backbone.device, requires_grad=True)
+        for name in backbone.shapes
+    }
+    handles = [
+        backbone.model.get_submodule(name).register_forward_hook(partial(_add, tracer))
+        for name, tracer in tracers.items()
+    ]
+    try:
+        encoded = backbone.modality.encode([backbone.modality.example])
+        reached = torch.autograd.grad(
+            backbone.pooled(encoded).sum(), list(tracers.values()), allow_unused=True
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: shape
+        for (name, shape), gradient in zip(backbone.shapes.items(), reached, strict=True)
+        if gradient is not None
+    }
+
+
+def _add(tracer: Tensor, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output + tracer
 
 
 def _location(model: ModelSettings, folder: Path) -> str:

@@ -16,6 +16,9 @@ Batch: TypeAlias = dict[str, Tensor]
 class Modality(Protocol):
     """One kind of input."""
 
+    example: Content
+    """Any input, to find out what the model does with one."""
+
     def encode(self, inputs: Sequence[Content]) -> list[Tensor]:
         """Prepare every input once; the first dimension of each is its length."""
         ...
@@ -37,6 +40,8 @@ class TextModality:
         tokenizer: The model's own.
         max_tokens: Texts are cut after so many.
     """
+
+    example: Content = "an example"
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self._tokenizer = tokenizer
@@ -73,6 +78,9 @@ class ImageModality:
     """
 
     def __init__(self, processor: Any) -> None:
+        from PIL import Image
+
+        self.example: Content = Image.new("RGB", (64, 64))
         self._processor = processor
 
     def encode(self, inputs: Sequence[Content]) -> list[Tensor]:

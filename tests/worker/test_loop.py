@@ -61,6 +61,7 @@ def test_learns_pushes_and_rescores_every_task(make_loop, make_stream, coordinat
     assert mood.final == pytest.approx(mood.learnt, abs=0.05)
     assert mood.adapter_bytes < mood.lora_bytes
     assert results.task("motion").history == ()
+    assert all(not update.head.label_names for update in coordinator.updates.values())
     assert len(recorder.named(WorkerEvent.FINISHED)) == 1
     saved = json.loads((tmp_path / "work/north/results.json").read_text())
     assert [len(row) for row in saved["accuracy_matrix"]] == [3, 3, 3]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from share_dist.errors import StreamError
@@ -101,3 +102,50 @@ num_temporary = 2
 validation_fraction = 0.2
 {training}
 {tasks}"""
+
+
+def make_image_model(folder: Path) -> Path:
+    """A vision transformer of two layers with its image processor."""
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=8,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.ViTModel(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def colours(count: int = 120) -> RawTask:
+    """Images in which one colour is the brightest, under much noise."""
+    order = random.Random(1)
+    rows = []
+    for _ in range(count):
+        label = order.randrange(3)
+        noise = bytes(
+            min(255, order.randrange(200) + 40 * (at % 3 == label)) for at in range(12 * 12 * 3)
+        )
+        rows.append((Image.frombytes("RGB", (12, 12), noise), label))
+    return RawTask(rows, label_names=("red", "green", "blue"))
+
+
+def image_stream_text(model: Path) -> str:
+    """A stream of one image task."""
+    return f"""
+[model]
+path = "{model}"
+[training]
+epochs = 2
+batch_size = 16
+num_temporary = 2
+share_label_names = true
+[[task]]
+id = "colours"
+type = "image-classification"
+source = {{ entry_point = "tests.worker.toys:colours" }}
+"""
