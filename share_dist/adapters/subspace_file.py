@@ -28,8 +28,9 @@ def save_subspace(path: str | Path, subspace: Subspace) -> None:
     tensors = {}
     for name, layer in subspace.layers.items():
         for side, basis in layer:
-            tensors[f"layers/{name}/{side}/vectors"] = basis.vectors.contiguous()
-            tensors[f"layers/{name}/{side}/energies"] = basis.energies.contiguous()
+            # cloned: bases may share memory, which safetensors refuses
+            tensors[f"layers/{name}/{side}/vectors"] = basis.vectors.clone()
+            tensors[f"layers/{name}/{side}/energies"] = basis.energies.clone()
     description = {
         "format": FORMAT,
         "version": subspace.version,
