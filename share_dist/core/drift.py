@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.newcomers import Newcomer
+from share_dist.core.newcomers import Newcomer, delta_norm
 from share_dist.core.outcome import LayerRotation
 from share_dist.core.values import (
     SIDES,
@@ -21,6 +21,7 @@ from share_dist.core.values import (
     Side,
     Subspace,
     TaskUpdate,
+    check_finite,
 )
 
 
@@ -87,13 +88,16 @@ def settle(
     """Say a new task in the new columns, and measure what of its ``dW`` the served ones lose."""
     layers, lost, whole = {}, 0.0, 0.0
     for name, layer in newcomers.items():
+        bases = new.layers[name]
         coefficients = LayerCoefficients(*(
-            (new.layers[name][side].vectors.double().mT @ factor).to(new.layers[name][side].vectors.dtype)
+            (bases[side].vectors.double().mT @ factor).to(bases[side].vectors.dtype)
             for side, factor in layer.factors
         ))  # fmt: skip
+        for side, tensor in coefficients:
+            check_finite(tensor, name, side)
         layers[name] = MergedLayer(coefficients, layer.grams, layer.weights)
-        lost += _squared_loss(layer.factors, coefficients, new.layers[name])
-        whole += float(((layer.factors.b.mT @ layer.factors.b) * (layer.factors.a.mT @ layer.factors.a)).sum())  # fmt: skip
+        lost += _squared_loss(layer.factors, coefficients, bases)
+        whole += delta_norm(layer.factors) ** 2
     return MergedTask(update.task_id, new.version, layers), (lost / whole) ** 0.5
 
 

@@ -135,29 +135,11 @@ def angle_from_sine(outside: Float[Tensor, "d k"]) -> float:
     return math.asin(min(1.0, sine))
 
 
-def cka(x: Float[Tensor, "n i"], y: Float[Tensor, "n j"]) -> float:
-    """
-    Compare two sets of columns by linear centred kernel alignment, 0 to 1.
-
-    Source:
-        Kornblith et al., 2019, arXiv:1905.00414.
-
-    Examples:
-        >>> round(cka(torch.eye(3), 2 * torch.eye(3)), 6)
-        1.0
-    """
-    x = x.double() - x.double().mean(dim=0)
-    y = y.double() - y.double().mean(dim=0)
-    norms = torch.linalg.matrix_norm(x.mT @ x) * torch.linalg.matrix_norm(y.mT @ y)
-    if norms == 0:
-        return 0.0
-    return float((x.mT @ y).square().sum() / norms)
-
-
 def _power_of_two(matrix: Float[Tensor, "*batch d s"]) -> Float[Tensor, "*batch 1 1"]:
     if matrix.numel() == 0:
         return matrix.new_ones((*matrix.shape[:-2], 1, 1))
     largest = matrix.abs().amax(dim=(-2, -1), keepdim=True)
     _, exponent = torch.frexp(largest)
     one = torch.ones_like(largest)
-    return torch.where(largest > 0, torch.ldexp(one, exponent), one)
+    # one less than frexp's exponent: at the end of the range that power itself would overflow
+    return torch.where(largest > 0, torch.ldexp(one, exponent - 1), one)

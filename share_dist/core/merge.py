@@ -217,13 +217,18 @@ def _past(
     if not replaced:
         return torch.diag(basis.energies.sqrt()).to(basis.vectors.device)
     moment = torch.diag(basis.energies).to(basis.vectors.device)
+    taken_out = 0.0
     for task in replaced:
         layer = task.layers[name]
         E = layer.coefficients[side].double()
-        moment = moment - layer.weights[side] * (E @ layer.grams[side] @ E.mT)
+        part = layer.weights[side] * (E @ layer.grams[side] @ E.mT)
+        moment = moment - part
+        taken_out += float(part.trace())
     energies, directions = torch.linalg.eigh(moment)
-    # what is left of a task that was all there was is rounding, not content
-    rounding = basis.energies.sum() * rank_tolerance(basis.vectors.dtype, basis.features)
+    # what is left in the directions of a task that is gone is rounding: of its own coefficients,
+    # in their dtype, and of this float64 sum. Anything larger may be a neighbour of small weight.
+    rounding = 8 * torch.finfo(basis.vectors.dtype).eps * taken_out
+    rounding += 64 * torch.finfo(torch.float64).eps * float(basis.energies.sum())
     past: Tensor = directions * torch.where(energies > rounding, energies, 0.0).sqrt()
     return past
 

@@ -1,11 +1,13 @@
 """Newcomers: updates turned into weighted columns, so that no task owns the basis by its norm."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from share_dist.core.linalg import rank_tolerance
 from share_dist.core.temporary import factor_of
 from share_dist.core.values import (
     LayerFactors,
@@ -131,7 +133,30 @@ def _newcomer_of(name: str, base: LayerSubspace, update: TaskUpdate, metric: Met
             f"{factors.b.shape[1]} on side B; both sides need the same",
             layer=name,
         )
-    return _weigh(name, factors, update, metric)
+    return _weigh(name, factors, update, metric, base.a.vectors.dtype)
+
+
+def delta_norm(factors: LayerFactors) -> float:
+    """
+    Measure ``||dW||_F = ||B A.T||_F`` without forming it.
+
+    Accuracy:
+        Through the QR of both factors in float64: relative to
+        ``||B|| ||A||``, also where the product nearly cancels.
+
+    Examples:
+        >>> delta_norm(LayerFactors(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0]])))
+        10.0
+    """
+    upper_a, upper_b = (torch.linalg.qr(factor.double()).R for _, factor in factors)
+    return float(torch.linalg.matrix_norm(upper_b @ upper_a.mT))
+
+
+def _balanced(factors: LayerFactors) -> LayerFactors:
+    """Give both factors the same norm: their product may fit into float32 where one alone does not."""
+    norms = Pair(*(float(torch.linalg.matrix_norm(factor)) for _, factor in factors))
+    scale = math.sqrt(norms.b / norms.a)
+    return LayerFactors(factors.a * scale, factors.b / scale)
 
 
 def _double(part: SideUpdate) -> SideUpdate:
@@ -140,8 +165,25 @@ def _double(part: SideUpdate) -> SideUpdate:
     )
 
 
-def _weigh(name: str, factors: LayerFactors, update: TaskUpdate, metric: Metric) -> Newcomer:
+def _weigh(
+    name: str, factors: LayerFactors, update: TaskUpdate, metric: Metric, dtype: torch.dtype
+) -> Newcomer:
     """Weigh one layer, so that no task owns the basis by its norm alone."""
+    square = delta_norm(factors) ** 2
+    rounding = math.prod(
+        rank_tolerance(dtype, factor.shape[0]) ** 0.5 * float(torch.linalg.matrix_norm(factor))
+        for _, factor in factors
+    )
+    if not (rounding < square**0.5 and square < math.inf):
+        raise UpdateRefused(
+            f"update {update.update_id} for task {update.task_id!r} changes layer {name!r} by a dW of "
+            f"norm {square**0.5:.3g}, where rounding alone is {rounding:.3g}: train it, or leave "
+            "this task out",
+            update_id=update.update_id,
+            task_id=update.task_id,
+            reason="norm",
+        )
+    factors = _balanced(factors)
     if metric == "factors":
         squares = Pair(float(factors.a.square().sum()), float(factors.b.square().sum()))
         identity = torch.eye(factors.a.shape[1], dtype=torch.float64, device=factors.a.device)
@@ -152,17 +194,7 @@ def _weigh(name: str, factors: LayerFactors, update: TaskUpdate, metric: Metric)
         upper_a, upper_b = (torch.linalg.qr(factor).R for _, factor in factors)
         grams = Pair(upper_b.mT @ upper_b, upper_a.mT @ upper_a)
         metric_factors = Pair(factors.a @ upper_b.mT, factors.b @ upper_a.mT)
-        square = float((upper_b @ upper_a.mT).square().sum())
         squares = Pair(square, square)
-    for _, square in squares:
-        if not 0 < square < float("inf"):
-            raise UpdateRefused(
-                f"update {update.update_id} for task {update.task_id!r} changes layer {name!r} by a "
-                f"dW of squared norm {square:.3g}: train it, or leave this task out",
-                update_id=update.update_id,
-                task_id=update.task_id,
-                reason="norm",
-            )
     weights = Pair(update.weight / squares.a, update.weight / squares.b)
     columns = Pair(
         metric_factors.a * weights.a**0.5,

@@ -31,6 +31,9 @@ def rebase(coefficients: Coefficients, old: Subspace, new: Subspace) -> Coeffici
     """
     Rebase all layers of one task from one version to another.
 
+    A coordinator that keeps an oversampled tail remembers more of the task than
+    its ``k`` served rows say: its own coefficients are nearer, pull them where it can be asked.
+
     Args:
         coefficients: In the ``k`` principal factors of ``old``.
         old: The subspace that the coefficients belong to.

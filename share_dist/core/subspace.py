@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from share_dist.core.linalg import thin_svd
 from share_dist.core.merge import merge
@@ -20,61 +18,7 @@ from share_dist.core.values import (
     Subspace,
     TaskUpdate,
 )
-from share_dist.errors import RankTooLarge, ShapeMismatch
-
-
-def principal_basis(factors: Float[Tensor, "d s"], num_factors: int) -> Float[Tensor, "d k"]:
-    """
-    Find the directions that best explain every task's factors at once.
-
-    With the thin SVD ``factors = U diag(sigma) V.T``, the basis is the first
-    ``num_factors`` columns of ``U``.
-
-    Shapes:
-        d: features of this side of the layer (``in`` for A, ``out`` for B)
-        s: stacked columns, tasks times rank
-        k: principal factors kept, ``num_factors``
-
-    Args:
-        factors: One side of every adapter, side by side, scale folded in
-            (``sqrt(alpha / r)`` on each side).
-        num_factors: How many directions to keep.
-
-    Returns:
-        Orthonormal columns, the most explaining first, each with its largest
-        entry positive, so that equal input gives equal signs.
-
-    Accuracy:
-        What is lost is ``sqrt(sum(sigma[k:] ** 2))`` in Frobenius norm, and no
-        other ``k`` directions lose less (Eckart and Young, 1936). In float32,
-        ``basis.T @ basis`` is the identity to about 1e-6 per entry.
-
-    Raises:
-        RankTooLarge: ``num_factors`` exceeds ``min(d, s)``.
-
-    Source:
-        Share, arXiv:2602.06043, initialisation of the subspace. Uncentred: a
-        mean that is removed and not kept is content that is lost.
-
-    Examples:
-        Three axes of strength 3, 2 and 1; two are kept, so 1 is lost.
-
-        >>> factors = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
-        >>> basis = principal_basis(factors, num_factors=2)
-        >>> basis.tolist()
-        [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
-        >>> float(torch.linalg.norm(factors - basis @ (basis.T @ factors)))
-        1.0
-    """
-    if num_factors > min(factors.shape):
-        raise RankTooLarge(
-            f"{num_factors} principal factors were asked of {factors.shape[1]} columns in "
-            f"{factors.shape[0]} features: ask for at most {min(factors.shape)}",
-            asked=num_factors,
-            largest=min(factors.shape),
-        )
-    U, _, _ = thin_svd(factors)
-    return U[:, :num_factors]
+from share_dist.errors import ShapeMismatch
 
 
 def project(subspace: Subspace, factors: Factors) -> Coefficients:
@@ -195,7 +139,7 @@ def update_from_factors(
     layers = {}
     for name, layer in factors.items():
         sides = []
-        for side, factor in layer:
+        for side, factor in evenly_split(layer) if subspace.metric == "delta" else layer:
             basis = subspace.layers[name][side].leading
             raw = factor.to(basis.dtype)
             rank = raw.shape[1]
@@ -207,6 +151,30 @@ def update_from_factors(
             sides.append(fold(basis, nothing_yet))
         layers[name] = LayerUpdate(*sides)
     return TaskUpdate(update_id or task_id, task_id, subspace.version, layers)
+
+
+def evenly_split(layer: LayerFactors) -> LayerFactors:
+    """
+    Split the same ``dW`` between the two factors evenly: ``B = U sqrt(s)``, ``A = W sqrt(s)``.
+
+    ``(B, A)`` may have come with directions that are tiny in one factor and
+    huge in the other; there is no telling rounding from content in those.
+
+    Examples:
+        >>> lopsided = LayerFactors(torch.tensor([[1e6], [0.0]]), torch.tensor([[1e-6]]))
+        >>> even = evenly_split(lopsided)
+        >>> round(even.b.abs().item(), 6), round(even.delta_weight()[0, 0].item(), 6)
+        (1.0, 1.0)
+    """
+    (Q_a, R_a), (Q_b, R_b) = (torch.linalg.qr(factor.double()) for _, factor in layer)
+    U, sigma, Wt = thin_svd(R_b @ R_a.mT)
+    rank, root = layer.a.shape[1], sigma.sqrt()
+    # a rank beyond the features leaves fewer columns: the pseudo-rank shall stay
+    missing = (0, rank - sigma.shape[0])
+    return LayerFactors(
+        torch.nn.functional.pad(Q_a @ Wt.mT * root, missing),
+        torch.nn.functional.pad(Q_b @ U * root, missing),
+    )
 
 
 def check_layers(subspace: Subspace, factors: Factors) -> None:

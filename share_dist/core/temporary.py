@@ -64,10 +64,11 @@ def fold(basis: Float[Tensor, "d k"], update: SideUpdate) -> SideUpdate:
     Say the same factor with temporary factors that are orthonormal, and orthogonal to the basis.
 
     What the temporary factors have learnt inside the span of the basis moves
-    into the coefficients; directions that are rounding are dropped.
+    into the coefficients; directions that say nothing beyond rounding are dropped.
 
     Accuracy:
-        ``F = V E + T tau`` is kept to the rounding of its dtype.
+        Every column of ``F = V E + T tau`` is kept to the rounding of its
+        dtype, relative to that column: the other side may weigh a small column most.
 
     Examples:
         >>> basis = torch.tensor([[1.0], [0.0]])
@@ -76,17 +77,18 @@ def fold(basis: Float[Tensor, "d k"], update: SideUpdate) -> SideUpdate:
         >>> folded.coefficients.tolist(), folded.temporary.abs().tolist()
         ([[3.0]], [[0.0], [1.0]])
     """
-    held = basis.double()
-    temporary = update.temporary.double()
-    inside = held.mT @ temporary
-    outside = temporary - held @ inside
-    floor = torch.linalg.matrix_norm(temporary) * rank_tolerance(basis.dtype, basis.shape[0])
-    directions, upper = orthonormalise(outside, held, floor)
-    kept = (torch.linalg.vector_norm(upper, dim=-1) > 0).nonzero().flatten()
-    tau = update.temporary_coefficients.double()
+    V, E = basis.double(), update.coefficients.double()
+    learnt = update.temporary.double() @ update.temporary_coefficients.double()
+    norms = torch.linalg.vector_norm(V @ E + learnt, dim=0)
+    norms = torch.where(norms > 0, norms, 1.0)
+    inside = V.mT @ learnt
+    outside = (learnt - V @ inside) / norms
+    floor = outside.new_tensor(rank_tolerance(basis.dtype, basis.shape[0]))
+    directions, tau = orthonormalise(outside, V, floor)
+    kept = (torch.linalg.vector_norm(tau, dim=-1) > 0).nonzero().flatten()
     dtype = update.temporary.dtype
     return SideUpdate(
-        coefficients=(update.coefficients.double() + inside @ tau).to(dtype),
+        coefficients=(E + inside).to(dtype),
         temporary=directions[:, kept].to(dtype).contiguous(),
-        temporary_coefficients=(upper[kept] @ tau).to(dtype),
+        temporary_coefficients=(tau[kept] * norms).to(dtype),
     )

@@ -15,7 +15,14 @@ from share_dist.core.subspace import (
     subspace_from_factors,
     update_from_factors,
 )
-from share_dist.core.values import LayerFactors, Subspace
+from share_dist.core.values import (
+    LayerFactors,
+    LayerShape,
+    LayerUpdate,
+    SideUpdate,
+    Subspace,
+    TaskUpdate,
+)
 from share_dist.errors import (
     BaseVersionTooOld,
     ConfigError,
@@ -404,6 +411,63 @@ def test_pushing_a_task_again_replaces_its_former_contribution(metric):
     assert distance(served, dense(fresh)) < 1e-9 * norm(served)
 
 
+def test_a_replacement_in_float32_leaves_the_neighbours_alone():
+    """One of many tasks is replaced: no direction of the others is lost, however small their weight."""
+    shapes = {"q": LayerShape(160, 160)}
+    adapters = [
+        random_factors(seed, rank=2, shapes=shapes, dtype=torch.float32) for seed in range(41)
+    ]
+    subspace = Subspace.empty(shapes)
+    updates = [
+        replace(
+            update_from_factors(subspace, adapter, f"task-{index:03d}"),
+            weight=1e-3 if index == 0 else 1.0,
+        )
+        for index, adapter in enumerate(adapters[:40])
+    ]
+    outcome = merge(subspace, {}, updates)
+    again = update_from_factors(outcome.subspace, adapters[40], "task-007", "again")
+    replaced = merge(outcome.subspace, outcome.tasks, [again])
+    assert replaced.subspace.num_factors == 80
+    was = delta_weights(outcome.subspace, outcome.tasks)
+    now = delta_weights(replaced.subspace, replaced.tasks)
+    for task_id, weights in was.items():
+        if task_id != "task-007":
+            assert distance(weights, now[task_id]) < 1e-3 * norm(weights)
+
+
+@everywhere
+def test_factors_at_the_ends_of_float32_are_merged(metric):
+    """A factor of 1e37 beside one of 1e-37 is an ordinary dW, and comes back as one."""
+    plain = random_factors(0, dtype=torch.float32)
+    parts = {
+        name: LayerUpdate(
+            SideUpdate(torch.zeros(0, 4), layer.a * 1e37, torch.eye(4)),
+            SideUpdate(torch.zeros(0, 4), layer.b * 1e-37, torch.eye(4)),
+        )
+        for name, layer in plain.items()
+    }
+    outcome = merge(Subspace.empty(SHAPES, metric), {}, [TaskUpdate("u", "t", 0, parts)])
+    served = delta_weights(outcome.subspace, outcome.tasks)["t"]
+    assert distance(served, dense(plain)) < 1e-5 * norm(dense(plain))
+    assert outcome.report.truncation["u"] < 1e-5
+
+
+@everywhere
+@pytest.mark.parametrize("seed", range(8))
+def test_a_product_that_cancels_is_refused_not_amplified(metric, seed):
+    """A dW that is rounding beside its factors is refused; no task is made of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = torch.randn(2, 24, 1, generator=generator)
+    a, b = 300 * u * torch.tensor([[1.1, 2.2, 4.4]]), 300 * v * torch.tensor([[2.0, 1.0, -1.0]])
+    parts = {
+        "q": LayerUpdate(*(SideUpdate(torch.zeros(0, 3), part, torch.eye(3)) for part in (a, b)))
+    }
+    empty = Subspace.empty({"q": LayerShape(24, 24)}, metric)
+    with pytest.raises(UpdateRefused, match="where rounding alone is"):
+        merge(empty, {}, [TaskUpdate("u", "t", 0, parts)])
+
+
 @everywhere
 def test_a_rotation_makes_the_next_version_out_of_the_old_one(metric):
     """``V_new = [V Q] U`` with orthonormal ``U``: what a broadcast may send instead of the basis."""
@@ -469,7 +533,7 @@ class TestRefusals:
         subspace, tasks = self.start()
         adapter = random_factors(1)
         adapter["out"] = LayerFactors(adapter["out"].a, torch.zeros_like(adapter["out"].b))
-        with pytest.raises(UpdateRefused, match="changes layer 'out' by a dW of squared norm 0"):
+        with pytest.raises(UpdateRefused, match="changes layer 'out' by a dW of norm 0"):
             merge(subspace, tasks, [update_from_factors(subspace, adapter, "zero")])
 
     def test_a_layer_too_few(self):
