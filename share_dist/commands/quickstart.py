@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from share_dist.commands.console import JsonOption, jsonable, rows
+from share_dist.commands.console import INTERRUPTED, JsonOption, jsonable, rows
 from share_dist.commands.processes import Child, share_dist_command, wait_for_file
 from share_dist.errors import ConfigError, ShareError, WorkerError
 
@@ -42,8 +42,6 @@ EXPORTED_TASK = "movies"
 DEFAULT_NUM_FACTORS = 32
 RESTARTS = 5
 """How often a program that a signal killed is started again."""
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,11 @@ class Coordinator:
             "json",
         )
         child = Child("the coordinator", command, log=self._folder.root / "coordinator.log")
-        port = wait_for_file(self._port_file, child, seconds=120)
+        try:
+            port = wait_for_file(self._port_file, child, seconds=120)
+        except BaseException:
+            child.stop()
+            raise
         self._listen = f"127.0.0.1:{port}"
         return child
 
@@ -350,13 +352,9 @@ def _write(folder: RunFolder, report: dict[str, Any]) -> None:
 
 
 def _print(report: dict[str, Any], folder: RunFolder, say: Console) -> None:
-    from share_dist.commands.report import COLUMNS, cell
+    from share_dist.commands.report import BYTE_COLUMNS, COLUMNS, cell, columns_of
 
-    columns = {
-        field: heading
-        for field, heading in COLUMNS.items()
-        if field != "lora" or any(row["lora"] is not None for row in report["tasks"])
-    }
+    columns = columns_of(report, COLUMNS | BYTE_COLUMNS)
     table = Table(title="tasks", title_justify="left")
     for heading in columns.values():
         table.add_column(heading)
@@ -398,7 +396,8 @@ def _print(report: dict[str, Any], folder: RunFolder, say: Console) -> None:
     )
     for check in report["checks"]:
         mark = "[green]reached[/]" if check["reached"] else "[red]not reached[/]"
-        say.print(f"{mark}: {check['what']}: {check['found']:.4g}, at least {check['at_least']}")
+        found = "-" if check["found"] is None else f"{check['found']:.3g}"
+        say.print(f"{mark}: {check['what']}: {found}, {check['bound']} {check['limit']}")
     say.print(
         f"{report['seconds']:.0f} s; {folder.root / 'report.json'}, {folder.root / 'report.html'}",
         highlight=False,

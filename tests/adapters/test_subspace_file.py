@@ -122,7 +122,7 @@ def test_more_factors_than_columns_are_refused(subspace, tmp_path):
     """A k that the columns cannot give is refused with both numbers."""
     save_subspace(tmp_path / "s", subspace)
     rewrite(tmp_path / "s", num_factors={"encoder.0.query": [9, 3], "z": [2, 3]})
-    with pytest.raises(ShapeMismatch, match="4 columns.*num_factors=9"):
+    with pytest.raises(ShapeMismatch, match=r"4 columns.*num_factors=9"):
         load_subspace(tmp_path / "s")
 
 
