@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from share_dist.adapters import find_targets, model_digest
+from share_dist.adapters import find_targets, load_frozen
 from share_dist.commands.kit import require_kit
 from share_dist.core.values import Fingerprint, LayerShape, Metric
 from share_dist.errors import StreamError
@@ -33,16 +33,18 @@ class Backbone:
         modality: How inputs become its batches.
         shapes: The layers that are adapted.
         device: Where it lies.
+        digest: What names its weights.
     """
 
     model: nn.Module
     modality: Modality
     shapes: dict[str, LayerShape]
     device: torch.device
+    digest: str
 
     def fingerprint(self, metric: Metric = "delta") -> Fingerprint:
         """What must agree with other workers."""
-        return Fingerprint(model_digest(self.model), self.shapes, metric)
+        return Fingerprint(self.digest, self.shapes, metric)
 
     def pooled(self, encoded: Sequence[Tensor]) -> Tensor:
         """Run one batch: ``(rows, features)``, with gradients where there are any."""
@@ -76,20 +78,22 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
         StreamError: There is no such model.
         ConfigError: A target matches no layer of it.
     """
-    import transformers
-
     location = _location(stream.model, stream.folder)
     try:
-        model: Any = transformers.AutoModel.from_pretrained(location).float()
+        model, digest = load_frozen(location)
         modality = load_modality(stream.task_type, location, stream.training.max_tokens)
     except (OSError, ValueError) as error:
         raise StreamError(
             f"{stream.path}: model {location!r} cannot be loaded: {error}", path=str(stream.path)
         ) from error
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(chosen).eval().requires_grad_(requires_grad=False)
+    model = model.float().to(chosen).eval().requires_grad_(requires_grad=False)
     found = Backbone(
-        model, modality, find_targets(model, stream.model.targets, stream.model.layers), chosen
+        model,
+        modality,
+        find_targets(model, stream.model.targets, stream.model.layers),
+        chosen,
+        digest,
     )
     return replace(found, shapes=_used_layers(found))
 

@@ -23,9 +23,10 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from share_dist.adapters.files import read_tensors, write_bytes, write_tensors
+from share_dist.adapters.files import read_tensors, write_tensors
 from share_dist.core.values import TaskUpdate
 from share_dist.errors import StreamError
+from share_dist.files import write_file
 from share_dist.wire.codec import update_from_record, update_to_record
 from worker.stream import Task, TaskStream
 from worker.trainer import EpochState
@@ -124,7 +125,7 @@ class TaskCheckpoint:
     def save_update(self, update: TaskUpdate) -> None:
         """Keep a finished update under its id, until it is pushed."""
         metadata, payload = update_to_record(update)
-        write_bytes(self._payload, payload)
+        write_file(self._payload, payload)
         self._write_json(
             self._update,
             {"update": metadata, "sha256": hashlib.sha256(payload).hexdigest()},
@@ -172,7 +173,7 @@ class TaskCheckpoint:
 
     def _write_json(self, path: Path, fields: Mapping[str, Any]) -> None:
         text = json.dumps({"digest": self._digest, **fields}, indent=2)
-        write_bytes(path, text.encode())
+        write_file(path, text.encode())
 
     def _read_json(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():

@@ -1,4 +1,8 @@
-"""The display: one line per worker while it works, or one JSON line per event."""
+"""
+The display: on a terminal one line per worker that changes in place; elsewhere one line per event.
+
+With ``--json`` every event is one line of JSON on standard output.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,6 +15,9 @@ from rich.table import Table
 from typing_extensions import Self
 
 from worker.progress import WorkerEvent
+
+PROGRESS_SECONDS = 15.0
+"""Where lines stay, a worker's steps are told at most this often."""
 
 _COLUMNS = ("worker", "task", "doing", "step", "loss", "accuracy", "version", "lag", "ETA")
 
@@ -31,10 +38,12 @@ class ProgressDisplay:
         self._as_json = as_json
         self._lines = {each: dict.fromkeys(_COLUMNS[1:], "") for each in worker_ids}
         self._console = console or Console(stderr=True)
+        self._is_live = self._console.is_terminal and not as_json
         self._live = Live(console=self._console, auto_refresh=False)
+        self._told_at = dict.fromkeys(worker_ids, 0.0)
 
     def __enter__(self) -> Self:
-        if not self._as_json:
+        if self._is_live:
             self._live.start()
         return self
 
@@ -44,7 +53,7 @@ class ProgressDisplay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._as_json:
+        if self._is_live:
             self._live.stop()
 
     def show(self, events: Iterable[dict[str, Any]]) -> None:
@@ -53,8 +62,20 @@ class ProgressDisplay:
             if self._as_json:
                 print(json.dumps(event), flush=True)  # what --json promises
             self._lines[event["worker_id"]].update(_cells(event))
-        if not self._as_json:
+            if not (self._as_json or self._is_live):
+                self._tell(event)
+        if self._is_live:
             self._live.update(self.table(), refresh=True)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        worker_id, seconds = event["worker_id"], event["seconds"]
+        is_step = event["event"] == WorkerEvent.TASK_PROGRESSED.value
+        if is_step and seconds - self._told_at[worker_id] < PROGRESS_SECONDS:
+            return
+        self._told_at[worker_id] = seconds
+        said = {"task": event.get("task_id", "")} | _cells(event)
+        words = " ".join(f"{name} {text}" for name, text in said.items() if text)
+        self.say(f"{seconds:7.1f} s  {worker_id}: {words}")
 
     def say(self, line: str) -> None:
         """One sentence for people."""

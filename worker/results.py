@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from share_dist.adapters.files import write_bytes
+from share_dist.files import write_file
 from worker.evaluate import scores_of_stream
 
 FILE_NAME = "results.json"
@@ -143,7 +143,7 @@ class WorkerResults(BaseModel):
     def save(self, workdir: Path) -> None:
         """Write ``results.json``, whole or not at all."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
-        write_bytes(workdir / FILE_NAME, text.encode())
+        write_file(workdir / FILE_NAME, text.encode())
 
     @staticmethod
     def load(workdir: Path) -> "WorkerResults | None":

@@ -2,6 +2,7 @@
 
 from share_dist.adapters.config import ALL_LINEAR, AdapterConfig
 from share_dist.adapters.digest import model_digest
+from share_dist.adapters.frozen import load_frozen
 from share_dist.adapters.inject import InjectedModel, inject
 from share_dist.adapters.lora import (
     LoraAdapter,
@@ -22,6 +23,7 @@ __all__ = [
     "LoraAdapter",
     "find_targets",
     "inject",
+    "load_frozen",
     "load_lora",
     "load_subspace",
     "load_task",

@@ -1,7 +1,5 @@
-"""Tensor files: read strictly, and written so that a reader never sees half of one."""
+"""Tensor files: read strictly, and written whole."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from share_dist.errors import AdapterFormatError
+from share_dist.files import write_file
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -33,23 +32,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, dict(metadata)))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside the place, flush to disk, then rename there; a failure leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    write_file(path, save(plain, dict(metadata)))
 
 
 def require_keys(path: Path, expected: set[str], found: Mapping[str, Tensor]) -> None:

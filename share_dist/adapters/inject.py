@@ -1,13 +1,13 @@
 """Injection: a subspace inside a model, and the tasks that are said in it."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from share_dist.adapters.config import AdapterConfig
 from share_dist.adapters.layer import AdaptedLayer
@@ -20,6 +20,7 @@ from share_dist.core.values import (
     LayerCoefficients,
     LayerShape,
     LayerUpdate,
+    Pair,
     SideUpdate,
     Subspace,
 )
@@ -98,6 +99,7 @@ class InjectedModel:
         self._subspace = subspace
         self._tasks: dict[str, dict[str, LayerUpdate]] = {}
         self._active: str | None = None
+        self._active_rows: tuple[str | None, ...] | None = None
         self._merged: str | None = None
         self._is_ejected = False
         self._layers = {
@@ -137,7 +139,7 @@ class InjectedModel:
 
     @property
     def active_task(self) -> str | None:
-        """The task whose term is added, or None for the plain base."""
+        """The task whose term is added to every row; None for the plain base, or after ``activate_rows``."""
         return self._active
 
     def add_task(
@@ -162,6 +164,8 @@ class InjectedModel:
 
         Raises:
             RankTooLarge: A layer has no ``num_temporary`` directions left.
+            ConfigError: The task is merged, or it is active in rows and would have
+                temporary factors.
             BaseVersionTooOld: ``start`` is of an older version.
             VersionInFuture: ``start`` is of a newer version.
             ShapeMismatch: ``start`` is of other layers or another ``k`` or ``p``.
@@ -177,7 +181,9 @@ class InjectedModel:
         else:
             _require_pseudo_rank(start, pseudo_rank)
             task = warm_start(self._subspace, start, size.num_temporary, generator)
+        self._require_holdable(task_id, task)
         self._hold(task_id, task)
+        self._show()
 
     def set_coefficients(self, task_id: str, coefficients: Coefficients) -> None:
         """
@@ -190,7 +196,7 @@ class InjectedModel:
 
     def drop_task(self, task_id: str) -> None:
         """
-        Hold a task no longer; if it is active, the plain base is used.
+        Hold a task no longer; where it is active, also in single rows, the plain base is used.
 
         Raises:
             UnknownTask: It is not held.
@@ -198,8 +204,13 @@ class InjectedModel:
         self._require_unmerged("drop a task")
         self._task(task_id)
         if self._active == task_id:
-            self.activate(None)
+            self._active = None
+        if self._active_rows is not None:
+            self._active_rows = tuple(
+                None if active == task_id else active for active in self._active_rows
+            )
         del self._tasks[task_id]
+        self._show()
 
     def activate(self, task_id: str | None) -> None:
         """
@@ -210,16 +221,18 @@ class InjectedModel:
             ConfigError: A task is merged into the base weights.
         """
         self._require_unmerged("activate a task")
-        task = None if task_id is None else self._task(task_id)
-        self._use(lambda name, layer: TaskTerm(layer.bases, task[name]) if task else None)
-        self._active = task_id
+        if task_id is not None:
+            self._task(task_id)
+        self._active, self._active_rows = task_id, None
+        self._show()
 
     def activate_rows(self, task_ids: Sequence[str | None]) -> None:
         """
         Let each row of the next batches be computed by its own task; None for the plain base.
 
         For serving: nothing is trained through it, and the tasks must have no
-        temporary factors.
+        temporary factors. It holds until ``activate``: replaced and carried
+        tasks are computed as they then are.
 
         Args:
             task_ids: One per row of the batch, which is the first dimension of
@@ -230,13 +243,11 @@ class InjectedModel:
             ConfigError: A task has temporary factors, or one is merged.
         """
         self._require_unmerged("activate tasks")
-        distinct = list(dict.fromkeys(task_ids))
-        tasks = [{} if task_id is None else self._served(task_id) for task_id in distinct]
-        rows = [distinct.index(task_id) for task_id in task_ids]
-        self._use(
-            lambda name, layer: MixedTerm.of(layer.bases, [task.get(name) for task in tasks], rows)
-        )
-        self._active = None
+        for task_id in dict.fromkeys(task_ids):
+            if task_id is not None:
+                _require_servable(task_id, self._task(task_id))
+        self._active, self._active_rows = None, tuple(task_ids)
+        self._show()
 
     def trainable_parameters(self, task_id: str) -> list[nn.Parameter]:
         """
@@ -328,6 +339,7 @@ class InjectedModel:
             layer.use_subspace(new.layers[name])
         for task_id, task in carried.items():
             self._hold(task_id, task)
+        self._show()
 
     def merge_into_base(self, task_id: str) -> None:
         """
@@ -339,18 +351,17 @@ class InjectedModel:
         """
         self._require_unmerged("merge a task")
         task = self._task(task_id)
-        self._use(lambda _name, _layer: None)
+        self._merged = task_id
+        self._show()
         for name, layer in self._layers.items():
             layer.merge(task[name])
-        self._merged = task_id
 
     def unmerge(self) -> None:
-        """Restore the base weights bit for bit, and the task that was active before."""
+        """Restore the base weights bit for bit, and what was active before."""
         for layer in self._layers.values():
             layer.unmerge()
-        if self._merged is not None:
-            self._merged = None
-            self.activate(self._active)
+        self._merged = None
+        self._show()
 
     def eject(self) -> nn.Module:
         """Give the model back as it was, bit for bit. Again is no error."""
@@ -358,7 +369,8 @@ class InjectedModel:
             layer.remove()
         for weight, was_trainable in self._was_trainable:
             weight.requires_grad_(was_trainable)
-        self._layers, self._tasks, self._active, self._merged = {}, {}, None, None
+        self._layers, self._tasks, self._merged = {}, {}, None
+        self._active, self._active_rows = None, None
         self._was_trainable = []
         self._is_ejected = True
         return self.model
@@ -368,23 +380,35 @@ class InjectedModel:
         originals = {f"{name}.weight": layer.weight for name, layer in self._layers.items()}
         return {name: originals.get(name, weight) for name, weight in self.model.named_parameters()}
 
-    def _use(self, term_of: Callable[[str, AdaptedLayer], Term | None]) -> None:
+    def _show(self) -> None:
+        """Let every layer add what is active now: to be called after every change of state."""
         for name, layer in self._layers.items():
-            layer.term = term_of(name, layer)
+            layer.term = self._term(name, layer.bases)
+
+    def _term(self, name: str, bases: Pair[Tensor]) -> Term | None:
+        if self._merged is not None:
+            return None
+        if self._active_rows is not None:
+            distinct = list(dict.fromkeys(self._active_rows))
+            updates = [None if held is None else self._tasks[held][name] for held in distinct]
+            return MixedTerm.of(bases, updates, [distinct.index(row) for row in self._active_rows])
+        return None if self._active is None else TaskTerm(bases, self._tasks[self._active][name])
 
     def _hold(self, task_id: str, task: Mapping[str, LayerUpdate]) -> None:
+        self._tasks[task_id] = {
+            name: _trainable(layer, self._layers[name].weight.device)
+            for name, layer in task.items()
+        }
+
+    def _require_holdable(self, task_id: str, task: Mapping[str, LayerUpdate]) -> None:
         if self._is_ejected:
             raise ConfigError(
                 f"cannot hold task {task_id!r}: the model was ejected; inject it again", key="model"
             )
         if self._merged == task_id:
             self._require_unmerged("replace the merged task")
-        self._tasks[task_id] = {
-            name: _trainable(layer, self._layers[name].weight.device)
-            for name, layer in task.items()
-        }
-        if self._active == task_id:
-            self.activate(task_id)
+        if task_id in (self._active_rows or ()):
+            _require_servable(task_id, task)
 
     def _task(self, task_id: str) -> dict[str, LayerUpdate]:
         if task_id in self._tasks:
@@ -395,16 +419,6 @@ class InjectedModel:
             task_id=task_id,
             nearest=", ".join(nearest),
         )
-
-    def _served(self, task_id: str) -> dict[str, LayerUpdate]:
-        task = self._task(task_id)
-        if any(update.num_temporary for layer in task.values() for _, update in layer):
-            raise ConfigError(
-                f"task {task_id!r} has temporary factors and cannot share a batch: "
-                "push it, then set_coefficients with what came of the merge",
-                key="task_ids",
-            )
-        return task
 
     def _require_unmerged(self, wish: str) -> None:
         if self._merged is not None:
@@ -433,6 +447,15 @@ def _require_same(needed: Mapping[str, LayerShape], given: Mapping[str, LayerSha
                 f"{tuple(given[name])} in the subspace: load the model that the subspace was made for",
                 layer=name,
             )
+
+
+def _require_servable(task_id: str, task: Mapping[str, LayerUpdate]) -> None:
+    if any(update.num_temporary for layer in task.values() for _, update in layer):
+        raise ConfigError(
+            f"task {task_id!r} has temporary factors and cannot share a batch: "
+            "push it, then set_coefficients with what came of the merge",
+            key="task_ids",
+        )
 
 
 def _require_pseudo_rank(start: Coefficients, pseudo_rank: int | None) -> None:

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from share_dist.adapters.files import read_tensors, require_keys, write_bytes, write_tensors
+from share_dist.adapters.files import read_tensors, require_keys, write_tensors
 from share_dist.core.subspace import reconstruct, subspace_from_factors, update_from_factors
 from share_dist.core.values import (
     Coefficients,
@@ -34,6 +34,7 @@ from share_dist.core.values import (
     check_finite,
 )
 from share_dist.errors import AdapterFormatError
+from share_dist.files import write_file
 
 NumberT = TypeVar("NumberT", int, float)
 
@@ -205,7 +206,7 @@ def save_lora(
         tensors[f"{KEY_PREFIX}{name}.lora_A.weight"] = layer.a.mT
         tensors[f"{KEY_PREFIX}{name}.lora_B.weight"] = layer.b
     write_tensors(directory / TENSOR_FILE, tensors, {"format": "pt"})
-    write_bytes(directory / CONFIG_FILE, json.dumps(config, indent=2).encode())
+    write_file(directory / CONFIG_FILE, json.dumps(config, indent=2).encode())
 
 
 def subspace_from_adapters(

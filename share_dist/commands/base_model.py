@@ -40,7 +40,6 @@ def fingerprint_of(
         ConfigError: Neither is known, the folder holds no model, or the model has no such layers.
         FingerprintMismatch: The coordinator works on another model.
     """
-    from share_dist.adapters import model_digest
     from share_dist.core.values import Fingerprint
 
     if model is None:
@@ -51,7 +50,7 @@ def fingerprint_of(
                 key="model",
             )
         return bound
-    loaded = load_model(model)
+    loaded, digest = load_model(model)
     names = {name for name, _ in loaded.named_modules()}
     shapes: dict[str, LayerShape] = {
         name: layer.shape for name, layer in rename_layers(adapter, names).factors.items()
@@ -63,7 +62,7 @@ def fingerprint_of(
             f"{len(shapes)} layers are missing): give the model that the adapter was trained on",
             key="model",
         )
-    mine = Fingerprint(model_digest(loaded), shapes, bound.metric if bound else "delta")
+    mine = Fingerprint(digest, shapes, bound.metric if bound else "delta")
     if bound is not None:
         bound.require(mine)
     return mine
@@ -90,20 +89,22 @@ def rename_layers(adapter: "LoraAdapter", names: "set[str] | Mapping[str, object
     return adapter
 
 
-def load_model(folder: Path) -> Any:
+def load_model(folder: Path) -> tuple[Any, str]:
     """
-    Load the bare base model, as workers do.
+    Load the bare base model and its digest, as workers do.
 
     Raises:
         ConfigError: The folder holds none.
     """
     import transformers
 
+    from share_dist.adapters import load_frozen
+
     quiet: Any = transformers.utils.logging
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
     try:
-        return transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+        return load_frozen(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{folder} holds no model that transformers can load ({error}): give the folder that "

@@ -35,6 +35,25 @@ EVENTS = [
 ]
 
 
+for number, event in enumerate(EVENTS):
+    event["seconds"] = 10.0 * number
+
+
+def test_lines_stay_where_there_is_no_terminal():
+    """Written to a file, every event is one line with its worker; steps are told now and then only."""
+    text = io.StringIO()
+    step = EVENTS[1]
+    soon, later = step | {"seconds": 21.0}, step | {"seconds": 60.0}
+    console = Console(file=text, width=120, force_terminal=False)
+    with ProgressDisplay(["north", "south"], as_json=False, console=console) as display:
+        display.show([EVENTS[0], step | {"seconds": 20.0}, soon, later, EVENTS[2]])
+    lines = text.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["0.0", "20.0", "60.0", "20.0"]
+    assert "north: task movies doing started version 3" in lines[0]
+    assert "step 5/81 loss 0.693 ETA 41 s" in lines[1]
+    assert "south: task tweets doing learnt accuracy 0.915" in lines[3]
+
+
 def test_the_table_shows_where_every_worker_is():
     """Task, step, loss, remaining time, accuracy, version and lag appear in the worker's line."""
     text = io.StringIO()
