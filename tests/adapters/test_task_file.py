@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from share_dist.adapters import inject, load_task, save_task
-from share_dist.adapters.files import write_bytes
 from share_dist.core.values import Head
 from share_dist.errors import AdapterFormatError
+from share_dist.files import write_file
 from tests.adapters.conftest import logits, random_coefficients
 
 
@@ -95,13 +95,13 @@ def test_a_truncated_or_absent_file_is_refused(task, tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     """When writing fails the file that was there stays, and nothing else is left behind."""
     path = tmp_path / "movies.task"
-    write_bytes(path, b"old")
+    write_file(path, b"old")
 
     def fail(_descriptor):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_bytes(path, b"new")
+        write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["movies.task"]
