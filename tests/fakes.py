@@ -195,7 +195,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
                 yield pb.PullSubspaceResponse(header=header)
                 return
             payload = subspace_to_bytes(self.subspaces[version])
-            payload_header, chunks = split_into_chunks(payload, chunk_bytes=64)
+            payload_header, chunks = split_into_chunks(payload)
             header.payload.CopyFrom(payload_header)
             yield pb.PullSubspaceResponse(header=header)
             for chunk in self.change_chunks(list(chunks)):

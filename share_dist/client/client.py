@@ -24,6 +24,7 @@ from share_dist.wire.codec import (
     heartbeat_from_pb,
     lease_from_pb,
     receipt_from_pb,
+    require_count,
     require_id,
     status_from_pb,
     subspace_from_bytes,
@@ -208,9 +209,13 @@ class ShareClient:
         Raises:
             VersionCompacted: ``version`` is no longer kept.
             VersionInFuture: ``version`` does not exist yet.
+            MalformedMessage: It can be no version.
             FingerprintMismatch: The coordinator works on another model.
         """
-        request = pb.PullSubspaceRequest(version=version, held_version=held_version)
+        request = pb.PullSubspaceRequest(
+            version=_optional_version(version, "version"),
+            held_version=_optional_version(held_version, "held_version"),
+        )
         header, payload = self._call(
             lambda seconds: download(
                 self._stub.PullSubspace(request, timeout=seconds),
@@ -234,12 +239,16 @@ class ShareClient:
 
         Args:
             after_version: None for the version that is current at this call.
-            patience_seconds: How long the coordinator may be gone; None for the
-                client's timeout.
+            patience_seconds: How long the coordinator may be gone, or have no room
+                for this watch; None for the client's timeout.
+
+        Raises:
+            MalformedMessage: ``after_version`` can be no version.
         """
         patience = self.timeout_seconds if patience_seconds is None else patience_seconds
         if after_version is None:
             after_version = self.status().current_version
+        require_count(after_version, "after_version")
 
         def open_stream(seen_version: int) -> Any:
             return self._stub.WatchVersions(
@@ -255,6 +264,7 @@ class ShareClient:
             after_version=after_version,
             address=self.address,
             policy=self._retry,
+            patience_seconds=patience,
         )
         self._watches.add(watch)
         return watch
@@ -335,6 +345,10 @@ class ShareClient:
     def _require_own_fingerprint(self, header: pb.SubspaceHeader) -> None:
         if self.fingerprint is not None and header.HasField("fingerprint"):
             fingerprint_from_pb(header.fingerprint).require(self.fingerprint)
+
+
+def _optional_version(version: int | None, field: str) -> int | None:
+    return None if version is None else require_count(version, field)
 
 
 def _push_requests(header: pb.UpdateHeader, payload: bytes) -> Iterator[pb.PushUpdateRequest]:

@@ -6,17 +6,21 @@ seen 4   stream open after 4        event 5 -> yielded, seen 5
 seen 5   the connection is cut      wait, ask for the status until it answers
 seen 5   stream open after 5        events 6 and 7, made meanwhile -> yielded, seen 7
 seen 7   close()                    the loop ends
+
+seen 7   Overloaded at the door     wait as long as it says, try again ...
+seen 7   ... until patience ends    Overloaded is raised
 ```
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import grpc
 
 from share_dist.client.retry import RETRIED, RetryPolicy
-from share_dist.errors import DeadlineExceeded, MalformedMessage, ShareError
+from share_dist.errors import DeadlineExceeded, MalformedMessage, Overloaded, ShareError
 from share_dist.wire.codec import version_event_from_pb
 from share_dist.wire.records import VersionEvent
 from share_dist.wire.status import error_from_rpc
@@ -36,6 +40,7 @@ class Watch(Iterator[VersionEvent]):
         after_version: The last version that needs no telling.
         address: Whom it watches, for messages.
         policy: Waits between a cut and the next try.
+        patience_seconds: How long it may be turned away before a stream opens.
     """
 
     def __init__(
@@ -46,12 +51,15 @@ class Watch(Iterator[VersionEvent]):
         after_version: int,
         address: str,
         policy: RetryPolicy,
+        patience_seconds: float,
     ) -> None:
         self.seen_version = after_version
         self._open_stream = open_stream
         self._probe = probe
         self._address = address
         self._policy = policy
+        self._patience_seconds = patience_seconds
+        self._turned_away_at: float | None = None
         self._call: Any = None
         self._num_cuts = 0
         self._closed = threading.Event()
@@ -66,6 +74,7 @@ class Watch(Iterator[VersionEvent]):
                 current one, and watch from there.
             CoordinatorUnreachable: The coordinator was gone for longer than the
                 watch's patience; watch again from ``seen_version``.
+            Overloaded: It had no room for this watch for as long.
         """
         while not self._closed.is_set():
             event = self._next_event()
@@ -117,6 +126,7 @@ class Watch(Iterator[VersionEvent]):
             )
         self.seen_version = event.version
         self._num_cuts = 0
+        self._turned_away_at = None
         return event
 
     def _recover(self, cause: grpc.RpcError | None) -> None:
@@ -128,7 +138,9 @@ class Watch(Iterator[VersionEvent]):
         error = None if cause is None else error_from_rpc(cause, address=self._address)
         if not isinstance(error, (*RETRIED, DeadlineExceeded, type(None))):
             raise error from cause
-        if self._closed.wait(self._policy.wait_seconds(self._num_cuts, error)):
+        wait_seconds = self._policy.wait_seconds(self._num_cuts, error)
+        self._require_patience(error, wait_seconds)
+        if self._closed.wait(wait_seconds):
             return
         self._num_cuts += 1
         try:
@@ -136,3 +148,27 @@ class Watch(Iterator[VersionEvent]):
         except ShareError:
             if not self._closed.is_set():
                 raise
+
+    def _require_patience(self, error: ShareError | None, wait_seconds: float) -> None:
+        """
+        Raise when the stream was turned away and patience ends before the next try.
+
+        A probe says nothing of this: a coordinator without room for one more
+        watcher answers every other call. Any other cut is one of a stream that
+        was open, or of a coordinator that is away, which the probe waits for.
+        """
+        if not isinstance(error, Overloaded):
+            self._turned_away_at = None
+            return
+        now_seconds = time.monotonic()
+        if self._turned_away_at is None:
+            self._turned_away_at = now_seconds
+        turned_away_seconds = now_seconds - self._turned_away_at
+        if turned_away_seconds + wait_seconds > self._patience_seconds:
+            raise Overloaded(
+                f"{self._address} had no room for this watch for {turned_away_seconds:.0f} s, the "
+                f"next try is in {wait_seconds:.0f} s, and its patience is "
+                f"{self._patience_seconds:.0f} s: end other watches, let the coordinator take more, "
+                f"or watch again later from version {self.seen_version}. It said: {error.message}",
+                retry_after_seconds=wait_seconds,
+            ) from error

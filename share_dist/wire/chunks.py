@@ -1,11 +1,13 @@
 """
 A payload cut into chunks of about 1 MiB, and chunks joined to the payload again.
 
-The header comes first and says how much will follow, so that a receiver refuses
-too much before it keeps anything, and never holds more than what has arrived.
+The header comes first and says how much will follow and in how many pieces, so that
+a receiver refuses too much before it keeps anything. It never holds more than an
+eighth above what has arrived, however small the pieces.
 """
 
 import hashlib
+import io
 from collections.abc import Iterable, Iterator
 
 from share_dist.core.values import WIRE_VERSION
@@ -20,6 +22,10 @@ from share_dist.pb import tensor_pb2 as pb
 
 CHUNK_BYTES = 2**20
 """Bytes of payload in every chunk but the last: the size at which gRPC streams fastest."""
+
+MIN_CHUNK_BYTES = 64 * 2**10
+"""A payload may come in one chunk for each of these that it begins: many tiny chunks cost more
+work than the payload is worth."""
 
 MAX_CHUNK_BYTES = 4 * 2**20
 """Largest chunk that is taken from a peer."""
@@ -77,12 +83,12 @@ class ChunkJoiner:
         MalformedMessage: The header contradicts itself.
 
     Examples:
-        >>> header, chunks = split_into_chunks(b"abcdef", chunk_bytes=4)
+        >>> header, chunks = split_into_chunks(b"abcdef" * 20_000, chunk_bytes=100_000)
         >>> joiner = ChunkJoiner(header)
         >>> for chunk in chunks:
         ...     joiner.add(chunk)
-        >>> joiner.finish()
-        b'abcdef'
+        >>> joiner.finish() == b"abcdef" * 20_000
+        True
     """
 
     def __init__(self, header: pb.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES) -> None:
@@ -91,8 +97,9 @@ class ChunkJoiner:
         self._expected_bytes = header.num_bytes
         self._expected_chunks = header.num_chunks
         self._digest = hashlib.sha256()
-        self._pieces: list[bytes] = []
-        self._num_bytes = 0
+        # BytesIO and not bytearray: getvalue hands its bytes over without a second copy
+        self._received = io.BytesIO()
+        self._num_chunks = 0
 
     def add(self, chunk: pb.Chunk) -> None:
         """
@@ -104,9 +111,9 @@ class ChunkJoiner:
             StreamTruncated: It goes on after the announced end.
         """
         data = chunk.data  # read once: each access copies
-        received = len(self._pieces)
-        if received == self._expected_chunks or self._num_bytes + len(data) > self._expected_bytes:
-            raise self._wrong_length(received + 1, self._num_bytes + len(data))
+        received, num_bytes = self._num_chunks, self._received.tell() + len(data)
+        if received == self._expected_chunks or num_bytes > self._expected_bytes:
+            raise self._wrong_length(received + 1, num_bytes)
         if chunk.index != received:
             raise MalformedMessage(
                 f"chunk {chunk.index} came where chunk {received} was due: send chunks in order",
@@ -122,8 +129,8 @@ class ChunkJoiner:
                 limit_bytes=MAX_CHUNK_BYTES,
             )
         self._digest.update(data)
-        self._pieces.append(data)
-        self._num_bytes += len(data)
+        self._received.write(data)
+        self._num_chunks += 1
 
     def finish(self) -> bytes:
         """
@@ -133,8 +140,9 @@ class ChunkJoiner:
             StreamTruncated: Chunks or bytes are missing.
             ChecksumMismatch: The payload is not the one that was announced.
         """
-        if len(self._pieces) != self._expected_chunks or self._num_bytes != self._expected_bytes:
-            raise self._wrong_length(len(self._pieces), self._num_bytes)
+        announced = (self._expected_chunks, self._expected_bytes)
+        if (self._num_chunks, self._received.tell()) != announced:
+            raise self._wrong_length(self._num_chunks, self._received.tell())
         if self._digest.digest() != self._expected_digest:
             raise ChecksumMismatch(
                 f"the payload's SHA-256 is {self._digest.hexdigest()}, announced was "
@@ -142,7 +150,7 @@ class ChunkJoiner:
                 expected=self._expected_digest.hex(),
                 found=self._digest.hexdigest(),
             )
-        return b"".join(self._pieces)
+        return self._received.getvalue()
 
     def _wrong_length(self, received: int, num_bytes: int) -> StreamTruncated:
         return StreamTruncated(
@@ -169,9 +177,11 @@ def _require_sound(header: pb.PayloadHeader, limit_bytes: int) -> None:
             limit_bytes=limit_bytes,
         )
     fewest = -(-header.num_bytes // MAX_CHUNK_BYTES)
-    if not fewest <= header.num_chunks <= header.num_bytes:
+    most = -(-header.num_bytes // MIN_CHUNK_BYTES)
+    if not fewest <= header.num_chunks <= most:
         raise MalformedMessage(
-            f"{header.num_bytes} bytes cannot come in {header.num_chunks} chunks",
+            f"{header.num_bytes} bytes were announced in {header.num_chunks} chunks, taken are "
+            f"{fewest} to {most}: send chunks of {CHUNK_BYTES} bytes",
             field="payload.num_chunks",
         )
     if len(header.sha256) != hashlib.sha256().digest_size:

@@ -6,6 +6,7 @@ Tensors become payloads (``payloads.py``), records become protobuf messages
 """
 
 from share_dist.wire.messages import (
+    MAX_COUNT,
     MAX_ID_CHARACTERS,
     fingerprint_from_pb,
     fingerprint_to_pb,
@@ -17,6 +18,7 @@ from share_dist.wire.messages import (
     lease_to_pb,
     receipt_from_pb,
     receipt_to_pb,
+    require_count,
     require_id,
     status_from_pb,
     status_to_pb,
@@ -43,6 +45,7 @@ from share_dist.wire.payloads import (
 )
 
 __all__ = [
+    "MAX_COUNT",
     "MAX_ID_CHARACTERS",
     "fingerprint_from_pb",
     "fingerprint_to_pb",
@@ -56,6 +59,7 @@ __all__ = [
     "merged_tasks_to_bytes",
     "receipt_from_pb",
     "receipt_to_pb",
+    "require_count",
     "require_id",
     "status_from_pb",
     "status_to_pb",

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from torch import Tensor
 
@@ -29,8 +31,22 @@ from share_dist.wire.records import (
     WorkerStatus,
 )
 
+MAX_COUNT = 2**63 - 1
+"""Largest count, version or epoch: what a database can keep."""
+
 MAX_ID_CHARACTERS = 200
 """Longest id of an update, a task or a worker; ids come back inside errors, which are short."""
+
+MAX_LAYERS = 10_000
+MAX_LAYER_NAME_CHARACTERS = 500
+"""Bounds of a fingerprint's layers."""
+
+MAX_SCORES = 64
+MAX_NAME_CHARACTERS = 100
+"""Most scores of an update; longest name of a score, and longest task type."""
+
+MAX_LABEL_BYTES = 64 * 2**10
+"""Most bytes of all label names together in UTF-8, each name counted with one byte more."""
 
 _STATES: dict[UpdateState, pb.Receipt.State] = {
     UpdateState.PENDING: pb.Receipt.PENDING,
@@ -77,20 +93,32 @@ def fingerprint_from_pb(message: pb.Fingerprint) -> Fingerprint:
     Raises:
         MalformedMessage: A field is missing or unknown, or a layer comes twice.
     """
-    layers = {
-        layer.name: LayerShape(layer.in_features, layer.out_features) for layer in message.layers
-    }
-    if len(layers) != len(message.layers):
-        raise MalformedMessage("a layer comes twice in a fingerprint", field="fingerprint.layers")
-    if not message.base_model:
-        raise MalformedMessage("a fingerprint needs its base_model", field="fingerprint.base_model")
+    layers = _fingerprint_layers(message)
+    require_id(message.base_model, "fingerprint.base_model")
     for metric in METRICS:
         if message.metric == metric:
             return Fingerprint(message.base_model, layers, metric, message.wire_version)
     raise MalformedMessage(
-        f"a fingerprint has the unknown metric {message.metric!r}: known are {', '.join(METRICS)}",
+        f"a fingerprint has the unknown metric {message.metric[:MAX_NAME_CHARACTERS]!r}: "
+        f"known are {', '.join(METRICS)}",
         field="fingerprint.metric",
     )
+
+
+def _fingerprint_layers(message: pb.Fingerprint) -> dict[str, LayerShape]:
+    if len(message.layers) > MAX_LAYERS:
+        raise MalformedMessage(
+            f"a fingerprint names {len(message.layers)} layers, at most {MAX_LAYERS} are taken: "
+            "adapt fewer",
+            field="fingerprint.layers",
+        )
+    layers = {}
+    for layer in message.layers:
+        _require_length(layer.name, 1, MAX_LAYER_NAME_CHARACTERS, "fingerprint.layers.name")
+        layers[layer.name] = LayerShape(layer.in_features, layer.out_features)
+    if len(layers) != len(message.layers):
+        raise MalformedMessage("a layer comes twice in a fingerprint", field="fingerprint.layers")
+    return layers
 
 
 def lease_to_pb(lease: Lease) -> pb.RegisterResponse:
@@ -105,6 +133,7 @@ def lease_to_pb(lease: Lease) -> pb.RegisterResponse:
 
 def lease_from_pb(message: pb.RegisterResponse, *, worker_id: str) -> Lease:
     """Read a lease that ``worker_id`` asked for."""
+    _require_counts(message)
     return Lease(
         worker_id=worker_id,
         lease_epoch=message.lease_epoch,
@@ -124,6 +153,7 @@ def heartbeat_to_pb(lease: Lease) -> pb.HeartbeatResponse:
 
 def heartbeat_from_pb(message: pb.HeartbeatResponse, *, lease: Lease) -> Lease:
     """Read a heartbeat's answer into the lease that it renews."""
+    _require_counts(message)
     return replace(
         lease,
         duration_seconds=_seconds_from_pb(message.lease_duration),
@@ -132,15 +162,27 @@ def heartbeat_from_pb(message: pb.HeartbeatResponse, *, lease: Lease) -> Lease:
 
 
 def head_info_to_pb(head: Head) -> pb.HeadInfo:
-    """Write what is needed to use a head's tensors."""
+    """
+    Write what is needed to use a head's tensors.
+
+    Raises:
+        MalformedMessage: Task type or label names are too long to be sent.
+    """
+    _require_short_head(head)
     return pb.HeadInfo(
         task_type=head.task_type, num_labels=head.num_labels, label_names=head.label_names
     )
 
 
 def head_info_from_pb(message: pb.HeadInfo, tensors: Mapping[str, Tensor] | None = None) -> Head:
-    """Read a head; without ``tensors`` it has none."""
-    return Head(tensors or {}, message.task_type, message.num_labels, tuple(message.label_names))
+    """
+    Read a head; without ``tensors`` it has none.
+
+    Raises:
+        MalformedMessage: Task type or label names are longer than may be sent.
+    """
+    names = tuple(message.label_names)
+    return _require_short_head(Head(tensors or {}, message.task_type, message.num_labels, names))
 
 
 def update_header(
@@ -155,17 +197,20 @@ def update_header(
         fingerprint_digest: Of the model that it was trained on.
         payload: What ``update_to_bytes`` made of the same update.
         wait: When the coordinator shall answer.
+
+    Raises:
+        MalformedMessage: A field is longer, or a number greater, than may be sent.
     """
     return pb.UpdateHeader(
         update_id=require_id(update.update_id, "update_id"),
         task_id=require_id(update.task_id, "task_id"),
         worker_id=worker_id,
-        lease_epoch=update.lease_epoch,
-        base_version=update.base_version,
+        lease_epoch=require_count(update.lease_epoch, "lease_epoch"),
+        base_version=require_count(update.base_version, "base_version"),
         fingerprint_digest=fingerprint_digest,
         weight=update.weight,
-        num_samples=update.num_samples,
-        scores=update.scores,
+        num_samples=require_count(update.num_samples, "num_samples"),
+        scores=_scores(update.scores),
         head=head_info_to_pb(update.head),
         payload=payload_header(payload),
         wait=wait_to_pb(wait),
@@ -177,11 +222,14 @@ def update_from_wire(header: pb.UpdateHeader, payload: bytes) -> TaskUpdate:
     Put an update together from its header and its joined payload.
 
     Raises:
-        WireError: Header or payload are malformed.
+        WireError: Header or payload are malformed, or a field of the header passes its bound.
         ShapeMismatch: The matrices of a layer do not fit together.
         NotFinite: An entry is no number.
         UpdateRefused: The weight is not a positive number.
     """
+    _require_counts(header)
+    _require_length(header.worker_id, 0, MAX_ID_CHARACTERS, "worker_id")
+    _require_length(header.fingerprint_digest, 0, MAX_ID_CHARACTERS, "fingerprint_digest")
     layers, tensors = update_tensors_from_bytes(payload)
     return TaskUpdate(
         update_id=require_id(header.update_id, "update_id"),
@@ -203,11 +251,19 @@ def require_id(text: str, field: str) -> str:
     Raises:
         MalformedMessage: It is empty or longer than ``MAX_ID_CHARACTERS``.
     """
-    if not 0 < len(text) <= MAX_ID_CHARACTERS:
-        raise MalformedMessage(
-            f"{field} has {len(text)} characters, needed are 1 to {MAX_ID_CHARACTERS}", field=field
-        )
-    return text
+    return _require_length(text, 1, MAX_ID_CHARACTERS, field)
+
+
+def require_count(value: int, field: str) -> int:
+    """
+    Return a count, a version or an epoch that may be sent.
+
+    Raises:
+        MalformedMessage: It is negative or greater than ``MAX_COUNT``.
+    """
+    if not 0 <= value <= MAX_COUNT:
+        raise MalformedMessage(f"{field} is {value}, needed is 0 to {MAX_COUNT}", field=field)
+    return value
 
 
 def receipt_to_pb(receipt: Receipt) -> pb.Receipt:
@@ -224,6 +280,7 @@ def receipt_to_pb(receipt: Receipt) -> pb.Receipt:
 
 def receipt_from_pb(message: pb.Receipt) -> Receipt:
     """Read what became of a push."""
+    _require_counts(message)
     return Receipt(
         update_id=message.update_id,
         state=_state_from_pb(message.state),
@@ -258,6 +315,7 @@ def task_summary_to_pb(summary: TaskSummary) -> pb.TaskSummary:
 
 def task_summary_from_pb(message: pb.TaskSummary) -> TaskSummary:
     """Read one task as the coordinator knows it."""
+    _require_counts(message)
     return TaskSummary(
         task_id=message.task_id,
         worker_id=message.worker_id,
@@ -297,6 +355,7 @@ def version_event_to_pb(event: VersionEvent) -> pb.VersionEvent:
 
 def version_event_from_pb(message: pb.VersionEvent) -> VersionEvent:
     """Read what a watcher is told."""
+    _require_counts(message)
     return VersionEvent(
         version=message.version,
         merged_at=_time_from_pb(message.merged_at, "merged_at"),
@@ -330,6 +389,7 @@ def status_to_pb(status: CoordinatorStatus) -> pb.GetStatusResponse:
 
 def status_from_pb(message: pb.GetStatusResponse) -> CoordinatorStatus:
     """Read how a coordinator is."""
+    _require_counts(message)
     return CoordinatorStatus(
         current_version=message.current_version,
         first_version=message.first_version,
@@ -354,6 +414,7 @@ def _worker_to_pb(worker: WorkerStatus) -> pb.WorkerStatus:
 
 
 def _worker_from_pb(message: pb.WorkerStatus) -> WorkerStatus:
+    _require_counts(message)
     return WorkerStatus(
         worker_id=message.worker_id,
         lease_epoch=message.lease_epoch,
@@ -379,8 +440,40 @@ def _state_from_pb(value: pb.Receipt.State) -> UpdateState:
     raise MalformedMessage(f"an update has the unknown state {value}", field="state")
 
 
+def _require_counts(message: Message) -> None:
+    """Refuse a message if a number of its own that may fill 64 bits is greater than a count may be."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_UINT64:
+            require_count(value, field.name)
+
+
+def _require_length(text: str, fewest: int, most: int, field: str) -> str:
+    if not fewest <= len(text) <= most:
+        raise MalformedMessage(
+            f"{field} has {len(text)} characters, needed are {fewest} to {most}", field=field
+        )
+    return text
+
+
+def _require_short_head(head: Head) -> Head:
+    _require_length(head.task_type, 0, MAX_NAME_CHARACTERS, "head.task_type")
+    label_bytes = sum(len(name.encode()) + 1 for name in head.label_names)
+    if label_bytes > MAX_LABEL_BYTES:
+        raise MalformedMessage(
+            f"{len(head.label_names)} label names take {label_bytes} bytes, at most "
+            f"{MAX_LABEL_BYTES} are taken: shorten them, or do not share them",
+            field="head.label_names",
+        )
+    return head
+
+
 def _scores(scores: Mapping[str, float]) -> dict[str, float]:
+    if len(scores) > MAX_SCORES:
+        raise MalformedMessage(
+            f"an update has {len(scores)} scores, at most {MAX_SCORES} are taken", field="scores"
+        )
     for name, value in scores.items():
+        _require_length(name, 0, MAX_NAME_CHARACTERS, "scores.key")
         if not math.isfinite(value):
             raise MalformedMessage(f"score {name!r} is {value}, not a number", field="scores")
     return dict(scores)

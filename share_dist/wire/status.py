@@ -34,6 +34,8 @@ Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 FOREIGN_RETRY_SECONDS = 1.0
 """How long to wait when gRPC itself, not a coordinator of ours, says that it is overloaded."""
 
+_INTEGERS = range(-(2**63), 2**63)  # what protobuf's sint64 can say
+
 # gRPC takes about 8 KiB of metadata in all, after percent- and base64-coding.
 _MAX_DETAILS_BYTES = 500
 _MAX_MESSAGE_BYTES = 2000
@@ -96,7 +98,7 @@ def _error_to_pb(error: ShareError) -> pb.ErrorDetail:
 
 def _value_to_pb(value: Detail) -> pb.DetailValue:
     if isinstance(value, int):
-        return pb.DetailValue(integer=value)
+        return pb.DetailValue(integer=min(max(value, _INTEGERS[0]), _INTEGERS[-1]))
     if isinstance(value, float):
         return pb.DetailValue(number=value)
     return pb.DetailValue(text=_shorten(value, _MAX_TEXT_BYTES))

@@ -151,6 +151,19 @@ def test_versions_that_are_not_there_are_told_apart(client, coordinator):
         client.pull(version=3)
 
 
+@pytest.mark.parametrize("version", [-1, 2**63, 2**64])
+def test_what_can_be_no_version_is_not_asked_for(client, coordinator, version):
+    """A number that the wire cannot say is refused in words, before a call."""
+    for ask in (
+        lambda: client.pull(version=version),
+        lambda: client.pull(held_version=version),
+        lambda: client.watch(after_version=version),
+    ):
+        with pytest.raises(MalformedMessage, match=f"version is {version}"):
+            ask()
+    assert not coordinator.calls
+
+
 def test_a_subspace_of_another_model_is_not_taken(server):
     """A worker refuses bases that are not of its model, before they are sent."""
     other = replace(FINGERPRINT, layers={Q: LayerShape(6, 5)})
@@ -186,12 +199,17 @@ def damaged(chunks):
     return chunks
 
 
+def renumbered(chunks):
+    chunks[0].index = 1
+    return chunks
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
         (lambda chunks: chunks[:-1], StreamTruncated),
         (lambda chunks: [*chunks, chunks[-1]], StreamTruncated),
-        (lambda chunks: chunks[::-1], MalformedMessage),
+        (renumbered, MalformedMessage),
         (damaged, ChecksumMismatch),
     ],
     ids=["cut short", "too long", "out of order", "one bit"],

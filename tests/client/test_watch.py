@@ -88,6 +88,33 @@ def test_an_overloaded_coordinator_is_watched_again(client, coordinator):
     assert versions(client.watch(after_version=0), 1) == [1]
 
 
+def test_a_coordinator_without_room_is_told_when_patience_ends(client, coordinator):
+    """A watch that is turned away for good does not stay silent, though every probe succeeds."""
+    busy = Fail(Overloaded("1000 watchers are enough", retry_after_seconds=0.3))
+    coordinator.fail_next("WatchVersions", *[busy] * 100)
+    watch = client.watch(after_version=2, patience_seconds=1.0)
+
+    with pytest.raises(Overloaded, match=r"no room .* version 2.* 1000 watchers") as caught:
+        next(watch)
+    assert 2 <= coordinator.calls["WatchVersions"] <= 4
+    assert caught.value.retry_after_seconds == 0.3
+
+
+def test_patience_counts_from_the_last_open_stream(client, coordinator):
+    """Being turned away before and after a stream was open is not counted together."""
+    busy = Fail(Overloaded("busy", retry_after_seconds=0.6))
+    coordinator.tell(event_of(1))
+    coordinator.fail_next("WatchVersions", busy)
+    with client.watch(after_version=0, patience_seconds=1.0) as watch:
+        assert versions(watch, 1) == [1]
+        coordinator.fail_next("WatchVersions", busy)
+        coordinator.cut_watchers()
+        coordinator.tell(event_of(2))
+
+        assert versions(watch, 1) == [2]
+    assert coordinator.calls["WatchVersions"] == 4
+
+
 def test_a_version_that_is_no_longer_kept_ends_the_watch(client, coordinator):
     """A watcher that was away too long is told so."""
     coordinator.tell(event_of(5))

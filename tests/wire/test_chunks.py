@@ -1,6 +1,7 @@
 """A payload cut into chunks, and chunks joined to the payload again."""
 
 import hashlib
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -18,23 +19,28 @@ from share_dist.pb import tensor_pb2 as pb
 from share_dist.wire.chunks import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
+    MIN_CHUNK_BYTES,
     ChunkJoiner,
     join_chunks,
     split_into_chunks,
 )
 
-PAYLOAD = b"0123456789"
+PAYLOAD = b"0123456789" * (MIN_CHUNK_BYTES // 4)
+"""Two and a half of the smallest chunks: 163840 bytes."""
 
 
 def cut(payload: bytes = PAYLOAD) -> tuple[pb.PayloadHeader, list[pb.Chunk]]:
-    header, chunks = split_into_chunks(payload, chunk_bytes=4)
+    header, chunks = split_into_chunks(payload, MIN_CHUNK_BYTES)
     return header, list(chunks)
 
 
-@given(st.binary(max_size=100), st.integers(1, 120))
+@given(
+    st.binary(max_size=100).map(lambda data: data * 5000),
+    st.integers(MIN_CHUNK_BYTES, 8 * MIN_CHUNK_BYTES),
+)
 @settings(deadline=None)
 def test_joining_after_splitting_is_the_identity(payload, chunk_bytes):
-    """Any payload, cut anyhow, comes back."""
+    """Any payload, cut into chunks of any size that is taken, comes back."""
     header, chunks = split_into_chunks(payload, chunk_bytes)
 
     assert join_chunks(header, chunks) == payload
@@ -61,9 +67,13 @@ def test_chunks_are_of_one_mebibyte():
         ([0, 2, 1], MalformedMessage, "chunk 2 came where chunk 1 was due"),
         ([0, 0, 1], MalformedMessage, "chunk 0 came where chunk 1 was due"),
         ([1, 2], MalformedMessage, "chunk 1 came where chunk 0 was due"),
-        ([0, 1], StreamTruncated, "3 chunks with 10 bytes were announced, 2 with 8 came"),
-        ([], StreamTruncated, "3 chunks with 10 bytes were announced, 0 with 0 came"),
-        ([0, 1, 2, 2], StreamTruncated, "3 chunks with 10 bytes were announced, 4 with 12 came"),
+        ([0, 1], StreamTruncated, "3 chunks with 163840 bytes were announced, 2 with 131072 came"),
+        ([], StreamTruncated, "3 chunks with 163840 bytes were announced, 0 with 0 came"),
+        (
+            [0, 1, 2, 2],
+            StreamTruncated,
+            "3 chunks with 163840 bytes were announced, 4 with 196608 came",
+        ),
     ],
     ids=["wrong order", "repeated", "missing first", "missing last", "missing all", "extra"],
 )
@@ -87,7 +97,9 @@ def test_truncation_tells_how_many_chunks_came():
 def test_one_changed_bit_is_noticed():
     """The digest is that of the whole payload."""
     header, chunks = cut()
-    chunks[1].data = b"4566"
+    changed = bytearray(chunks[1].data)
+    changed[-1] ^= 1
+    chunks[1].data = bytes(changed)
 
     with pytest.raises(ChecksumMismatch, match="send it again") as caught:
         join_chunks(header, chunks)
@@ -98,30 +110,64 @@ def test_a_payload_over_the_limit_is_refused_before_its_first_chunk():
     """The header alone is enough to refuse."""
     header, _ = cut()
 
-    with pytest.raises(MessageTooLarge, match="10 bytes was announced, at most 9") as caught:
-        ChunkJoiner(header, limit_bytes=9)
-    assert (caught.value.size_bytes, caught.value.limit_bytes) == (10, 9)
+    with pytest.raises(
+        MessageTooLarge, match="163840 bytes was announced, at most 163839"
+    ) as caught:
+        ChunkJoiner(header, limit_bytes=163_839)
+    assert (caught.value.size_bytes, caught.value.limit_bytes) == (163_840, 163_839)
 
 
 def test_more_bytes_than_announced_are_not_kept():
     """A chunk that passes the announced length is refused as it arrives."""
     header, chunks = cut()
-    chunks[2].data = b"89x"
+    chunks[2].data += b"x"
     joiner = ChunkJoiner(header)
     joiner.add(chunks[0])
     joiner.add(chunks[1])
 
-    with pytest.raises(StreamTruncated, match="3 with 11 came"):
+    with pytest.raises(StreamTruncated, match="3 with 163841 came"):
         joiner.add(chunks[2])
 
 
 def test_fewer_bytes_than_announced_are_noticed():
     """The right number of chunks with too few bytes is truncated, too."""
     header, chunks = cut()
-    chunks[2].data = b"8"
+    chunks[2].data = chunks[2].data[:-1]
 
-    with pytest.raises(StreamTruncated, match="3 with 9 came"):
+    with pytest.raises(StreamTruncated, match="3 with 163839 came"):
         join_chunks(header, chunks)
+
+
+def test_tiny_chunks_are_refused_by_the_header():
+    """A payload in more chunks than its length needs is not begun."""
+    header, _ = split_into_chunks(PAYLOAD, chunk_bytes=2)
+
+    with pytest.raises(MalformedMessage, match="in 81920 chunks, taken are 1 to 3"):
+        ChunkJoiner(header)
+
+
+def test_a_receiver_holds_little_more_than_what_has_arrived():
+    """Chunks of the smallest size are held once, also while they are handed over."""
+    payload = bytes(16 * 2**20)
+    header, chunks = split_into_chunks(payload, MIN_CHUNK_BYTES)
+    joiner = ChunkJoiner(header)
+    tracemalloc.start()
+    try:
+        for arrived, chunk in enumerate(chunks, start=1):
+            joiner.add(chunk)
+            del chunk
+            assert (
+                tracemalloc.get_traced_memory()[0]
+                <= (arrived * 9 / 8 + 1) * MIN_CHUNK_BYTES + 2**16
+            )
+        tracemalloc.reset_peak()
+        joined = joiner.finish()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert joined == payload
+    assert peak < 1.2 * len(payload)
 
 
 def test_a_giant_chunk_is_refused():
@@ -156,7 +202,7 @@ def test_another_wire_version_is_named():
     ("changes", "error"),
     [
         ({"num_chunks": 0}, MalformedMessage),
-        ({"num_chunks": 11}, MalformedMessage),
+        ({"num_chunks": 4}, MalformedMessage),
         ({"num_bytes": 2**31}, MalformedMessage),
         ({"num_bytes": 2**31 + 1}, MessageTooLarge),
         ({"sha256": b"short"}, MalformedMessage),
@@ -176,11 +222,18 @@ def test_headers_that_contradict_themselves_are_refused(changes, error):
     st.builds(
         pb.PayloadHeader,
         wire_version=st.integers(0, 2),
-        num_bytes=st.integers(0, 12),
+        num_bytes=st.integers(0, 12) | st.integers(len(PAYLOAD) - 1, len(PAYLOAD) + 1),
         num_chunks=st.integers(0, 4),
         sha256=st.binary(max_size=33) | st.just(hashlib.sha256(PAYLOAD).digest()),
     ),
-    st.lists(st.builds(pb.Chunk, index=st.integers(0, 4), data=st.binary(max_size=5)), max_size=5),
+    st.lists(
+        st.builds(
+            pb.Chunk,
+            index=st.integers(0, 4),
+            data=st.binary(max_size=5) | st.just(PAYLOAD[:MIN_CHUNK_BYTES]),
+        ),
+        max_size=5,
+    ),
 )
 @settings(deadline=None)
 def test_any_stream_joins_or_raises_a_wire_error(header, chunks):

@@ -127,10 +127,28 @@ EMPTY_PAYLOAD = b"\x08" + bytes(7) + b"{}      "
         ({"update_id": ""}, "update_id has 0 characters"),
         ({"task_id": "t" * 201}, "task_id has 201 characters, needed are 1 to 200"),
         ({"scores": {"accuracy": float("nan")}}, "score 'accuracy' is nan"),
+        ({"scores": {"accuracy": float("-inf")}}, "score 'accuracy' is -inf"),
+        ({"scores": {"a" * 101: 1.0}}, r"scores\.key has 101 characters, needed are 0 to 100"),
+        ({"scores": {f"{i}": 1.0 for i in range(65)}}, "65 scores, at most 64"),
+        ({"worker_id": "w" * 201}, "worker_id has 201 characters"),
+        ({"fingerprint_digest": "f" * 201}, "fingerprint_digest has 201 characters"),
+        ({"head": pb.HeadInfo(task_type="x" * 101)}, r"head\.task_type has 101 characters"),
+        (
+            {"head": pb.HeadInfo(label_names=["x" * 2**16])},
+            "1 label names take 65537 bytes, at most 65536",
+        ),
+        (
+            {"head": pb.HeadInfo(label_names=["é"] * 30_000)},
+            "30000 label names take 90000 bytes, at most 65536",
+        ),
+        ({"head": pb.HeadInfo(label_names=[""] * 65_537)}, "65537 label names take 65537 bytes"),
+        ({"num_samples": 2**63}, f"num_samples is {2**63}, needed is 0 to {2**63 - 1}"),
+        ({"base_version": 2**64 - 1}, f"base_version is {2**64 - 1}"),
+        ({"lease_epoch": 2**63}, f"lease_epoch is {2**63}"),
     ],
 )
 def test_malformed_headers_are_refused(changes, message):
-    """Ids and scores of an update's header are checked."""
+    """Every field of an update's header that may grow has a bound, and numbers are numbers."""
     damaged = header()
     damaged.MergeFrom(pb.UpdateHeader(**changes))
     if changes.get("update_id") == "":
@@ -138,6 +156,78 @@ def test_malformed_headers_are_refused(changes, message):
 
     with pytest.raises(MalformedMessage, match=message):
         codec.update_from_wire(damaged, EMPTY_PAYLOAD)
+
+
+def test_a_header_at_its_bounds_is_taken():
+    """What is as long and as large as may be passes both ways."""
+    update = TaskUpdate(
+        "u" * 200,
+        "t" * 200,
+        2**63 - 1,
+        {},
+        Head({}, "x" * 100, 2**32 - 1, ("é" * 16_383, "") * 2),
+        num_samples=2**63 - 1,
+        scores={f"{i:0100}": 1.0 for i in range(64)},
+        lease_epoch=2**63 - 1,
+    )
+    sent = codec.update_header(
+        update, worker_id="w" * 200, fingerprint_digest="f" * 64, payload=b"", wait="durable"
+    )
+
+    assert first_difference(codec.update_from_wire(sent, EMPTY_PAYLOAD), update) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"base_version": 2**63},
+        {"lease_epoch": -1},
+        {"num_samples": 2**64},
+        {"scores": {"accuracy": float("inf")}},
+        {"head": Head({}, "", 0, ("x" * 2**16,))},
+    ],
+)
+def test_what_would_be_refused_is_not_sent(fields):
+    """The bounds hold for the sender, too, in the same words."""
+    update = TaskUpdate(
+        **{"update_id": "u", "task_id": "t", "base_version": 1, "layers": {}} | fields
+    )
+
+    with pytest.raises(MalformedMessage):
+        codec.update_header(
+            update, worker_id="w", fingerprint_digest="", payload=b"", wait="durable"
+        )
+
+
+@pytest.mark.parametrize(
+    ("decode", "message", "field"),
+    [
+        (codec.receipt_from_pb, pb.Receipt(lag=2**63), "lag"),
+        (codec.task_summary_from_pb, pb.TaskSummary(merged_version=2**63), "merged_version"),
+        (codec.version_event_from_pb, pb.VersionEvent(version=2**63), "version"),
+        (codec.status_from_pb, pb.GetStatusResponse(current_version=2**63), "current_version"),
+        (
+            codec.status_from_pb,
+            pb.GetStatusResponse(workers=[pb.WorkerStatus(lease_epoch=2**63)]),
+            "lease_epoch",
+        ),
+        (
+            lambda message: codec.lease_from_pb(message, worker_id="w"),
+            pb.RegisterResponse(lease_epoch=2**63),
+            "lease_epoch",
+        ),
+        (
+            lambda message: codec.heartbeat_from_pb(message, lease=Lease("w", 1, 2.0, 3, None)),
+            pb.HeartbeatResponse(current_version=2**63),
+            "current_version",
+        ),
+    ],
+)
+def test_counts_above_63_bits_are_refused(decode, message, field):
+    """A number that no database can keep is refused where it is read, with its name."""
+    with pytest.raises(MalformedMessage, match=f"{field} is {2**63}") as caught:
+        decode(message)
+    assert caught.value.field == field
 
 
 def test_a_header_without_a_weight_is_refused():
@@ -157,6 +247,19 @@ def test_a_header_without_a_weight_is_refused():
         (pb.Fingerprint(base_model="x", metric="cosine"), "fingerprint.metric"),
         (
             pb.Fingerprint(base_model="x", metric="delta", layers=[pb.LayerShape(name="q")] * 2),
+            "fingerprint.layers",
+        ),
+        (pb.Fingerprint(base_model="x" * 201, metric="delta"), "fingerprint.base_model"),
+        (
+            pb.Fingerprint(base_model="x", metric="delta", layers=[pb.LayerShape(name="q" * 501)]),
+            "fingerprint.layers.name",
+        ),
+        (
+            pb.Fingerprint(
+                base_model="x",
+                metric="delta",
+                layers=[pb.LayerShape(name=f"{i}") for i in range(10_001)],
+            ),
             "fingerprint.layers",
         ),
     ],

@@ -161,6 +161,16 @@ def test_long_errors_still_fit_into_metadata(server, client):
     assert len(str(caught.value.task_id).encode()) <= 500
 
 
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1, -(2**63) - 1, 10**100])
+def test_facts_beyond_the_wires_integers_are_sent_as_its_largest(number, server, client):
+    """An error that names an absurd number arrives as that error, with the number in its message."""
+    server.servicer.fail_next("GetStatus", Fail(VersionInFuture(f"{number}", version=number)))
+
+    with pytest.raises(VersionInFuture, match=str(number)) as caught:
+        client.status()
+    assert caught.value.version == (2**63 - 1 if number > 0 else -(2**63))
+
+
 def test_text_that_is_no_unicode_is_sent_with_question_marks():
     """A lone surrogate, as a foreign file name may have, does not break the error that names it."""
     _, details, _ = error_to_trailers(UnknownTask("no task \ud800"))
