@@ -284,6 +284,91 @@ def test_a_mixed_batch_needs_one_task_per_row(bert, bert_subspace):
             injected.activate_rows(["training"])
 
 
+@pytest.fixture
+def mixed(model_and_shapes):
+    """A model that serves two tasks by rows."""
+    model, shapes = model_and_shapes
+    subspace = random_subspace(shapes)
+    with inject(model, subspace) as injected:
+        for seed, task_id in enumerate(("t", "u")):
+            injected.set_coefficients(task_id, random_coefficients(subspace, seed=seed))
+        injected.activate_rows(ROWS)
+        yield injected
+
+
+ROWS = ("t", None, "u", "t")
+
+
+def expected_rows(injected, rows=ROWS):
+    """The logits of each row's task, computed alone; the rows are active again afterwards."""
+    alone = {}
+    for task_id in dict.fromkeys(rows):
+        injected.activate(task_id)
+        alone[task_id] = logits(injected.model)
+    injected.activate_rows(rows)
+    return torch.stack([alone[task_id][row] for row, task_id in enumerate(rows)])
+
+
+def differs(left, right):
+    return not torch.allclose(left, right, atol=1e-3)
+
+
+def test_rows_follow_their_tasks_to_another_version(mixed):
+    """After a change of version rows are computed in it, by what their tasks are there."""
+    before = logits(mixed.model)
+    newer = random_subspace(mixed.subspace.shapes, num_factors=4, version=2, seed=9)
+    mixed.use_subspace(newer, {"t": random_coefficients(newer, seed=7)})
+    after = logits(mixed.model)
+
+    assert differs(after[0], before[0])
+    assert torch.allclose(after, expected_rows(mixed), atol=1e-5)
+
+
+def test_rows_of_a_dropped_task_are_computed_by_the_base(mixed):
+    """A task that is no longer held has no say, also in single rows."""
+    before = logits(mixed.model)
+    mixed.drop_task("t")
+    after = logits(mixed.model)
+
+    assert differs(after[0], before[0])
+    assert torch.allclose(after, expected_rows(mixed, (None, None, "u", None)), atol=1e-5)
+
+
+def test_rows_of_a_replaced_task_are_computed_by_the_new_one(mixed):
+    """A task that is held anew is computed as it now is; one that cannot be served is refused."""
+    mixed.set_coefficients("t", random_coefficients(mixed.subspace, seed=5))
+    after = logits(mixed.model)
+
+    assert torch.allclose(after, expected_rows(mixed), atol=1e-5)
+    with pytest.raises(ConfigError, match="temporary factors"):
+        mixed.add_task("t")
+    assert torch.equal(logits(mixed.model), after)
+
+
+def test_rows_are_active_again_after_a_merge(mixed):
+    """Unmerge restores the rows that were active, not the plain base."""
+    before = logits(mixed.model)
+    mixed.merge_into_base("u")
+    assert differs(logits(mixed.model), before)
+    mixed.unmerge()
+
+    assert torch.equal(logits(mixed.model), before)
+
+
+def test_a_task_may_be_held_anew_while_another_is_merged(bert, bert_subspace):
+    """The active task may be replaced under a merge: it is seen after unmerge."""
+    with inject(bert, bert_subspace) as injected:
+        for seed, task_id in enumerate(("t", "u")):
+            injected.set_coefficients(task_id, random_coefficients(bert_subspace, seed=seed))
+        injected.activate("t")
+        injected.merge_into_base("u")
+        merged = logits(bert)
+        injected.set_coefficients("t", random_coefficients(bert_subspace, seed=1))
+        assert torch.equal(logits(bert), merged)
+        injected.unmerge()
+        assert torch.allclose(logits(bert), merged, atol=1e-5)
+
+
 def test_a_merged_task_computes_the_same_and_unmerges_exactly(model_and_shapes):
     """Merged weights compute the task's logits; unmerge and eject restore every bit."""
     model, shapes = model_and_shapes
