@@ -42,8 +42,11 @@ from tests.integration.inspection import (
 from tests.integration.leaks import LEAKS, Push
 from tests.integration.recorder import Recorder, Recording
 from worker.actor import WorkerActor, WorkerConfig
+from worker.backbone import load_backbone
 from worker.evaluate import Scores
 from worker.loop import LoopOptions
+from worker.sources import load_rows
+from worker.stream import read_stream
 
 PUSH = f"/{SERVICE.full_name}/PushUpdate"
 TASKS = ("first", "second")
@@ -159,7 +162,7 @@ def test_a_run_sends_only_what_is_on_the_list(run, all_canaries):
 
 
 def test_the_recording_is_of_a_whole_run(run):
-    """What was inspected is every call that a worker makes, with both tasks pushed and one rebased."""
+    """What was inspected is every call that a worker makes, with both tasks pushed, the second on a version that has the first."""
     called = {message.method.rpartition("/")[2] for message in run.recording.messages}
     assert called == {method.name for method in SERVICE.methods}
     headers = pushed_headers(run.recording)
@@ -175,10 +178,6 @@ def test_the_recording_is_of_a_whole_run(run):
 def test_the_canaries_are_what_the_worker_learnt_from(run):
     """The texts that were learnt hold the canary word, and their token ids the canary ids."""
     stream = next(run.store.parent.glob("*/*.toml"))
-    from worker.backbone import load_backbone
-    from worker.sources import load_rows
-    from worker.stream import read_stream
-
     read = read_stream(stream)
     backbone = load_backbone(read, torch.device("cpu"))
     for task in read.tasks:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -268,6 +269,11 @@ def descendants(pid: int) -> dict[int, str]:
     while grown := {child for child, parent in parents.items() if parent in below} - below:
         below |= grown
     return {each: _command_line(each) for each in below - {pid}}
+
+
+def actors_below(pid: int) -> list[int]:
+    """The worker actors' processes below one, by the title that Ray gives them."""
+    return [each for each, line in descendants(pid).items() if re.match(r"ray::\w*RayActor", line)]
 
 
 def _command_line(pid: int) -> str:

@@ -8,6 +8,7 @@ import pytest
 from tests.system.support import (
     Coordinator,
     Workers,
+    actors_below,
     check_all_is_merged_once,
     descendants,
     has_ended,
@@ -69,8 +70,8 @@ def test_a_driver_that_is_killed_is_resumed(tmp_path, model, coordinator):
     with Workers(tmp_path, model, coordinator.address, gated=("south-food",)) as workers:
         workers.start()
         actor = workers.loading_pid("south-food")
+        assert actor in actors_below(workers.pid)
         left = descendants(workers.pid)
-        assert actor in left
         os.kill(workers.pid, signal.SIGKILL)
         assert workers.wait() == -signal.SIGKILL
         wait_until(lambda: all(map(has_ended, left)), f"the end of all of {left}")

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typing_extensions import Self
 
 from share_dist.client import ShareClient
 from share_dist.commands.processes import Child, share_dist_command
-from tests.system.support import descendants, has_ended, wait_until
+from tests.system.support import actors_below, descendants, has_ended, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.kit, pytest.mark.timeout(1800)]
 
@@ -35,10 +36,14 @@ class Quickstart:
     def __exit__(self, *_: object) -> None:
         self._child.stop()
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def coordinator(self) -> tuple[str, int]:
         """Address and process of the coordinator, once the screen says them."""
         pattern = re.compile(r"coordinator on (\S+), process (\d+)")
-        wait_until(lambda: pattern.search(self.screen.read_text()), "the coordinator", 600)
+        self._wait_until(lambda: pattern.search(self.screen.read_text()), "the coordinator")
         found = pattern.search(self.screen.read_text())
         assert found is not None
         return found[1], int(found[2])
@@ -46,19 +51,9 @@ class Quickstart:
     def wait_for_version(self, address: str, version: int) -> None:
         """Wait until so much has been merged."""
         with ShareClient(address, timeout_seconds=120) as client:
-            wait_until(
-                lambda: (
-                    client.status().current_version >= version or self._child.exit_code is not None
-                ),
-                f"version {version}",
-                900,
+            self._wait_until(
+                lambda: client.status().current_version >= version, f"version {version}"
             )
-        assert self._child.exit_code is None, self.screen.read_text()
-
-    def actors(self) -> list[int]:
-        """Processes of the worker actors."""
-        lines = descendants(self._child.pid).items()
-        return [pid for pid, line in lines if line.startswith("ray::") and "RayActor" in line]
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""
@@ -69,13 +64,17 @@ class Quickstart:
         self._child.wait(1500)
         return self._child.exit_code
 
+    def _wait_until(self, is_so: Callable[[], object], what: str) -> None:
+        wait_until(lambda: self._child.exit_code is not None or is_so(), what, 900)
+        assert self._child.exit_code is None, self.screen.read_text()
+
 
 def test_the_quickstart_survives(tmp_path):
     """Interrupted early and resumed, with coordinator and one actor killed, it ends well with all 8 tasks, each merged once."""
     with Quickstart(tmp_path) as first:
         address, _ = first.coordinator()
         first.wait_for_version(address, 1)
-        below = descendants(first._child.pid)
+        below = descendants(first.pid)
         first.interrupt()
         assert first.wait() == INTERRUPTED, first.screen.read_text()
         wait_until(lambda: all(map(has_ended, below)), "the end of all that it started")
@@ -84,7 +83,7 @@ def test_the_quickstart_survives(tmp_path):
         resumed.wait_for_version(address, 3)
         os.kill(coordinator, signal.SIGKILL)
         resumed.wait_for_version(address, 5)
-        os.kill(resumed.actors()[0], signal.SIGKILL)
+        os.kill(actors_below(resumed.pid)[0], signal.SIGKILL)
         assert resumed.wait() == 0, resumed.screen.read_text()
         assert "killed by signal 9" in resumed.screen.read_text()
         report = json.loads((resumed.root / "report.json").read_text())
