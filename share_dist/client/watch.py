@@ -20,7 +20,7 @@ from typing import Any, final
 import grpc
 
 from share_dist.client.retry import RETRIED, RetryPolicy
-from share_dist.errors import DeadlineExceeded, MalformedMessage, Overloaded, ShareError
+from share_dist.errors import DeadlineExceeded, MalformedMessage, ShareError, TransportError
 from share_dist.wire.codec import version_event_from_pb
 from share_dist.wire.records import VersionEvent
 from share_dist.wire.status import error_from_rpc
@@ -157,7 +157,7 @@ class Watch(Iterator[VersionEvent]):
         watcher answers every other call. Any other cut is one of a stream that
         was open, or of a coordinator that is away, which the probe waits for.
         """
-        if not isinstance(error, Overloaded):
+        if error is None or isinstance(error, TransportError):
             self._turned_away_at = None
             return
         now_seconds = time.monotonic()
@@ -165,10 +165,9 @@ class Watch(Iterator[VersionEvent]):
             self._turned_away_at = now_seconds
         turned_away_seconds = now_seconds - self._turned_away_at
         if turned_away_seconds + wait_seconds > self._patience_seconds:
-            raise Overloaded(
-                f"{self._address} had no room for this watch for {turned_away_seconds:.0f} s, the "
-                f"next try is in {wait_seconds:.0f} s, and its patience is "
-                f"{self._patience_seconds:.0f} s: end other watches, let the coordinator take more, "
-                f"or watch again later from version {self.seen_version}. It said: {error.message}",
-                retry_after_seconds=wait_seconds,
+            raise type(error)(
+                f"{self._address} has turned this watch away for {turned_away_seconds:.0f} s, the next "
+                f"try is in {wait_seconds:.0f} s, and its patience is {self._patience_seconds:.0f} s: "
+                f"watch again later from version {self.seen_version}. It said: {error.message}",
+                **error.details,
             ) from error

@@ -94,7 +94,9 @@ def test_a_coordinator_without_room_is_told_when_patience_ends(client, coordinat
     coordinator.fail_next("WatchVersions", *[busy] * 100)
     watch = client.watch(after_version=2, patience_seconds=1.0)
 
-    with pytest.raises(Overloaded, match=r"no room .* version 2.* 1000 watchers") as caught:
+    with pytest.raises(
+        Overloaded, match=r"turned this watch away .* version 2.* 1000 watchers"
+    ) as caught:
         next(watch)
     assert 2 <= coordinator.calls["WatchVersions"] <= 4
     assert caught.value.retry_after_seconds == 0.3
