@@ -341,7 +341,7 @@ def test_a_subspace_from_adapters_says_them_exactly():
 
 @pytest.mark.parametrize("start", ["empty", "another adapter"])
 def test_an_adapter_becomes_an_update_that_loses_nothing(start):
-    """As an update an adapter has its factors exactly, whatever the subspace already says."""
+    """As an update an adapter has its dW exactly, whatever the subspace already says."""
     shapes = find_targets(tiny_bert(), BERT_TARGETS)
     adapter = random_adapter(shapes, seed=1)
     subspace = (
@@ -354,9 +354,11 @@ def test_an_adapter_becomes_an_update_that_loses_nothing(start):
     assert update.update_id != update_from_lora(adapter, "imported", subspace=subspace).update_id
     assert torch.equal(update.head.tensors["classifier.bias"], torch.ones(2))
     for name, layer in update.layers.items():
-        for side, said in layer:
-            factor = factor_of(subspace.layers[name][side].leading, said)
-            assert torch.allclose(factor, adapter.factors[name][side], atol=1e-5)
+        factors = LayerFactors(
+            *(factor_of(subspace.layers[name][side].leading, said) for side, said in layer)
+        )
+        expected = adapter.factors[name].delta_weight()
+        assert torch.allclose(factors.delta_weight(), expected, atol=1e-5)
     outcome = merge(subspace, {}, [update])
     served = reconstruct(outcome.subspace, outcome.tasks["imported"].served(outcome.subspace))
     for name, layer in adapter.factors.items():
