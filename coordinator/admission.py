@@ -1,19 +1,15 @@
 """May this update in? A pure check at the door: ``Admitted``, or ``Refused`` with the reason."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 
-from share_dist.core.temporary import factor_of
+from share_dist.core.newcomers import delta_norm, newcomers_of
 from share_dist.core.values import (
-    Basis,
     Fingerprint,
     LayerShape,
-    LayerSubspace,
-    LayerUpdate,
     Side,
     SideUpdate,
     Subspace,
@@ -89,32 +85,35 @@ def check_fingerprint(digest: str, fingerprint: Fingerprint | None) -> Refused |
     )
 
 
-def check_version(update: TaskUpdate, first_version: int, current_version: int) -> Refused | None:
+def check_version(
+    name: str, base_version: int, first_version: int, current_version: int
+) -> Refused | None:
     """
     Refuse an update whose base version does not exist yet, or is no longer kept.
 
     Args:
-        update: What was pushed.
+        name: How to call the update.
+        base_version: The version that it was trained on.
         first_version: The oldest version that is kept.
         current_version: The newest.
     """
-    if update.base_version > current_version:
+    if base_version > current_version:
         return Refused(
             VersionInFuture(
-                f"{_name(update)} was trained on version {update.base_version}, the newest here is "
+                f"{name} was trained on version {base_version}, the newest here is "
                 f"{current_version}: it belongs to another coordinator, or this store was restored "
                 "from an older copy",
-                version=update.base_version,
+                version=base_version,
                 current_version=current_version,
             )
         )
-    if update.base_version < first_version:
+    if base_version < first_version:
         return Refused(
             BaseVersionTooOld(
-                f"{_name(update)} was trained on version {update.base_version}, the oldest that can "
+                f"{name} was trained on version {base_version}, the oldest that can "
                 f"still be merged is {first_version}, now is {current_version}: pull version "
                 f"{current_version}, rebase and push again",
-                base_version=update.base_version,
+                base_version=base_version,
                 first_version=first_version,
                 current_version=current_version,
             )
@@ -144,10 +143,7 @@ def admit(update: TaskUpdate, base: Subspace, limits: AdmissionLimits) -> Verdic
                 f"has weight {update.weight:g}: send at most {limits.max_weight:g}",
             )
         _check_layers(update, base.shapes)
-        norms = {
-            name: _admit_layer(update, name, layer, base.layers[name], limits)
-            for name, layer in update.layers.items()
-        }
+        norms = {name: _admit_layer(update, name, base, limits) for name in update.layers}
     except ShareError as error:
         return Refused(error)
     return Admitted(norms)
@@ -164,20 +160,14 @@ def _check_layers(update: TaskUpdate, shapes: Mapping[str, LayerShape]) -> None:
         )
 
 
-def _admit_layer(
-    update: TaskUpdate, name: str, layer: LayerUpdate, bases: LayerSubspace, limits: AdmissionLimits
-) -> float:
-    if layer.a.pseudo_rank != layer.b.pseudo_rank:
-        raise ShapeMismatch(
-            f"{_name(update)}, {name}: side a has pseudo-rank {layer.a.pseudo_rank}, side b "
-            f"{layer.b.pseudo_rank}: both sides of a layer need the same",
-            layer=name,
-        )
-    for side, learnt in layer:
+def _admit_layer(update: TaskUpdate, name: str, base: Subspace, limits: AdmissionLimits) -> float:
+    for side, learnt in update.layers[name]:
         _check_dtypes(update, name, side, learnt)
-        _check_shapes(update, name, side, learnt, bases[side])
         _check_caps(update, name, learnt, limits)
-    return _check_norm(update, name, _delta_norm(layer, bases), limits)
+    # the merge's own checks, on one layer at a time so that a large update needs little memory
+    alone = replace(base, layers={name: base.layers[name]})
+    newcomer = newcomers_of(alone, alone, replace(update, layers={name: update.layers[name]}))
+    return _check_norm(update, name, delta_norm(newcomer[name].factors), limits)
 
 
 def _check_dtypes(update: TaskUpdate, name: str, side: Side, learnt: SideUpdate) -> None:
@@ -186,20 +176,6 @@ def _check_dtypes(update: TaskUpdate, name: str, side: Side, learnt: SideUpdate)
             raise _refusal(
                 update, "dtype", f"has {tensor.dtype} in {name}, side {side}: send float32"
             )
-
-
-def _check_shapes(
-    update: TaskUpdate, name: str, side: Side, learnt: SideUpdate, basis: Basis
-) -> None:
-    found = (learnt.coefficients.shape[0], learnt.temporary.shape[0])
-    expected = (basis.num_factors, basis.features)
-    if found != expected:
-        raise ShapeMismatch(
-            f"{_name(update)}, {name}, side {side}: coefficients have {found[0]} rows and temporary "
-            f"factors {found[1]}, version {update.base_version} needs {expected[0]} and {expected[1]}",
-            layer=name,
-            side=side,
-        )
 
 
 def _check_caps(update: TaskUpdate, name: str, learnt: SideUpdate, limits: AdmissionLimits) -> None:
@@ -233,15 +209,6 @@ def _check_norm(update: TaskUpdate, name: str, norm: float, limits: AdmissionLim
             "lower the learning rate",
         )
     return norm
-
-
-def _delta_norm(layer: LayerUpdate, bases: LayerSubspace) -> float:
-    """Frobenius norm of ``dW = F_B F_A'`` from two small products: ``trace(G_A G_B)``."""
-    gram_a, gram_b = (
-        factor.double().mT @ factor.double()
-        for factor in (factor_of(bases[side].leading, learnt) for side, learnt in layer)
-    )
-    return math.sqrt(max(float((gram_a * gram_b).sum()), 0.0))
 
 
 def _refusal(update: TaskUpdate, reason: str, sentence: str) -> UpdateRefused:

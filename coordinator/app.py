@@ -8,6 +8,7 @@ Example::
 """
 
 import asyncio
+import contextlib
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +64,8 @@ class CoordinatorApp:
         self._server: grpc.aio.Server
         self._health: health.aio.HealthServicer
         self._writing: asyncio.Task[None]
+        self._ending: asyncio.Future[None]
+        self._closing = contextlib.AsyncExitStack()
         self.coordinator: Coordinator
         self.port = 0
 
@@ -81,16 +84,32 @@ class CoordinatorApp:
         store = self._given_store
         if store is None:
             store = await asyncio.to_thread(DurableStore, self._config.store)
-        try:
+        async with contextlib.AsyncExitStack() as closing:
+            closing.callback(store.close)
+            closing.callback(self._say_stopped)
             self.coordinator = _compose(self._config, store, self._log, self._clock)
-            await self._serve()
-        except BaseException:
-            store.close()
-            raise
-        self._writing = asyncio.create_task(self.coordinator.writer.run())
-        self._tell_port()
+            await self._serve(closing)
+            self._writing = asyncio.create_task(self.coordinator.writer.run())
+            closing.push_async_callback(self._stop_writing)
+            closing.push_async_callback(self._stop_serving)
+            self._writing.add_done_callback(self._note_end_of_writing)
+            closing.callback(_forget_port, self._config.port_file)
+            self._tell_port()
+            self._closing = closing.pop_all()
         self._log.info(Event.COORDINATOR_READY.value, address=self.address, **self.facts())
         return self
+
+    async def serve_until(self, told: asyncio.Event) -> bool:
+        """
+        Serve until told to stop, or until a bug of ours ends the merging.
+
+        Returns:
+            Whether it was told to stop.
+        """
+        waiting = asyncio.create_task(told.wait())
+        await asyncio.wait({waiting, self._writing}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        return told.is_set()
 
     async def __aexit__(
         self,
@@ -99,16 +118,26 @@ class CoordinatorApp:
         traceback: TracebackType | None,
     ) -> None:
         self._log.info(Event.COORDINATOR_STOPPING.value)
-        _forget_port(self._config.port_file)
+        await self._closing.aclose()
+
+    async def _stop_serving(self) -> None:
+        """Say so, and end every watch; calls in hand go on until the writer has let go of them."""
         await self._health.enter_graceful_shutdown()
         self.coordinator.broadcast.close()
+
+    async def _stop_writing(self) -> None:
+        """Finish the merge in hand; a writer that failed has been told of already."""
         self.coordinator.writer.stop()
-        await self._writing
-        await self._server.stop(self._config.grace_seconds)
-        if self._metrics_server:
-            await asyncio.to_thread(self._metrics_server.close)
-        self._log.info(Event.COORDINATOR_STOPPED.value, **self.facts())
-        self.coordinator.store.close()
+        await asyncio.wait({self._writing})
+
+    def _note_end_of_writing(self, writing: "asyncio.Task[None]") -> None:
+        error = None if writing.cancelled() else writing.exception()
+        if error is None:
+            return
+        with contextlib.suppress(Exception):
+            self._log.critical(Event.WRITER_FAILED.value, exc_info=error)
+        # kept: the loop holds its tasks only weakly
+        self._ending = asyncio.ensure_future(self._health.enter_graceful_shutdown())
 
     def facts(self) -> dict[str, int]:
         """What the coordinator holds: version and number of pending updates."""
@@ -118,7 +147,7 @@ class CoordinatorApp:
             "num_pending": store.num_updates(UpdateState.PENDING),
         }
 
-    async def _serve(self) -> None:
+    async def _serve(self, closing: contextlib.AsyncExitStack) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = await service.attach(self._server, self.coordinator)
         try:
@@ -133,7 +162,13 @@ class CoordinatorApp:
             self._metrics_server = MetricsServer(
                 self.coordinator.metrics, self._config.metrics_listen
             )
+            closing.push_async_callback(asyncio.to_thread, self._metrics_server.close)
+        closing.push_async_callback(self._server.stop, self._config.grace_seconds)
         await self._server.start()
+
+    def _say_stopped(self) -> None:
+        if self.port:
+            self._log.info(Event.COORDINATOR_STOPPED.value, **self.facts())
 
     def _tell_port(self) -> None:
         path = self._config.port_file

@@ -111,7 +111,14 @@ async def _serve_until_told(config: "CoordinatorConfig", *, as_json: bool) -> No
     async with build(config) as running:
         typer.echo(_ready_line(running, as_json=as_json))
         sys.stdout.flush()
-        await told.wait()
+        if await running.serve_until(told):
+            return
+    typer.echo(
+        "a bug ended the merging, so this coordinator stopped: its log has the traceback under "
+        "writer_failed. Every update that was acknowledged is in the store; start again",
+        err=True,
+    )
+    raise typer.Exit(1)
 
 
 def _ready_line(running: "CoordinatorApp", *, as_json: bool) -> str:

@@ -2,17 +2,21 @@
 
 import asyncio
 import difflib
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version as release_of
 
+import torch
+
 from coordinator import faults
 from coordinator.admission import Admitted, Refused, admit, check_fingerprint, check_version
 from coordinator.leases import WorkerLease
 from coordinator.state import Coordinator
-from coordinator.store.base import UpdateRecord
-from share_dist.core.values import WIRE_VERSION, Coefficients, Fingerprint, Head, TaskUpdate
+from coordinator.store.base import Kept, Store, UpdateRecord
+from coordinator.versions import ServedPayload, Snapshot
+from share_dist.core.values import WIRE_VERSION, Fingerprint, LayerUpdate, SideUpdate, TaskUpdate
 from share_dist.errors import (
     ConfigError,
     Overloaded,
@@ -21,6 +25,7 @@ from share_dist.errors import (
     VersionCompacted,
 )
 from share_dist.telemetry import Event
+from share_dist.wire import codec
 from share_dist.wire.records import (
     CoordinatorStatus,
     Lease,
@@ -31,6 +36,12 @@ from share_dist.wire.records import (
     Wait,
     WorkerStatus,
 )
+
+MAX_FEATURES = 2**31
+"""Most features of one side of a layer."""
+
+_MAX_COMPARED_TASKS = 1000
+"""How many names an unknown one is compared with: each takes up to a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +55,33 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
+class AnnouncedPush:
+    """What is known of a PushUpdate before its tensors have come."""
+
+    update_id: str
+    task_id: str
+    worker_id: str
+    lease_epoch: int
+    base_version: int
+    fingerprint_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServedSubspace:
     """A version as it is sent; no payload when the caller has it already."""
 
     version: int
     fingerprint: Fingerprint | None
-    payload: bytes | None
+    served: ServedPayload | None
 
 
 @dataclass(frozen=True, slots=True)
 class ServedTask:
-    """One task in the bases of the current version."""
+    """One task in the bases of a version, as it is sent."""
 
     summary: TaskSummary
-    coefficients: Coefficients
-    head: Head
+    version: int
+    served: ServedPayload
 
 
 async def register(
@@ -70,6 +93,7 @@ async def register(
     Raises:
         FingerprintMismatch: The worker's model, layers or metric are not the coordinator's.
         ConfigError: The fingerprint has no layers, or an empty one.
+        WireError: It has layers of which no update could be sent.
     """
     if fingerprint is not None:
         await _bind(coordinator, fingerprint)
@@ -90,6 +114,31 @@ async def heartbeat(coordinator: Coordinator, worker_id: str, lease_epoch: int) 
     return await _lease(coordinator, worker_id, lease_epoch)
 
 
+async def announce_push(coordinator: Coordinator, push: AnnouncedPush) -> None:
+    """
+    Refuse a push by its header alone, before its tensors cost anything.
+
+    A push that repeats a known one is let through: what became of that one is its answer.
+
+    Raises:
+        LeaseExpired: The worker's lease has ended or was taken over.
+        FingerprintMismatch: The update is of another model, other layers or another metric.
+        VersionInFuture: Its base version does not exist.
+        BaseVersionTooOld: Its base version is no longer kept.
+        Overloaded: Too many updates wait.
+    """
+    store = coordinator.store
+    if await asyncio.to_thread(store.knows, push.update_id):
+        return
+    try:
+        now_seconds = coordinator.clock.monotonic_seconds()
+        coordinator.leases.renew(push.worker_id, push.lease_epoch, now_seconds)
+        await asyncio.to_thread(_check_announced, coordinator, push)
+    except ShareError as error:
+        _note_refusal(coordinator, push.update_id, push.task_id, error)
+        raise
+
+
 async def push_update(coordinator: Coordinator, push: Push) -> Receipt:
     """
     Admit an update and keep it; a push that is known gets the receipt of what became of it.
@@ -104,6 +153,7 @@ async def push_update(coordinator: Coordinator, push: Push) -> Receipt:
         UpdateRefused: It may not be merged.
         Overloaded: Too many updates wait.
         StoreFull: There is no room; nothing was kept.
+        StoreUnavailable: The disk fails; nothing was kept.
     """
     try:
         record = await asyncio.to_thread(coordinator.store.repeat_of, push.update)
@@ -112,7 +162,7 @@ async def push_update(coordinator: Coordinator, push: Push) -> Receipt:
         else:
             _note_repeat(coordinator, record)
     except ShareError as error:
-        _note_refusal(coordinator, push, error)
+        _note_refusal(coordinator, push.update.update_id, push.update.task_id, error)
         raise
     coordinator.writer.notify()
     if push.wait == "merged":
@@ -135,9 +185,9 @@ async def pull_subspace(
     coordinator.store.require_version(version)
     fingerprint = await asyncio.to_thread(coordinator.store.fingerprint)
     if version == held_version:
-        return ServedSubspace(version, fingerprint, payload=None)
-    payload = await asyncio.to_thread(coordinator.versions.payload, version)
-    return ServedSubspace(version, fingerprint, payload)
+        return ServedSubspace(version, fingerprint, served=None)
+    served = await asyncio.to_thread(coordinator.versions.served, version)
+    return ServedSubspace(version, fingerprint, served)
 
 
 async def pull_task(coordinator: Coordinator, task_id: str, version: int | None) -> ServedTask:
@@ -153,11 +203,8 @@ async def pull_task(coordinator: Coordinator, task_id: str, version: int | None)
     if version is not None and version != snapshot.version:
         _require_newest(coordinator, version, snapshot.version)
     if task_id not in snapshot.tasks:
-        raise _unknown_task(coordinator, task_id)
-    update_id = snapshot.update_ids[task_id]
-    update = await asyncio.to_thread(coordinator.store.load_update, update_id)
-    summary = await asyncio.to_thread(coordinator.store.task_summary, update_id)
-    return ServedTask(summary, snapshot.tasks[task_id].served(snapshot.subspace), update.head)
+        raise await asyncio.to_thread(_unknown_task, snapshot, task_id)
+    return await asyncio.to_thread(_served_task, coordinator.store, snapshot, task_id)
 
 
 async def list_tasks(coordinator: Coordinator) -> tuple[tuple[TaskSummary, ...], int]:
@@ -196,7 +243,8 @@ async def get_status(coordinator: Coordinator) -> CoordinatorStatus:
         num_pending=await asyncio.to_thread(store.num_updates, UpdateState.PENDING),
         num_quarantined=await asyncio.to_thread(store.num_updates, UpdateState.QUARANTINED),
         workers=tuple(
-            _worker_status(coordinator, lease, now_seconds) for lease in coordinator.leases.all()
+            _worker_status(coordinator, lease, now_seconds)
+            for lease in coordinator.leases.all(now_seconds)
         ),
         num_watchers=coordinator.broadcast.num_watchers,
         started_at=coordinator.started_at,
@@ -208,18 +256,34 @@ async def get_status(coordinator: Coordinator) -> CoordinatorStatus:
 
 
 async def _bind(coordinator: Coordinator, fingerprint: Fingerprint) -> None:
-    if not fingerprint.layers or any(min(shape) < 1 for shape in fingerprint.layers.values()):
-        raise ConfigError(
-            f"a fingerprint needs layers with features on both sides, got {len(fingerprint.layers)} "
-            "layers: choose targets that the model has",
-            key="layers",
-        )
+    await asyncio.to_thread(_require_layers, fingerprint)
     # an unbound store would take anything: what this coordinator was told to do is checked first
     replace(fingerprint, metric=coordinator.config.metric, wire_version=WIRE_VERSION).require(
         fingerprint
     )
     if await asyncio.to_thread(coordinator.store.bind, fingerprint):
         coordinator.log.info(Event.STORE_BOUND.value, fingerprint_digest=fingerprint.digest)
+
+
+def _require_layers(fingerprint: Fingerprint) -> None:
+    """Refuse layers of which no update could ever be sent: a store is bound for ever."""
+    sizes = [features for shape in fingerprint.layers.values() for features in shape]
+    if not sizes or min(sizes) < 1 or max(sizes) > MAX_FEATURES:
+        raise ConfigError(
+            f"a fingerprint needs layers with 1 to {MAX_FEATURES} features on both sides, got "
+            f"{len(fingerprint.layers)} layers: choose targets that the model has",
+            key="layers",
+        )
+    # the codec itself, on an update without content: it knows which names and how many it takes
+    empty = {
+        name: LayerUpdate(*(_empty_side(features) for features in shape))
+        for name, shape in fingerprint.layers.items()
+    }
+    codec.update_tensors_from_bytes(codec.update_to_bytes(TaskUpdate("-", "-", 0, empty)))
+
+
+def _empty_side(features: int) -> SideUpdate:
+    return SideUpdate(torch.zeros(0, 0), torch.zeros(features, 0), torch.zeros(0, 0))
 
 
 async def _lease(coordinator: Coordinator, worker_id: str, lease_epoch: int) -> Lease:
@@ -238,7 +302,10 @@ async def _lease(coordinator: Coordinator, worker_id: str, lease_epoch: int) -> 
 async def _admit(coordinator: Coordinator, push: Push) -> UpdateRecord:
     now_seconds = coordinator.clock.monotonic_seconds()
     coordinator.leases.renew(push.worker_id, push.update.lease_epoch, now_seconds)
-    record = await asyncio.to_thread(_check_and_keep, coordinator, push)
+    record, is_new = await asyncio.to_thread(_check_and_keep, coordinator, push)
+    if not is_new:
+        _note_repeat(coordinator, record)
+        return record
     coordinator.metrics.pushes.labels("admitted").inc()
     coordinator.metrics.update_bytes.inc(record.update_bytes)
     coordinator.log.info(
@@ -252,8 +319,20 @@ async def _admit(coordinator: Coordinator, push: Push) -> UpdateRecord:
     return record
 
 
-def _check_and_keep(coordinator: Coordinator, push: Push) -> UpdateRecord:
-    store, update = coordinator.store, push.update
+def _announced(push: Push) -> AnnouncedPush:
+    update = push.update
+    return AnnouncedPush(
+        update.update_id,
+        update.task_id,
+        push.worker_id,
+        update.lease_epoch,
+        update.base_version,
+        push.fingerprint_digest,
+    )
+
+
+def _check_announced(coordinator: Coordinator, push: AnnouncedPush) -> None:
+    store = coordinator.store
     num_pending = store.num_updates(UpdateState.PENDING)
     if num_pending >= coordinator.config.max_pending:
         raise Overloaded(
@@ -261,14 +340,22 @@ def _check_and_keep(coordinator: Coordinator, push: Push) -> UpdateRecord:
             "push again in 5 s",
             retry_after_seconds=5.0,
         )
-    verdict = (
-        check_fingerprint(push.fingerprint_digest, store.fingerprint())
-        or check_version(update, store.first_version, store.current_version)
-        or admit(
-            update, coordinator.versions.subspace(update.base_version), coordinator.config.limits
-        )
+    refused = check_fingerprint(push.fingerprint_digest, store.fingerprint()) or check_version(
+        f"update {push.update_id} for task {push.task_id!r}",
+        push.base_version,
+        store.first_version,
+        store.current_version,
     )
-    match verdict:
+    if refused:
+        raise refused.error
+
+
+def _check_and_keep(coordinator: Coordinator, push: Push) -> Kept:
+    store, update = coordinator.store, push.update
+    # again: others may have pushed while the tensors came
+    _check_announced(coordinator, _announced(push))
+    base = coordinator.versions.subspace(update.base_version)
+    match admit(update, base, coordinator.config.limits):
         case Refused(error):
             raise error
         case Admitted():
@@ -284,12 +371,14 @@ def _note_repeat(coordinator: Coordinator, record: UpdateRecord) -> None:
     )
 
 
-def _note_refusal(coordinator: Coordinator, push: Push, error: ShareError) -> None:
+def _note_refusal(
+    coordinator: Coordinator, update_id: str, task_id: str, error: ShareError
+) -> None:
     coordinator.metrics.pushes.labels("refused").inc()
     coordinator.log.warning(
         Event.UPDATE_REFUSED.value,
-        update_id=push.update.update_id,
-        task_id=push.update.task_id,
+        update_id=update_id,
+        task_id=task_id,
         error=type(error).__name__,
         reason=error.message,
     )
@@ -309,9 +398,17 @@ def _require_newest(coordinator: Coordinator, version: int, current_version: int
     )
 
 
-def _unknown_task(coordinator: Coordinator, task_id: str) -> UnknownTask:
-    snapshot = coordinator.writer.snapshot
-    nearest = difflib.get_close_matches(task_id, snapshot.tasks, n=3, cutoff=0.4)
+def _served_task(store: Store, snapshot: Snapshot, task_id: str) -> ServedTask:
+    update_id = snapshot.update_ids[task_id]
+    head = store.load_update(update_id).head
+    coefficients = snapshot.tasks[task_id].served(snapshot.subspace)
+    payload = codec.task_to_bytes(coefficients, head)
+    return ServedTask(store.task_summary(update_id), snapshot.version, ServedPayload.of(payload))
+
+
+def _unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:
+    compared = itertools.islice(snapshot.tasks, _MAX_COMPARED_TASKS)
+    nearest = difflib.get_close_matches(task_id, compared, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(map(repr, nearest))}?" if nearest else "see the list of tasks"
     return UnknownTask(
         f"version {snapshot.version} contains no task {task_id!r}: {hint}",

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 
 from share_dist.errors import LeaseExpired
 
+FORGET_AFTER_LEASES = 100
+"""After so many times a lease's duration a silent worker is no longer told of; its epoch stays known."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerLease:
@@ -56,6 +59,7 @@ class Leases:
 
     def grant(self, worker_id: str, lease_epoch: int, now_seconds: float) -> None:
         """Give a worker a new lease; one with an older epoch ends."""
+        self._forget_silent(now_seconds)
         held = self._leases.get(worker_id)
         if held is None or held.lease_epoch < lease_epoch:
             self._leases[worker_id] = WorkerLease(worker_id, lease_epoch, now_seconds)
@@ -98,10 +102,19 @@ class Leases:
         """Whether a lease holds at this time."""
         return now_seconds - lease.heard_at_seconds <= self.duration_seconds
 
-    def all(self) -> tuple[WorkerLease, ...]:
-        """Every worker that was ever registered, by name."""
+    def all(self, now_seconds: float) -> tuple[WorkerLease, ...]:
+        """Every lease that holds, or did not long ago, by worker."""
+        self._forget_silent(now_seconds)
         return tuple(lease for _, lease in sorted(self._leases.items()))
 
     def num_live(self, now_seconds: float) -> int:
         """How many leases hold at this time."""
-        return sum(self.is_live(lease, now_seconds) for lease in self.all())
+        return sum(self.is_live(lease, now_seconds) for lease in tuple(self._leases.values()))
+
+    def _forget_silent(self, now_seconds: float) -> None:
+        oldest = now_seconds - FORGET_AFTER_LEASES * self.duration_seconds
+        self._leases = {
+            worker_id: lease
+            for worker_id, lease in self._leases.items()
+            if lease.heard_at_seconds >= oldest
+        }

@@ -75,7 +75,7 @@ def decide(now_seconds: float, pending: Sequence[PendingUpdate], policy: MergePo
     if len(ready) >= needed:
         reason = f"{len(ready)} updates are in, {needed} would do"
         return Decision(merge=True, which=which, reason=reason)
-    waited = now_seconds - min(update.pushed_at_seconds for update in pending)
+    waited = max(0.0, now_seconds - min(update.pushed_at_seconds for update in pending))
     left = policy.max_wait_seconds - waited
     if left <= 0:
         return Decision(

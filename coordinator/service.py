@@ -18,13 +18,14 @@ from typing_extensions import override
 
 from coordinator import handlers
 from coordinator.state import Coordinator
+from coordinator.versions import ServedPayload
 from share_dist.core.values import Fingerprint
 from share_dist.errors import MalformedMessage, ShareError
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb import coordinator_pb2_grpc as pb_grpc
 from share_dist.telemetry import Event
 from share_dist.wire import codec
-from share_dist.wire.chunks import ChunkJoiner, split_into_chunks
+from share_dist.wire.chunks import ChunkJoiner, chunks_of
 from share_dist.wire.status import error_to_trailers, status_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
@@ -101,7 +102,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest], _context: Any
     ) -> pb.Receipt:
-        push = await _receive_push(requests, self._coordinator.config.max_update_bytes)
+        push = await _receive_push(requests, self._coordinator)
         return codec.receipt_to_pb(await handlers.push_update(self._coordinator, push))
 
     @override
@@ -112,16 +113,16 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         served = await handlers.pull_subspace(
             self._coordinator, _optional(request, "version"), _optional(request, "held_version")
         )
-        payload, chunks = split_into_chunks(served.payload or b"")
+        sent = served.served or ServedPayload.of(b"")
         yield pb.PullSubspaceResponse(
             header=pb.SubspaceHeader(
                 version=served.version,
-                not_modified=served.payload is None,
+                not_modified=served.served is None,
                 fingerprint=_optional_fingerprint(served.fingerprint),
-                payload=payload,
+                payload=sent.header,
             )
         )
-        for chunk in chunks:
+        for chunk in chunks_of(sent.payload):
             yield pb.PullSubspaceResponse(chunk=chunk)
 
     @override
@@ -130,18 +131,18 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self, request: pb.PullTaskRequest, _context: Any
     ) -> AsyncIterator[pb.PullTaskResponse]:
         served = await handlers.pull_task(
-            self._coordinator, request.task_id, _optional(request, "version")
+            self._coordinator,
+            codec.require_id(request.task_id, "task_id"),
+            _optional(request, "version"),
         )
-        data = await asyncio.to_thread(codec.task_to_bytes, served.coefficients, served.head)
-        payload, chunks = split_into_chunks(data)
         yield pb.PullTaskResponse(
             header=pb.TaskHeader(
                 task=codec.task_summary_to_pb(served.summary),
-                version=served.coefficients.version,
-                payload=payload,
+                version=served.version,
+                payload=served.served.header,
             )
         )
-        for chunk in chunks:
+        for chunk in chunks_of(served.served.payload):
             yield pb.PullTaskResponse(chunk=chunk)
 
     @override
@@ -181,13 +182,14 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
 
 async def _receive_push(
-    requests: AsyncIterator[pb.PushUpdateRequest], limit_bytes: int
+    requests: AsyncIterator[pb.PushUpdateRequest], coordinator: Coordinator
 ) -> handlers.Push:
     first = await anext(requests, None)
     if first is None or first.WhichOneof("part") != "header":
         raise MalformedMessage("a push begins with its header: send it first", field="header")
     header = first.header
-    joiner = ChunkJoiner(header.payload, limit_bytes)
+    joiner = ChunkJoiner(header.payload, coordinator.config.max_update_bytes)
+    await handlers.announce_push(coordinator, _announced(header))
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise MalformedMessage("after its header a push has chunks only", field="chunk")
@@ -199,6 +201,17 @@ async def _receive_push(
         worker_id=header.worker_id,
         fingerprint_digest=header.fingerprint_digest,
         wait=codec.wait_from_pb(header.wait),
+    )
+
+
+def _announced(header: pb.UpdateHeader) -> handlers.AnnouncedPush:
+    return handlers.AnnouncedPush(
+        update_id=codec.require_id(header.update_id, "update_id"),
+        task_id=codec.require_id(header.task_id, "task_id"),
+        worker_id=codec.require_id(header.worker_id, "worker_id"),
+        lease_epoch=header.lease_epoch,
+        base_version=header.base_version,
+        fingerprint_digest=header.fingerprint_digest,
     )
 
 

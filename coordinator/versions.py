@@ -4,13 +4,30 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from coordinator.store.base import Store
 from share_dist.core.values import MergedTask, Subspace
 from share_dist.wire import codec
+from share_dist.wire.chunks import payload_header
+
+if TYPE_CHECKING:
+    from share_dist.pb.tensor_pb2 import PayloadHeader
 
 ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPayload:
+    """Bytes that are ready to be sent, with what announces them: their digest is computed once."""
+
+    header: "PayloadHeader"
+    payload: bytes
+
+    @staticmethod
+    def of(payload: bytes) -> "ServedPayload":
+        """Announce a payload; takes as long as its digest."""
+        return ServedPayload(payload_header(payload), payload)
 
 
 @dataclass(frozen=True)
@@ -53,12 +70,12 @@ class VersionCache:
     def __init__(self, store: Store, size: int = 4) -> None:
         self._store = store
         self._subspaces: _LeastRecent[Subspace] = _LeastRecent(size)
-        self._payloads: _LeastRecent[bytes] = _LeastRecent(size)
+        self._payloads: _LeastRecent[ServedPayload] = _LeastRecent(size)
 
-    def remember(self, subspace: Subspace, payload: bytes) -> None:
+    def remember(self, subspace: Subspace, served: ServedPayload) -> None:
         """Keep a version that has just been made."""
         self._subspaces.put(subspace.version, subspace)
-        self._payloads.put(subspace.version, payload)
+        self._payloads.put(subspace.version, served)
 
     def subspace(self, version: int) -> Subspace:
         """Return a version; raises what ``Store.subspace`` raises."""
@@ -71,20 +88,20 @@ class VersionCache:
             self._subspaces.put(version, subspace)
         return subspace
 
-    def payload(self, version: int) -> bytes:
+    def served(self, version: int) -> ServedPayload:
         """Return a version as it is sent, without its tail."""
         held = self._payloads.get(version)
         if held is not None:
             return held
-        payload = encode_served(self.subspace(version))
+        served = encode_served(self.subspace(version))
         if version > 0:
-            self._payloads.put(version, payload)
-        return payload
+            self._payloads.put(version, served)
+        return served
 
 
-def encode_served(subspace: Subspace) -> bytes:
+def encode_served(subspace: Subspace) -> ServedPayload:
     """Write a subspace as workers get it: the broadcast factors, without the tail."""
-    return codec.subspace_to_bytes(subspace.without_tail())
+    return ServedPayload.of(codec.subspace_to_bytes(subspace.without_tail()))
 
 
 class _LeastRecent(Generic[ValueT]):

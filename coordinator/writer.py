@@ -13,26 +13,25 @@ The one writer: merges what is pending, commits, and only then tells anyone.
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
 from coordinator import faults
-from coordinator.broadcast import Broadcast
+from coordinator.broadcast import Broadcast, Watcher
+from coordinator.candidate import Candidate, make_candidate
 from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig
 from coordinator.merging import merge_without_culprits
 from coordinator.metrics import Metrics
 from coordinator.policy import Decision, PendingUpdate, decide
-from coordinator.store.base import MergeMark, Store, UpdateRecord, VersionCommit
-from coordinator.versions import Snapshot, VersionCache, encode_served
-from share_dist.core.merge import merge
-from share_dist.core.outcome import MergeOutcome
+from coordinator.store.base import Store, UpdateRecord, VersionCommit
+from coordinator.versions import Snapshot, VersionCache
 from share_dist.core.values import Subspace, TaskUpdate
-from share_dist.errors import StoreCorrupt
+from share_dist.errors import StoreCorrupt, SubspaceError, WireError
 from share_dist.telemetry import Event
-from share_dist.wire.records import UpdateState, VersionEvent
+from share_dist.wire.records import UpdateState
 
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """How long to wait after a merge that failed as a whole; the last one is repeated."""
@@ -43,8 +42,7 @@ class _Merged:
     """What one step brought about: perhaps a version, perhaps updates set aside."""
 
     set_aside: tuple[UpdateRecord, ...]
-    commit: VersionCommit | None = None
-    snapshot: Snapshot | None = None
+    candidate: Candidate | None = None
 
 
 class MergeWriter:
@@ -84,6 +82,8 @@ class MergeWriter:
         self._is_stopping = False
         self._is_stopped = False
         self._failures = 0
+        self._failed: Sequence[str] = ()
+        self._waiting_since: dict[str, float] = {}
 
     # --- asked by handlers ------------------------------------------------------------------
 
@@ -132,55 +132,82 @@ class MergeWriter:
         try:
             pending = await asyncio.to_thread(self._store.pending)
             self._metrics.num_pending.set(len(pending))
-            decision = decide(self._clock.unix_seconds(), _for_policy(pending), self._config.policy)
+            decision = decide(
+                self._clock.monotonic_seconds(), self._for_policy(pending), self._config.policy
+            )
             if not decision.merge:
                 return decision.look_again_seconds
-            merged = await asyncio.to_thread(self._merge, decision)
+            merged = await asyncio.to_thread(self._merge, self._choose(decision.which))
         except Exception as error:  # noqa: BLE001 - the writer outlives any one merge: it tries again
             return self._postpone(error)
         self._failures = 0
-        self._announce(merged, decision)
+        slow = self._publish(merged)
+        self._tell(merged, slow, decision)
         return 0.0
+
+    def _for_policy(self, pending: Sequence[UpdateRecord]) -> list[PendingUpdate]:
+        """Say since when each update waits, on a clock that nobody can set back."""
+        now_seconds, wall_seconds = self._clock.monotonic_seconds(), self._clock.unix_seconds()
+        self._waiting_since = {
+            record.update_id: self._waiting_since.get(
+                record.update_id,
+                now_seconds - max(0.0, wall_seconds - record.pushed_at.timestamp()),
+            )
+            for record in pending
+        }
+        return [
+            PendingUpdate(record.update_id, record.task_id, self._waiting_since[record.update_id])
+            for record in pending
+        ]
+
+    def _choose(self, which: Sequence[str]) -> Sequence[str]:
+        """
+        Take all at first; after each failure fewer, and others first.
+
+        So whatever it is about one update or about their number that makes a merge fail, it
+        cannot hold up the others for ever. New pushes are a reason to try all again.
+        """
+        if which != self._failed:
+            self._failed, self._failures = which, 0
+        start = self._failures % len(which)
+        return sorted((*which[start:], *which[:start])[: max(1, len(which) >> self._failures)])
 
     def _postpone(self, error: Exception) -> float:
         seconds = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
         self._failures += 1
         self._metrics.postponed_merges.inc()
-        self._log.error(
-            Event.MERGE_POSTPONED.value,
-            error=type(error).__name__,
-            reason=str(error),
-            retry_after_seconds=seconds,
-            exc_info=error,
-        )
+        self._release_waiters()  # some may have been set aside before it failed
+        with contextlib.suppress(Exception):  # a log that fails must not end the merging
+            self._log.error(
+                Event.MERGE_POSTPONED.value,
+                error=type(error).__name__,
+                reason=str(error),
+                retry_after_seconds=seconds,
+                exc_info=error,
+            )
         return seconds
 
     # --- in a thread ------------------------------------------------------------------------
 
-    def _merge(self, decision: Decision) -> _Merged:
-        started = self._clock.monotonic_seconds()
-        current = self._current()
-        bases, updates, unreadable = self._load(decision.which)
+    def _merge(self, which: Sequence[str]) -> _Merged:
+        bases, updates, unreadable = self._load(which)
         attempt = merge_without_culprits(
             partial(
-                _merge_into,
-                current,
+                make_candidate,
+                current=self._current(),
                 bases=bases,
-                num_factors=self._config.num_factors,
-                energy=self._config.energy,
-                oversample=self._config.oversample,
+                config=self._config,
+                clock=self._clock,
             ),
             updates,
         )
         culprits = {**unreadable, **attempt.culprits}
         set_aside = tuple(self._store.set_aside(*culprit) for culprit in sorted(culprits.items()))
-        if attempt.outcome is None:
-            return _Merged(set_aside)
-        payload = encode_served(attempt.outcome.subspace)
-        commit = self._describe(attempt.outcome, len(payload), started)
-        self._store.commit(commit)
-        self._versions.remember(attempt.outcome.subspace, payload)
-        return _Merged(set_aside, commit, _next_snapshot(current, attempt.outcome))
+        candidate = attempt.result
+        if candidate is not None:
+            self._store.commit(candidate.version)
+            self._versions.remember(candidate.commit.subspace, candidate.served)
+        return _Merged(set_aside, candidate)
 
     def _current(self) -> Snapshot:
         # an empty subspace gets its layers when the store is bound, after this writer was made
@@ -189,55 +216,68 @@ class MergeWriter:
     def _load(
         self, update_ids: Sequence[str]
     ) -> tuple[dict[int, Subspace], list[TaskUpdate], dict[str, str]]:
+        """
+        Read updates and the versions that they were trained on.
+
+        Returns:
+            The versions, the updates that can be merged, and why others never can.
+
+        Raises:
+            StoreCorrupt: Nothing is left, as the version that an update needs is damaged: an
+                operator can restore it, so the update stays pending.
+        """
         bases: dict[int, Subspace] = {}
         updates: list[TaskUpdate] = []
         unreadable: dict[str, str] = {}
+        damaged: StoreCorrupt | None = None
         for update_id in update_ids:
-            loaded = self._load_one(update_id)
-            if isinstance(loaded, StoreCorrupt):
-                unreadable[update_id] = f"StoreCorrupt: {loaded}"
+            try:
+                update = self._store.load_update(update_id)
+            except (StoreCorrupt, WireError, SubspaceError) as error:
+                unreadable[update_id] = f"{type(error).__name__}: {error}"
+                continue
+            try:
+                bases[update.base_version] = self._versions.subspace(update.base_version)
+            except StoreCorrupt as error:
+                damaged = error
             else:
-                update, bases[loaded[0].base_version] = loaded
                 updates.append(update)
+        if damaged and not updates and not unreadable:
+            raise damaged
         return bases, updates, unreadable
-
-    def _load_one(self, update_id: str) -> tuple[TaskUpdate, Subspace] | StoreCorrupt:
-        try:
-            update = self._store.load_update(update_id)
-            return update, self._versions.subspace(update.base_version)
-        except StoreCorrupt as error:
-            return error
-
-    def _describe(
-        self, outcome: MergeOutcome, subspace_bytes: int, started: float
-    ) -> VersionCommit:
-        report = outcome.report
-        event = VersionEvent(
-            version=outcome.subspace.version,
-            merged_at=self._clock.now(),
-            update_ids=report.update_ids,
-            task_ids=report.task_ids,
-            lowest_energy_kept=report.lowest_energy_kept,
-            mean_energy_kept=report.mean_energy_kept,
-            angle=report.angle,
-            num_factors=report.num_factors,
-            subspace_bytes=subspace_bytes,
-            drift=dict(report.drift),
-            merge_seconds=self._clock.monotonic_seconds() - started,
-        )
-        marks = {
-            update_id: MergeMark(
-                report.lag[update_id], report.base_angle[update_id], report.truncation[update_id]
-            )
-            for update_id in report.update_ids
-        }
-        return VersionCommit(outcome.subspace, outcome.tasks, event, marks, report.to_dict())
 
     # --- afterwards -------------------------------------------------------------------------
 
-    def _announce(self, merged: _Merged, decision: Decision) -> None:
+    def _publish(self, merged: _Merged) -> Sequence[Watcher]:
+        """Let the new version be seen; return the watchers that did not keep up."""
         faults.reach("before-broadcast")
-        for record in merged.set_aside:
+        slow: Sequence[Watcher] = ()
+        if merged.candidate:
+            self.snapshot = merged.candidate.snapshot
+            slow = self._broadcast.publish(merged.candidate.commit.event)
+        self._release_waiters()
+        return slow
+
+    def _release_waiters(self) -> None:
+        """Let everyone who waits for an update look again."""
+        turn, self._turn = self._turn, asyncio.Event()
+        turn.set()
+
+    def _tell(self, merged: _Merged, slow: Sequence[Watcher], decision: Decision) -> None:
+        """Count and log; the version stands, whatever becomes of the words about it."""
+        try:
+            self._tell_of_set_aside(merged.set_aside)
+            if merged.candidate:
+                self._count(merged.candidate.commit)
+                self._tell_of_version(merged.candidate.commit, decision)
+            for watcher in slow:
+                self._log.info(Event.WATCHER_SLOW.value, after_version=watcher.held_version)
+        except Exception as error:  # noqa: BLE001 - pushes are acknowledged on, so merging must go on
+            with contextlib.suppress(Exception):
+                self._log.error(Event.REPORT_FAILED.value, exc_info=error)
+
+    def _tell_of_set_aside(self, set_aside: Sequence[UpdateRecord]) -> None:
+        for record in set_aside:
             self._metrics.quarantined_updates.inc()
             self._log.warning(
                 Event.UPDATE_QUARANTINED.value,
@@ -245,14 +285,6 @@ class MergeWriter:
                 task_id=record.task_id,
                 reason=record.reason,
             )
-        if merged.commit and merged.snapshot:
-            self.snapshot = merged.snapshot
-            for watcher in self._broadcast.publish(merged.commit.event):
-                self._log.info(Event.WATCHER_SLOW.value, after_version=watcher.held_version)
-            self._count(merged.commit)
-            self._tell(merged.commit, decision)
-        turn, self._turn = self._turn, asyncio.Event()
-        turn.set()
 
     def _count(self, commit: VersionCommit) -> None:
         event = commit.event
@@ -265,7 +297,7 @@ class MergeWriter:
         for mark in commit.marks.values():
             self._metrics.lag.observe(mark.lag)
 
-    def _tell(self, commit: VersionCommit, decision: Decision) -> None:
+    def _tell_of_version(self, commit: VersionCommit, decision: Decision) -> None:
         event = commit.event
         for update_id, task_id in zip(event.update_ids, event.task_ids, strict=True):
             mark = commit.marks[update_id]
@@ -286,40 +318,3 @@ class MergeWriter:
             merge_seconds=event.merge_seconds,
             reason=decision.reason,
         )
-
-
-def _merge_into(
-    current: Snapshot,
-    updates: Sequence[TaskUpdate],
-    *,
-    bases: dict[int, Subspace],
-    num_factors: int | None,
-    energy: float | None,
-    oversample: int,
-) -> MergeOutcome:
-    return merge(
-        current.subspace,
-        current.tasks,
-        updates,
-        num_factors,
-        energy,
-        oversample=oversample,
-        bases=bases,
-    )
-
-
-def _next_snapshot(current: Snapshot, outcome: MergeOutcome) -> Snapshot:
-    merged = dict(zip(outcome.report.task_ids, outcome.report.update_ids, strict=True))
-    return replace(
-        current,
-        subspace=outcome.subspace,
-        tasks=outcome.tasks,
-        update_ids={**current.update_ids, **merged},
-    )
-
-
-def _for_policy(pending: Sequence[UpdateRecord]) -> list[PendingUpdate]:
-    return [
-        PendingUpdate(record.update_id, record.task_id, record.pushed_at.timestamp())
-        for record in pending
-    ]

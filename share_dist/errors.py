@@ -29,6 +29,7 @@ ShareError                        exit 1
 ├─ StoreError                     exit 3
 │  ├─ StoreCorrupt                          DATA_LOSS
 │  ├─ StoreFull                             RESOURCE_EXHAUSTED
+│  ├─ StoreUnavailable                      UNAVAILABLE
 │  ├─ StoreLocked                           no status: met before a server listens
 │  └─ StoreTooNew                           no status: met before a server listens
 ├─ TransportError                 exit 4    raised by the client only
@@ -276,6 +277,13 @@ class StoreFull(StoreError):
 
     status = "RESOURCE_EXHAUSTED"
     fields: ClassVar = {"path": str, "needed_bytes": int, "free_bytes": int}
+
+
+class StoreUnavailable(StoreError):
+    """The disk failed at something that may succeed the next time; nothing was acknowledged."""
+
+    status = "UNAVAILABLE"
+    fields: ClassVar = {"path": str}
 
 
 class StoreLocked(StoreError):

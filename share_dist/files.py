@@ -19,7 +19,7 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: The disk is full, or may not be written to.
     """
-    _make_folder(path.parent)
+    make_folder(path.parent)
     # a name of its own: two writers of one file must not write into each other's
     unfinished = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
@@ -43,8 +43,9 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, so that they are still there after a loss of power."""
     if not path.is_dir():
-        _make_folder(path.parent)
+        make_folder(path.parent)
         path.mkdir(exist_ok=True)
         sync_folder(path.parent)

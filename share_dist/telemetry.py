@@ -6,6 +6,7 @@ One id follows an update through all of its life: every event about it carries
 those of the glossary; durations end in ``_seconds``, sizes in ``_bytes``.
 """
 
+import contextlib
 import enum
 import logging
 import sys
@@ -43,11 +44,31 @@ class Event(str, enum.Enum):
     VERSION_COMMITTED = "version_committed"
     """``version``, ``update_ids``, ``mean_energy_kept``, ``merge_seconds``, ``reason``."""
     MERGE_POSTPONED = "merge_postponed"
-    """The store could not take the new version: ``error``, ``retry_after_seconds``."""
+    """A merge failed and no update is to blame: ``error``, ``reason``, ``retry_after_seconds``, traceback."""
+    REPORT_FAILED = "report_failed"
+    """A version is committed and published, yet counting or logging it failed: traceback."""
+    WRITER_FAILED = "writer_failed"
+    """A bug of ours ended the merging: the coordinator stops, traceback."""
     WATCHER_SLOW = "watcher_slow"
     """A watcher did not keep up and reads history again: ``after_version``."""
     REQUEST_FAILED = "request_failed"
     """A bug of ours met while answering: ``rpc``, ``incident_id``, traceback."""
+
+
+class _Unfailing:
+    """A stream whose lines are lost when its disk is full or its reader gone, as with ``logging``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def configure_logging(
@@ -64,7 +85,11 @@ def configure_logging(
     renderer: Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=(stream or sys.stderr).isatty())
+        # plain: the default one takes seconds, and writes local variables, tensors too
+        else structlog.dev.ConsoleRenderer(
+            colors=(stream or sys.stderr).isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     tracebacks: list[Processor] = (
         [structlog.processors.format_exc_info] if log_format == "json" else []
@@ -78,7 +103,9 @@ def configure_logging(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(
+            cast("TextIO", _Unfailing(stream or sys.stderr))
+        ),
         cache_logger_on_first_use=False,
     )
 

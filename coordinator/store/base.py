@@ -19,6 +19,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from share_dist.core.values import Fingerprint, Head, MergedTask, Subspace, TaskUpdate
 from share_dist.errors import ShareError, UpdateConflict, VersionCompacted, VersionInFuture
@@ -93,6 +94,14 @@ class UpdateRecord:
         )
 
 
+class Kept(NamedTuple):
+    """What keeping an update came to."""
+
+    record: UpdateRecord
+    is_new: bool
+    """False for a push that was kept before, perhaps while this one was on its way."""
+
+
 @dataclass(frozen=True)
 class VersionCommit:
     """
@@ -116,6 +125,26 @@ class VersionCommit:
     def version(self) -> int:
         """The new version."""
         return self.subspace.version
+
+
+@dataclass(frozen=True)
+class EncodedVersion:
+    """
+    A version as it is kept; made by ``store.format.encode_version``.
+
+    Args:
+        commit: What was encoded.
+        subspace: Payload of the subspace, with its tail.
+        tasks: Payload of all merged tasks.
+        event: JSON.
+        report: JSON.
+    """
+
+    commit: VersionCommit
+    subspace: bytes
+    tasks: bytes
+    event: str
+    report: str
 
 
 class Store(abc.ABC):
@@ -146,16 +175,19 @@ class Store(abc.ABC):
         """Worker -> its newest lease epoch."""
 
     @abc.abstractmethod
-    def add_update(
-        self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime
-    ) -> UpdateRecord:
+    def add_update(self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime) -> Kept:
         """
         Keep an admitted update as pending; the same push again returns what became of it.
 
         Raises:
             UpdateConflict: The ``update_id`` is known with other content.
             StoreFull: There is no room; nothing was kept.
+            StoreUnavailable: The disk fails; nothing was kept.
         """
+
+    @abc.abstractmethod
+    def knows(self, update_id: str) -> bool:
+        """Whether an update of this id was ever kept."""
 
     @abc.abstractmethod
     def repeat_of(self, update: TaskUpdate) -> UpdateRecord | None:
@@ -192,12 +224,13 @@ class Store(abc.ABC):
         """How many updates are in a state."""
 
     @abc.abstractmethod
-    def commit(self, commit: VersionCommit) -> None:
+    def commit(self, version: EncodedVersion) -> None:
         """
         Make the next version, whole or not at all.
 
         Raises:
             StoreFull: There is no room; the current version stays.
+            StoreUnavailable: The disk fails; the current version stays.
         """
 
     @property

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from coordinator import faults
-from share_dist.errors import StoreCorrupt, StoreError, StoreFull
+from share_dist.errors import StoreCorrupt, StoreFull, StoreUnavailable
+from share_dist.files import make_folder, sync_folder
 
 Occasion: TypeAlias = Literal["update", "merge"]
 
@@ -28,7 +29,7 @@ class BlobFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         for unfinished in path.glob("*.tmp"):
             unfinished.unlink()
 
@@ -45,6 +46,7 @@ class BlobFolder:
 
         Raises:
             StoreFull: There is no room; nothing was kept.
+            StoreUnavailable: The disk fails; nothing was kept.
         """
         digest = hashlib.sha256(payload).hexdigest()
         final = self.path_of(digest)
@@ -58,7 +60,7 @@ class BlobFolder:
             except OSError:
                 unfinished.unlink(missing_ok=True)
                 raise
-            _sync_folder(self.path)
+            sync_folder(self.path)
         faults.reach(f"after-{occasion}-blob-rename")
         return digest
 
@@ -68,12 +70,14 @@ class BlobFolder:
 
         Raises:
             StoreCorrupt: They are gone, or are not what was written.
+            StoreUnavailable: The disk fails.
         """
         path = self.path_of(digest)
-        try:
-            payload = path.read_bytes()
-        except FileNotFoundError as error:
-            raise _corrupt(path, digest, "no file") from error
+        with storage_errors(path):
+            try:
+                payload = path.read_bytes()
+            except FileNotFoundError as error:
+                raise _corrupt(path, digest, "no file") from error
         found = hashlib.sha256(payload).hexdigest()
         if found != digest:
             raise _corrupt(path, digest, found)
@@ -91,14 +95,16 @@ def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
 
     Raises:
         StoreFull: There is no room.
-        StoreError: Anything else that the disk cannot do.
+        StoreUnavailable: Anything else that the disk cannot do.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise full(path, needed_bytes) from error
-        raise StoreError(f"{path}: {error.strerror}: check the disk and its permissions") from error
+        raise StoreUnavailable(
+            f"{path}: {error.strerror}: check the disk and its permissions", path=str(path)
+        ) from error
 
 
 def full(path: Path, needed_bytes: int) -> StoreFull:
@@ -118,14 +124,6 @@ def _write_through(path: Path, payload: bytes) -> None:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _corrupt(path: Path, expected: str, found: str) -> StoreCorrupt:

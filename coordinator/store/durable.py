@@ -22,6 +22,8 @@ from typing_extensions import override
 from coordinator import faults
 from coordinator.store import format as on_disk
 from coordinator.store.base import (
+    EncodedVersion,
+    Kept,
     Store,
     UpdateRecord,
     VersionCommit,
@@ -32,7 +34,8 @@ from coordinator.store.base import (
 from coordinator.store.blobs import BlobFolder, full, storage_errors
 from coordinator.store.lock import StoreLock
 from share_dist.core.values import Fingerprint, MergedTask, Subspace, TaskUpdate
-from share_dist.errors import StoreCorrupt, StoreError, StoreTooNew
+from share_dist.errors import StoreCorrupt, StoreTooNew, StoreUnavailable
+from share_dist.files import make_folder
 from share_dist.wire import codec
 from share_dist.wire.records import TaskSummary, UpdateState, VersionEvent
 
@@ -55,7 +58,7 @@ class DurableStore(Store):
     def __init__(self, path: Path) -> None:
         self.path = path
         with storage_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             self._lock = StoreLock(path / "lock")
             self._blobs = BlobFolder(path / "blobs")
         self._rows_path = path / "rows.sqlite"
@@ -108,28 +111,33 @@ class DurableStore(Store):
     # --- updates ----------------------------------------------------------------------------
 
     @override
-    def add_update(
-        self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime
-    ) -> UpdateRecord:
+    def add_update(self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime) -> Kept:
         described = on_disk.describe_update(update, worker_id=worker_id, pushed_at=pushed_at)
         digest = described.encoded.content_digest
         blob = self._blobs.write(described.encoded.payload, "update")
 
-        def write(rows: sa.Connection) -> UpdateRecord:
+        def write(rows: sa.Connection) -> Kept:
             known = _find(rows, update.update_id)
             if known is not None:
                 known.require_same_content(digest)
-                return known
+                return Kept(known, is_new=False)
             row = on_disk.record_to_row(described, blob)
             sequence = rows.execute(
                 sa.insert(on_disk.updates).values(row).returning(on_disk.updates.c.sequence)
             ).scalar_one()
             faults.reach("before-update-commit")
-            return replace(described.record, sequence=sequence)
+            return Kept(replace(described.record, sequence=sequence), is_new=True)
 
-        record = self._write(write)
+        kept = self._write(write)
         faults.reach("after-update-commit")
-        return record
+        return kept
+
+    @override
+    def knows(self, update_id: str) -> bool:
+        select = sa.select(on_disk.updates.c.sequence).where(
+            on_disk.updates.c.update_id == update_id
+        )
+        return self._read(lambda rows: rows.execute(select).first()) is not None
 
     @override
     def repeat_of(self, update: TaskUpdate) -> UpdateRecord | None:
@@ -174,15 +182,16 @@ class DurableStore(Store):
     # --- versions ---------------------------------------------------------------------------
 
     @override
-    def commit(self, commit: VersionCommit) -> None:
+    def commit(self, version: EncodedVersion) -> None:
+        commit = version.commit
         assert commit.version == self._current_version + 1, commit.version
         row = {
             "version": commit.version,
             "metric": commit.subspace.metric,
-            "subspace_blob": self._blobs.write(codec.subspace_to_bytes(commit.subspace), "merge"),
-            "tasks_blob": self._blobs.write(codec.merged_tasks_to_bytes(commit.tasks), "merge"),
-            "event": on_disk.event_to_json(commit.event),
-            "report": on_disk.to_json(commit.report),
+            "subspace_blob": self._blobs.write(version.subspace, "merge"),
+            "tasks_blob": self._blobs.write(version.tasks, "merge"),
+            "event": version.event,
+            "report": version.report,
         }
 
         def write(rows: sa.Connection) -> None:
@@ -292,6 +301,8 @@ class DurableStore(Store):
     def _database_errors(self) -> Iterator[None]:
         try:
             yield
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
+            raise  # a bug of ours: no disk is to blame
         except sa.exc.DBAPIError as error:
             said = str(error.orig)
             if "full" in said:
@@ -303,7 +314,9 @@ class DurableStore(Store):
                     expected="an SQLite database",
                     found=said,
                 ) from error
-            raise StoreError(f"{self._rows_path}: {said}: check the disk") from error
+            raise StoreUnavailable(
+                f"{self._rows_path}: {said}: check the disk", path=str(self._rows_path)
+            ) from error
 
 
 def _make_durable(connection: Any, _record: object) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, Row, Table, Text
 
-from coordinator.store.base import MergeMark, UpdateRecord
+from coordinator.store.base import EncodedVersion, MergeMark, UpdateRecord, VersionCommit
 from share_dist.core.values import Fingerprint, Head, LayerShape, TaskUpdate
 from share_dist.wire import codec
 from share_dist.wire.records import UpdateState, VersionEvent
@@ -215,6 +215,27 @@ def event_from_json(text: str) -> VersionEvent:
     return VersionEvent(**fields)
 
 
+def encode_version(commit: VersionCommit) -> EncodedVersion:
+    """
+    Make everything that is kept of a version, so that only the disk can refuse it.
+
+    Raises:
+        ValueError: A number is none, which JSON cannot say.
+    """
+    return EncodedVersion(
+        commit,
+        codec.subspace_to_bytes(commit.subspace),
+        codec.merged_tasks_to_bytes(commit.tasks),
+        event_to_json(commit.event),
+        to_json(commit.report),
+    )
+
+
 def to_json(value: Mapping[str, Any]) -> str:
-    """Write values as JSON whose bytes depend on nothing but the values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """
+    Write values as JSON whose bytes depend on nothing but the values.
+
+    Raises:
+        ValueError: A number is none.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -7,6 +7,8 @@ from datetime import datetime
 from typing_extensions import override
 
 from coordinator.store.base import (
+    EncodedVersion,
+    Kept,
     MergeMark,
     Store,
     UpdateRecord,
@@ -57,18 +59,20 @@ class MemoryStore(Store):
         return dict(self._epochs)
 
     @override
-    def add_update(
-        self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime
-    ) -> UpdateRecord:
+    def add_update(self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime) -> Kept:
         with self._lock:
             known = self.repeat_of(update)
             if known is not None:
-                return known
+                return Kept(known, is_new=False)
             described = describe_update(update, worker_id=worker_id, pushed_at=pushed_at)
             record = replace(described.record, sequence=len(self._records) + 1)
             self._records[update.update_id] = record
             self._updates[update.update_id] = replace(update, lease_epoch=0)
-            return record
+            return Kept(record, is_new=True)
+
+    @override
+    def knows(self, update_id: str) -> bool:
+        return update_id in self._records
 
     @override
     def repeat_of(self, update: TaskUpdate) -> UpdateRecord | None:
@@ -105,7 +109,8 @@ class MemoryStore(Store):
             return sum(record.state is state for record in self._records.values())
 
     @override
-    def commit(self, commit: VersionCommit) -> None:
+    def commit(self, version: EncodedVersion) -> None:
+        commit = version.commit
         with self._lock:
             assert commit.version == self.current_version + 1, commit.version
             for update_id, mark in commit.marks.items():

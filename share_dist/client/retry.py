@@ -10,12 +10,12 @@ from typing import TypeVar
 import grpc
 import tenacity
 
-from share_dist.errors import CoordinatorUnreachable, Overloaded
+from share_dist.errors import CoordinatorUnreachable, Overloaded, StoreUnavailable
 from share_dist.wire.status import error_from_rpc
 
 ResultT = TypeVar("ResultT")
 
-RETRIED = (CoordinatorUnreachable, Overloaded)
+RETRIED = (CoordinatorUnreachable, Overloaded, StoreUnavailable)
 """Only what may pass by itself; every RPC is safe to repeat."""
 
 _LAST_START = 0.8

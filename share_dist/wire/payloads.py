@@ -1,13 +1,14 @@
 """Values with tensors to payload bytes and back: one ``to``/``from`` pair per value."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, unquote
 
 import torch
 from torch import Tensor
 
 from share_dist.core.values import (
+    SIDES,
     Basis,
     Coefficients,
     Head,
@@ -26,7 +27,7 @@ from share_dist.core.values import (
 )
 from share_dist.errors import MalformedMessage, ShapeMismatch
 from share_dist.wire.names import Parts, name_head, name_parts, parts_by_layer, take_head
-from share_dist.wire.tensors import tensors_from_bytes, tensors_to_bytes
+from share_dist.wire.tensors import note_of, tensors_from_bytes, tensors_to_bytes
 
 MAX_STORED_TENSORS = 2**22
 MAX_STORED_HEADER_BYTES = 100_000_000
@@ -183,17 +184,24 @@ def merged_tasks_to_bytes(tasks: Mapping[str, MergedTask]) -> bytes:
     """
     Write what the merges so far remember of every task: for the store, never sent.
 
-    Per task, layer and side: ``coefficients`` ``(m, p)``, ``gram`` ``(p, p)`` and ``weight`` ``()``.
+    Tasks with equal shapes in a layer are one group, as a file with a tensor for each task
+    has more header than content. Group ``g`` has, per side, ``{g}.{side}.coefficients``
+    ``(t, m, p)``, ``grams`` ``(t, p, p)`` and ``weights`` ``(t,)``; the note beside the tensors
+    is JSON, ``{"tasks": [task id], "groups": [[layer, [index of a task]]]}``.
     """
-    return tensors_to_bytes(
-        {
-            f"{_task_prefix(task_id)}{name}": tensor
-            for task_id, task in tasks.items()
-            for name, tensor in name_parts(
-                (name, _merged_parts(layer)) for name, layer in task.layers.items()
-            ).items()
-        }
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, task in enumerate(tasks.values()):
+        for name, layer in task.layers.items():
+            key = (name, *(coefficients.shape for _, coefficients in layer.coefficients))
+            groups.setdefault(key, []).append(index)
+    members = [(str(name), indices) for (name, *_), indices in groups.items()]
+    every_task = list(tasks.values())
+    parts = (
+        (str(group), _group_parts([every_task[index].layers[name] for index in indices]))
+        for group, (name, indices) in enumerate(members)
     )
+    note = json.dumps({"tasks": list(tasks), "groups": members}, separators=(",", ":"))
+    return tensors_to_bytes(name_parts(parts), note)
 
 
 def merged_tasks_from_bytes(data: bytes, *, version: int) -> dict[str, MergedTask]:
@@ -205,24 +213,25 @@ def merged_tasks_from_bytes(data: bytes, *, version: int) -> dict[str, MergedTas
         ShapeMismatch: The matrices of a layer do not fit together.
         NotFinite: An entry is no number.
     """
+    task_ids, groups = _members(note_of(data, max_header_bytes=MAX_STORED_HEADER_BYTES))
     tensors = tensors_from_bytes(
-        data, max_tensors=MAX_STORED_TENSORS, max_header_bytes=MAX_STORED_HEADER_BYTES
+        data,
+        max_tensors=MAX_STORED_TENSORS,
+        max_header_bytes=MAX_STORED_HEADER_BYTES,
+        may_have_note=True,
     )
-    by_task: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        prefix, _, rest = name.partition(".")
-        by_task.setdefault(unquote(prefix), {})[rest] = tensor
-    return {
-        task_id: MergedTask(
-            task_id,
-            version,
-            {
-                name: _merged_layer(name, pair)
-                for name, pair in parts_by_layer(parts, ("coefficients", "gram", "weight")).items()
-            },
+    stacks = parts_by_layer(tensors, ("coefficients", "grams", "weights"))
+    if stacks.keys() != {str(group) for group in range(len(groups))}:
+        raise MalformedMessage(
+            f"{len(groups)} groups of tasks were announced, tensors are there for {len(stacks)}",
+            field="groups",
         )
-        for task_id, parts in sorted(by_task.items())
-    }
+    layers: dict[str, dict[str, MergedLayer]] = {task_id: {} for task_id in task_ids}
+    for group, (name, indices) in enumerate(groups):
+        merged = _merged_layers(name, stacks[str(group)], len(indices))
+        for index, layer in zip(indices, merged, strict=True):
+            layers[task_ids[index]][name] = layer
+    return {task_id: MergedTask(task_id, version, layers[task_id]) for task_id in sorted(layers)}
 
 
 def _basis_parts(basis: Basis) -> Parts:
@@ -284,38 +293,52 @@ def _require_equal_pseudo_rank(layer: str, a: Tensor, b: Tensor) -> None:
         )
 
 
-def _task_prefix(task_id: str) -> str:
-    # The first dot ends the task's id, so a dot inside it is written as %2E.
-    return quote(task_id, safe="").replace(".", "%2E") + "."
+def _members(note: str) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """Task ids, and of every group its layer and the indices of its tasks."""
+    try:
+        members = json.loads(note)
+        task_ids = [str(task_id) for task_id in members["tasks"]]
+        groups = [
+            (str(name), [range(len(task_ids))[i] for i in at]) for name, at in members["groups"]
+        ]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as exc:
+        raise MalformedMessage(
+            f"the note does not say which tasks the tensors belong to: {exc!r}", field="note"
+        ) from exc
+    return task_ids, groups
 
 
-def _merged_parts(layer: MergedLayer) -> Pair[Parts]:
+def _group_parts(layers: Sequence[MergedLayer]) -> Pair[Parts]:
     a, b = (
         {
-            "coefficients": layer.coefficients[side],
-            "gram": layer.grams[side],
-            "weight": torch.tensor(layer.weights[side], dtype=torch.float64),
+            "coefficients": torch.stack([layer.coefficients[side] for layer in layers]),
+            "grams": torch.stack([layer.grams[side] for layer in layers]),
+            "weights": torch.tensor([layer.weights[side] for layer in layers], dtype=torch.float64),
         }
-        for side, _ in layer.coefficients
+        for side in SIDES
     )
     return Pair(a, b)
 
 
-def _merged_layer(layer: str, pair: Pair[Parts]) -> MergedLayer:
-    coefficients = _layer_coefficients(layer, pair)
-    p = coefficients.pseudo_rank
-    for side, parts in pair:
-        if parts["gram"].shape != (p, p) or parts["weight"].shape != ():
+def _merged_layers(layer: str, stacks: Pair[Parts], num_tasks: int) -> list[MergedLayer]:
+    p = stacks.a["coefficients"].shape[-1] if stacks.a["coefficients"].ndim else 0
+    for side, parts in stacks:
+        found = [tuple(parts[kind].shape) for kind in ("coefficients", "grams", "weights")]
+        needed = [(num_tasks, *found[0][1:2], p), (num_tasks, p, p), (num_tasks,)]
+        if found != needed:
             raise ShapeMismatch(
-                f"{layer}, side {side}: gram {tuple(parts['gram'].shape)} and weight "
-                f"{tuple(parts['weight'].shape)} need to be ({p}, {p}) and ()",
+                f"{layer}, side {side}: coefficients, grams and weights of {num_tasks} tasks have "
+                f"the shapes {found}: need (t, m, p), (t, p, p) and (t,) with one p",
                 layer=layer,
                 side=side,
             )
         for tensor in parts.values():
             check_finite(tensor, layer, side)
-    return MergedLayer(
-        coefficients,
-        Pair(pair.a["gram"], pair.b["gram"]),
-        Pair(float(pair.a["weight"]), float(pair.b["weight"])),
+    coefficients, grams = (
+        zip(stacks.a[kind], stacks.b[kind], strict=True) for kind in ("coefficients", "grams")
     )
+    weights = zip(stacks.a["weights"].tolist(), stacks.b["weights"].tolist(), strict=True)
+    return [
+        MergedLayer(LayerCoefficients(*E), Pair(*N), Pair(*w))
+        for E, N, w in zip(coefficients, grams, weights, strict=True)
+    ]

@@ -30,6 +30,8 @@ MAX_HEADER_BYTES = 16 * 2**20
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+_NOTE = "note"
 _MAX_DIMENSIONS = 8
 _MAX_ENTRIES = 2**40
 
@@ -43,12 +45,13 @@ class PayloadSizes(NamedTuple):
     """Entries of all tensors."""
 
 
-def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def tensors_to_bytes(tensors: Mapping[str, Tensor], note: str | None = None) -> bytes:
     """
     Write tensors as a safetensors file; equal input gives equal bytes.
 
     Args:
         tensors: Name -> tensor, of any device and layout.
+        note: Text to keep beside them; for files that stay on disk, as a peer refuses it.
 
     Raises:
         MalformedMessage: A tensor has a dtype that is not sent.
@@ -64,7 +67,8 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     ready = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    return bytes(safetensors.torch.save(ready))
+    metadata = None if note is None else {_NOTE: note}
+    return bytes(safetensors.torch.save(ready, metadata))
 
 
 def tensors_from_bytes(
@@ -72,6 +76,7 @@ def tensors_from_bytes(
     *,
     max_tensors: int = MAX_TENSORS,
     max_header_bytes: int = MAX_HEADER_BYTES,
+    may_have_note: bool = False,
 ) -> dict[str, Tensor]:
     """
     Read a safetensors file from a peer that is not trusted.
@@ -80,6 +85,7 @@ def tensors_from_bytes(
         data: The whole file.
         max_tensors: Refuse more tensors than this.
         max_header_bytes: Refuse a longer JSON header.
+        may_have_note: Pass over a note, which ``note_of`` reads.
 
     Raises:
         MessageTooLarge: A limit is passed.
@@ -88,6 +94,8 @@ def tensors_from_bytes(
     """
     header_end = _header_end(data, max_header_bytes)
     entries = _parse_header(data[_LENGTH_BYTES:header_end])
+    if may_have_note:
+        entries.pop(_METADATA, None)
     if len(entries) > max_tensors:
         raise MessageTooLarge(
             f"{len(entries)} tensors in one payload, at most {max_tensors} are taken: "
@@ -101,6 +109,26 @@ def tensors_from_bytes(
         return safetensors.torch.load(data)
     except SafetensorError as exc:
         raise MalformedMessage(f"not a safetensors file: {exc}", field="payload") from exc
+
+
+def note_of(data: bytes, *, max_header_bytes: int = MAX_HEADER_BYTES) -> str:
+    """
+    Read the note beside a file's tensors.
+
+    Raises:
+        MessageTooLarge: The header is longer than allowed.
+        MalformedMessage: There is no note.
+
+    Examples:
+        >>> note_of(tensors_to_bytes({"x": torch.zeros(3)}, note="three zeros"))
+        'three zeros'
+    """
+    header_end = _header_end(data, max_header_bytes)
+    metadata = _parse_header(data[_LENGTH_BYTES:header_end]).get(_METADATA)
+    note = metadata.get(_NOTE) if isinstance(metadata, dict) else None
+    if not isinstance(note, str):
+        raise MalformedMessage("the file has no note beside its tensors", field=_METADATA)
+    return note
 
 
 def payload_sizes(data: bytes) -> PayloadSizes:

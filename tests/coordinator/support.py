@@ -22,8 +22,9 @@ from typing_extensions import Self
 
 from coordinator.app import CoordinatorApp, build
 from coordinator.config import CoordinatorConfig, load_config
-from coordinator.store import Store, VersionCommit
+from coordinator.store import EncodedVersion, Store, VersionCommit
 from coordinator.store.base import MergeMark
+from coordinator.store.format import encode_version
 from share_dist.client import ShareClient
 from share_dist.core.merge import merge
 from share_dist.core.values import (
@@ -215,7 +216,7 @@ def _serve(arguments: list[str], folder: Path, fault: str) -> None:
 
 def commit_of(
     store: Store, update_ids: list[str], *, num_factors: int = 6, oversample: int = 0
-) -> VersionCommit:
+) -> EncodedVersion:
     """Merge updates of a store for real; what the coordinator's writer would commit."""
     updates = [store.load_update(update_id) for update_id in update_ids]
     current = store.subspace(store.current_version)
@@ -243,4 +244,5 @@ def commit_of(
         )
         for update_id in report.update_ids
     }
-    return VersionCommit(outcome.subspace, outcome.tasks, event, marks, report.to_dict())
+    commit = VersionCommit(outcome.subspace, outcome.tasks, event, marks, report.to_dict())
+    return encode_version(commit)

@@ -51,9 +51,19 @@ def test_grants_that_overtake_each_other_leave_the_newer():
 
 
 def test_live_workers_are_counted_by_the_clock():
-    """A silent worker stays known and is not live."""
+    """A silent worker stays known for a while and is not live."""
     leases = Leases(60.0)
     leases.grant("a", 1, 0.0)
     leases.grant("b", 1, 30.0)
     assert [leases.num_live(now) for now in (0.0, 60.0, 61.0, 91.0)] == [2, 2, 1, 0]
-    assert [lease.worker_id for lease in leases.all()] == ["a", "b"]
+    assert [lease.worker_id for lease in leases.all(91.0)] == ["a", "b"]
+
+
+def test_workers_that_are_long_gone_are_forgotten():
+    """What is kept in memory does not grow with all workers that ever were."""
+    leases = Leases(60.0, {"restored": 7})
+    leases.grant("a", 1, 0.0)
+    leases.grant("b", 1, 30.0)
+    assert [lease.worker_id for lease in leases.all(6010.0)] == ["b"]
+    leases.grant("c", 1, 6100.0)
+    assert [lease.worker_id for lease in leases.all(6100.0)] == ["c"]

@@ -237,7 +237,7 @@ def held_merges(monkeypatch):
         assert may_end.wait(60)
         return merge(*args, **options)
 
-    monkeypatch.setattr("coordinator.writer.merge", held)
+    monkeypatch.setattr("coordinator.candidate.merge", held)
     yield begun, may_end
     may_end.set()
 
@@ -360,7 +360,7 @@ def test_an_unbound_coordinator_takes_its_own_metric_only(tmp_path):
         with pytest.raises(FingerprintMismatch) as caught:
             client.register(fingerprint=replace(FINGERPRINT, metric="factors"))
         assert (caught.value.field, caught.value.expected) == ("metric", "delta")
-        with pytest.raises(ConfigError, match="needs layers with features"):
+        with pytest.raises(ConfigError, match="needs layers with 1 to"):
             client.register(fingerprint=replace(FINGERPRINT, layers={}))
         assert client.status().fingerprint is None
         assert client.register(fingerprint=FINGERPRINT).fingerprint == FINGERPRINT
@@ -418,7 +418,14 @@ def header_of(update, payload_bytes=10, num_chunks=1):
         wire_version=1, num_bytes=payload_bytes, num_chunks=num_chunks, sha256=b"0" * 32
     )
     return pb.PushUpdateRequest(
-        header=pb.UpdateHeader(update_id=update, task_id="t", payload=payload)
+        header=pb.UpdateHeader(
+            update_id=update,
+            task_id="t",
+            worker_id="w",
+            lease_epoch=1,
+            fingerprint_digest=FINGERPRINT.digest,
+            payload=payload,
+        )
     )
 
 
@@ -463,7 +470,7 @@ def test_a_merge_that_raises_quarantines_its_culprit(app, client, monkeypatch):
             raise ArithmeticError("SVD did not converge")
         return merge(subspace, tasks, updates, *args, **options)
 
-    monkeypatch.setattr("coordinator.writer.merge", merge_but_not_dogs)
+    monkeypatch.setattr("coordinator.candidate.merge", merge_but_not_dogs)
     with ThreadPoolExecutor(3) as threads:
         names = ("cats", "dogs", "eels")
         receipts = list(threads.map(lambda name: push_as(app, name), names))

@@ -45,7 +45,7 @@ def store(opener):
 
 
 def add(store, update, worker_id="w"):
-    return store.add_update(update, worker_id=worker_id, pushed_at=NOW)
+    return store.add_update(update, worker_id=worker_id, pushed_at=NOW).record
 
 
 def test_the_history_of_the_docstring(opener):
@@ -161,8 +161,9 @@ def test_versions_never_change(opener, store):
     for index, task in enumerate(("cats", "dogs", "eels")):
         update = make_update(task, f"u{index}", base=store.subspace(store.current_version))
         add(store, update)
-        commits.append(commit_of(store, [f"u{index}"], num_factors=2, oversample=1))
-        store.commit(commits[-1])
+        version = commit_of(store, [f"u{index}"], num_factors=2, oversample=1)
+        commits.append(version.commit)
+        store.commit(version)
     store = opener.reopen()
     for commit in commits:
         assert first_difference(store.subspace(commit.version), commit.subspace) is None
@@ -241,10 +242,10 @@ def test_marks_say_how_an_update_went_in(opener, store):
     add(store, make_update("cats", "u1"))
     store.commit(commit_of(store, ["u1"], num_factors=1))
     add(store, make_update("dogs", "u2"))
-    commit = commit_of(store, ["u2"], num_factors=1)
-    store.commit(commit)
+    version = commit_of(store, ["u2"], num_factors=1)
+    store.commit(version)
     record = opener.reopen().update_record("u2")
-    assert record.mark == commit.marks["u2"]
+    assert record.mark == version.commit.marks["u2"]
     assert record.mark.lag == 1
     assert 0 < record.mark.truncation < 1
     assert (record.receipt().version, record.receipt().lag) == (2, 1)

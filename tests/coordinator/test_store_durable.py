@@ -10,7 +10,13 @@ import pytest
 
 from coordinator.store import DurableStore, blobs
 from coordinator.store.format import SCHEMA_VERSION
-from share_dist.errors import StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreTooNew
+from share_dist.errors import (
+    StoreCorrupt,
+    StoreFull,
+    StoreLocked,
+    StoreTooNew,
+    StoreUnavailable,
+)
 from tests.coordinator.support import FINGERPRINT, NOW, commit_of, make_update
 
 
@@ -28,7 +34,7 @@ def store(path):
 
 
 def add(store, update):
-    return store.add_update(update, worker_id="w", pushed_at=NOW)
+    return store.add_update(update, worker_id="w", pushed_at=NOW).record
 
 
 def test_every_commit_is_synced(store):
@@ -189,15 +195,15 @@ def test_a_disk_that_really_fills_up(small_disk):
 
 
 def test_other_failures_of_the_disk_keep_their_words(store, monkeypatch):
-    """An I/O error is a StoreError that says what the system said."""
+    """An I/O error is a StoreUnavailable that says what the system said."""
 
     def broken(_descriptor):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(blobs.os, "fsync", broken)
-    with pytest.raises(StoreError, match="Input/output error") as caught:
+    with pytest.raises(StoreUnavailable, match="Input/output error") as caught:
         add(store, make_update())
-    assert type(caught.value) is StoreError
+    assert caught.value.path.startswith(str(store.path))
 
 
 def test_a_version_is_committed_whole_or_not_at_all(store, monkeypatch):
@@ -208,11 +214,11 @@ def test_a_version_is_committed_whole_or_not_at_all(store, monkeypatch):
 
     def fail(point):
         if point == "before-merge-commit":
-            raise StoreError("the last moment before the commit")
+            raise StoreUnavailable("the last moment before the commit")
 
     with monkeypatch.context() as patched:
         patched.setattr("coordinator.store.durable.faults.reach", fail)
-        with pytest.raises(StoreError, match="last moment"):
+        with pytest.raises(StoreUnavailable, match="last moment"):
             store.commit(commit)
     assert (store.current_version, store.events(0, 9)) == (0, ())
     assert len(store.pending()) == 2

@@ -18,6 +18,9 @@ from share_dist.core.values import (
     LayerShape,
     LayerSubspace,
     LayerUpdate,
+    MergedLayer,
+    MergedTask,
+    Pair,
     SideUpdate,
     Subspace,
     TaskUpdate,
@@ -261,26 +264,79 @@ def test_what_is_no_task_is_refused(tensors, error):
         task_from_bytes(data, version=1, head_info=Head())
 
 
-@pytest.mark.parametrize("kind", ["gram", "weight"])
-def test_merged_tasks_with_wrong_shapes_are_refused(kind):
-    """Gram and weight must fit the coefficients."""
-    named = {
-        f"movies.{Q}.{side}.{each}": torch.ones(shape, dtype=torch.float64)
+MEMBERS = '{"tasks":["movies","books"],"groups":[["encoder.0.query",[1,0]]]}'
+
+
+def stacked_tasks():
+    """The tensors of two merged tasks."""
+    return {
+        f"0.{side}.{each}": torch.ones(shape, dtype=torch.float64)
         for side in "ab"
-        for each, shape in (("coefficients", (2, 3)), ("gram", (3, 3)), ("weight", ()))
+        for each, shape in (("coefficients", (2, 2, 3)), ("grams", (2, 3, 3)), ("weights", (2,)))
     }
-    assert set(merged_tasks_from_bytes(tensors_to_bytes(named), version=1)) == {"movies"}
-    named[f"movies.{Q}.b.{kind}"] = torch.ones(2, dtype=torch.float64)
-
-    with pytest.raises(ShapeMismatch, match="side b: gram"):
-        merged_tasks_from_bytes(tensors_to_bytes(named), version=1)
 
 
-names = st.sampled_from([Q, "head", "t", ""]).flatmap(
+@pytest.mark.parametrize("kind", ["coefficients", "grams", "weights"])
+@pytest.mark.parametrize("shape", [(), (2,), (1,), (1, 2, 3), (2, 2, 4), (2, 3, 4)])
+def test_merged_tasks_with_wrong_shapes_are_refused(kind, shape):
+    """Coefficients, grams and weights must fit each other, the other side, and the number of tasks."""
+    named = stacked_tasks()
+    read = merged_tasks_from_bytes(tensors_to_bytes(named, MEMBERS), version=1)
+    assert list(read) == ["books", "movies"]
+    if named[f"0.b.{kind}"].shape == shape:
+        return
+    named[f"0.b.{kind}"] = torch.ones(shape, dtype=torch.float64)
+
+    with pytest.raises(ShapeMismatch, match="side b: coefficients, grams and weights of 2 tasks"):
+        merged_tasks_from_bytes(tensors_to_bytes(named, MEMBERS), version=1)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        '{"tasks":["movies"],"groups":[["encoder.0.query",[0,1]]]}',
+        '{"tasks":["movies","books"],"groups":[]}',
+        '{"tasks":["movies","books"],"groups":[["encoder.0.query"]]}',
+        '{"tasks":["movies","books"],"groups":[["encoder.0.query",[0,"x"]]]}',
+        '{"tasks":["movies","books"],"groups":[["encoder.0.query",[0,1]],["t",[0]]]}',
+    ],
+)
+def test_merged_tasks_without_their_members_are_refused(note):
+    """A file that does not say whose its tensors are is malformed."""
+    with pytest.raises(MalformedMessage):
+        merged_tasks_from_bytes(tensors_to_bytes(stacked_tasks(), note), version=1)
+
+
+def test_many_tasks_are_few_tensors():
+    """The header of the stored tasks does not grow with their number."""
+    layer = MergedLayer(
+        LayerCoefficients(torch.ones(2, 3), torch.ones(2, 3)),
+        Pair(torch.eye(3).double(), torch.eye(3).double()),
+        Pair(1.0, 1.0),
+    )
+
+    def header_bytes(num_tasks):
+        tasks = {f"t{i:03}": MergedTask(f"t{i:03}", 1, {Q: layer}) for i in range(num_tasks)}
+        return payload_sizes(merged_tasks_to_bytes(tasks)).header_bytes
+
+    assert header_bytes(200) - header_bytes(100) < 100 * 16
+
+
+def test_a_note_is_refused_from_a_peer():
+    """What is sent holds tensors and nothing beside them."""
+    with pytest.raises(MalformedMessage, match="__metadata__"):
+        update_tensors_from_bytes(tensors_to_bytes({"head.w": torch.ones(1)}, "a note"))
+
+
+names = st.sampled_from([Q, "head", "0", ""]).flatmap(
     lambda layer: st.sampled_from(
         [f"{layer}.{side}.{kind}" for side in ("a", "b") for kind in (
             "vectors", "energies", "tail", "coefficients", "temporary",
-            "temporary_coefficients", "gram", "weight",
+            "temporary_coefficients", "grams", "weights",
         )]
     )
 )  # fmt: skip
@@ -301,7 +357,7 @@ def test_any_well_formed_file_is_a_value_or_an_error_of_ours(named):
         read_subspace,
         lambda payload: update_from_record(update_to_record(update())[0], payload),
         lambda payload: task_from_bytes(payload, version=1, head_info=Head()),
-        lambda payload: merged_tasks_from_bytes(payload, version=1),
+        lambda _: merged_tasks_from_bytes(tensors_to_bytes(named, MEMBERS), version=1),
     )
     for decode in decoders:
         with suppress(ShareError):
