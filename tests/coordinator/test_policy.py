@@ -75,3 +75,10 @@ def test_every_decision_can_be_carried_out(tasks, policy, now):
     assert decision.merge == bool(chosen)
     if pending and not decision.merge:
         assert decision.look_again_seconds > 0
+
+
+def test_an_update_from_the_future_waits_no_longer_than_others():
+    """A clock that was set back cannot make an update wait for more than the policy says."""
+    policy = MergePolicy(min_updates=2, max_wait_seconds=10.0)
+    decision = decide(100.0, waiting(("u1", "cats", 3700.0)), policy)
+    assert decision.look_again_seconds == 10.0

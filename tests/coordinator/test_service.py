@@ -1,13 +1,19 @@
 """A real coordinator on loopback, asked over real gRPC."""
 
+import asyncio
+import errno
+import math
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
+import sqlalchemy
 import torch
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,16 +22,20 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from coordinator.clock import Clock
-from coordinator.store import MemoryStore
+from coordinator.store import DurableStore, MemoryStore
+from coordinator.store.format import encode_version
 from share_dist.core.merge import merge
 from share_dist.core.subspace import reconstruct
 from share_dist.core.temporary import factor_of
+from share_dist.core.values import LayerShape
 from share_dist.errors import (
     ConfigError,
     FingerprintMismatch,
     LeaseExpired,
     MalformedMessage,
+    MessageTooLarge,
     Overloaded,
+    StoreCorrupt,
     StoreFull,
     UnknownTask,
     UpdateConflict,
@@ -176,6 +186,18 @@ def test_two_updates_of_one_task_make_two_versions(tmp_path):
 
 
 # --- watching -------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back_delays_no_merge(tmp_path):
+    """How long an update has waited is told by a clock that nobody can set."""
+    ahead = [3600.0]
+    clock = Clock(unix_seconds=lambda: time.time() + ahead[0])
+    config = make_config(tmp_path / "store", min_updates=2, max_wait_seconds=1.0)
+    with running(config, clock=clock) as app, client_of(app.address) as client:
+        client.register()
+        client.push(make_update("cats"))
+        ahead[0] = 0.0
+        wait_until(lambda: client.status().current_version == 1)
 
 
 def test_a_watcher_hears_of_every_version(client):
@@ -372,7 +394,7 @@ def test_refusals_reach_the_worker_with_their_fields(client):
     """What admission refuses arrives as the same error, with what a program needs."""
     with pytest.raises(UpdateRefused) as caught:
         client.push(make_update("cats", "u1", scale=0.0))
-    assert (caught.value.update_id, caught.value.reason) == ("u1", "zero-norm")
+    assert (caught.value.update_id, caught.value.reason) == ("u1", "norm")
     with pytest.raises(VersionInFuture):
         client.push(replace(make_update(), base_version=3))
     assert client.tasks() == []
@@ -452,6 +474,99 @@ def test_malformed_pushes(client, stub, requests, code):
     assert client.status().num_pending == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"worker_id": "stranger"}, LeaseExpired),
+        ({"lease_epoch": 9}, LeaseExpired),
+        ({"fingerprint_digest": "f" * 64}, FingerprintMismatch),
+        ({"base_version": 7}, VersionInFuture),
+        ({"worker_id": ""}, MalformedMessage),
+        ({"task_id": "t" * 201}, MalformedMessage),
+    ],
+)
+def test_what_the_header_tells_is_refused_before_a_chunk_comes(client, stub, change, kind):
+    """A push that cannot be admitted costs no tensor: it is refused while its sender still waits."""
+    header = header_of("u", payload_bytes=2**20)
+    for field, value in change.items():
+        setattr(header.header, field, value)
+    refused = threading.Event()
+
+    def send():
+        yield header
+        assert refused.wait(60), "the coordinator waited for chunks"
+
+    call = stub.PushUpdate.future(send(), timeout=30)
+    error = call.exception(30)
+    refused.set()
+    assert isinstance(error_from_rpc(error, address="x"), kind)
+
+
+def test_a_full_house_is_told_by_the_header(tmp_path):
+    """Too many pending updates are refused before the tensors of another come."""
+    config = make_config(tmp_path / "s", max_pending=1, min_updates=9, max_wait_seconds=1e6)
+    with running(config) as app, client_of(app.address) as client:
+        client.register()
+        client.push(make_update("cats"))
+        with grpc.insecure_channel(app.address) as channel, pytest.raises(grpc.RpcError) as caught:
+            CoordinatorStub(channel).PushUpdate(iter([header_of("u")]), timeout=30)
+        assert isinstance(error_from_rpc(caught.value, address="x"), Overloaded)
+        assert client.push(make_update("cats")).state is UpdateState.PENDING
+
+
+@pytest.mark.parametrize("name", ["head", "head.dense"])
+def test_layers_that_cannot_be_sent_bind_no_store(tmp_path, name):
+    """A fingerprint of which no update could ever be sent is refused, and another may bind."""
+    with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
+        with pytest.raises(MalformedMessage, match="cannot be sent under the name"):
+            client.register(fingerprint=replace(FINGERPRINT, layers={name: LayerShape(4, 4)}))
+        assert app.coordinator.store.fingerprint() is None
+        client.register(fingerprint=FINGERPRINT)
+
+
+def test_more_layers_than_a_payload_holds_bind_no_store(tmp_path):
+    """The bound of a payload's tensors is the bound of a fingerprint's layers."""
+    layers = {f"layer.{i}": LayerShape(4, 4) for i in range(12_000)}
+    with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
+        with pytest.raises((MalformedMessage, MessageTooLarge)):
+            client.register(fingerprint=replace(FINGERPRINT, layers=layers))
+        assert app.coordinator.store.fingerprint() is None
+
+
+def test_a_long_task_id_is_refused(client, stub):
+    """No name is compared with every task before its length is checked."""
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.PullTask(pb.PullTaskRequest(task_id="t" * 201)))
+    assert isinstance(error_from_rpc(caught.value, address="x"), MalformedMessage)
+
+
+def test_a_push_on_its_way_twice_is_admitted_once(app, client, monkeypatch):
+    """The same push twice at once is counted as admitted once and as repeated once."""
+    both = threading.Barrier(2)
+
+    def unknown(_update):
+        both.wait(30)
+
+    monkeypatch.setattr(app.coordinator.store, "repeat_of", unknown)
+    with ThreadPoolExecutor(2) as threads:
+        pushes = [threads.submit(client.push, make_update("cats", lease_epoch=0)) for _ in "ab"]
+        assert {push.result(60).update_id for push in pushes} == {"update-of-cats"}
+    counts = {
+        outcome: app.coordinator.metrics.pushes.labels(outcome)._value.get()
+        for outcome in ("admitted", "repeated")
+    }
+    assert counts == {"admitted": 1, "repeated": 1}
+
+
+def test_a_version_is_hashed_once(app, client, monkeypatch):
+    """The digest of a version is kept beside its bytes: pulls do not compute it again."""
+    client.push(make_update("cats"), wait="merged")
+    client.pull()
+    monkeypatch.setattr("share_dist.wire.chunks.hashlib.sha256", None)
+    assert app.coordinator.versions.served(1).header.num_bytes > 0
+    assert app.coordinator.versions.served(1) is app.coordinator.versions.served(1)
+
+
 def test_a_worker_needs_a_name(app):
     """Nobody registers without a worker_id."""
     with grpc.insecure_channel(app.address) as channel, pytest.raises(grpc.RpcError) as caught:
@@ -500,6 +615,142 @@ def test_a_merge_that_cannot_be_written_is_tried_again(app, client, monkeypatch)
     monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
     receipt = client.push(make_update(), wait="merged")
     assert (receipt.state, receipt.version, refusals) == (UpdateState.MERGED, 1, [])
+
+
+def with_report(outcome, **values):
+    return replace(outcome, report=replace(outcome.report, **values))
+
+
+@pytest.mark.parametrize("truncation", [math.nan, math.inf])
+def test_a_merge_that_measures_no_number_quarantines_its_culprit(
+    app, client, monkeypatch, truncation
+):
+    """What a merge returns is looked at before it is committed: no NaN reaches the store."""
+
+    def merge_badly(subspace, tasks, updates, *args, **options):
+        outcome = merge(subspace, tasks, updates, *args, **options)
+        odd = {u.update_id: truncation for u in updates if u.task_id == "dogs"}
+        return with_report(outcome, truncation={**outcome.report.truncation, **odd})
+
+    monkeypatch.setattr("coordinator.candidate.merge", merge_badly)
+    receipt = client.push(make_update("dogs", lease_epoch=0), wait="merged")
+    assert receipt.state is UpdateState.QUARANTINED
+    assert receipt.reason.startswith("NotFinite: the merge measured truncation of update")
+    assert client.push(make_update("cats", lease_epoch=0), wait="merged").version == 1
+
+
+def test_an_update_that_cannot_be_encoded_is_quarantined(app, client, monkeypatch):
+    """A failure after the merge, while the version is encoded, finds its culprit as well."""
+
+    def encode_but_not_dogs(commit):
+        if "dogs" in commit.tasks:
+            raise MalformedMessage("these tensors cannot be written")
+        return encode_version(commit)
+
+    monkeypatch.setattr("coordinator.candidate.encode_version", encode_but_not_dogs)
+    receipt = client.push(make_update("dogs", lease_epoch=0), wait="merged")
+    assert receipt.state is UpdateState.QUARANTINED
+    assert client.push(make_update("cats", lease_epoch=0), wait="merged").version == 1
+
+
+def test_a_commit_that_fails_with_one_update_stops_no_other(tmp_path, monkeypatch):
+    """An update that the database refuses for a bug of ours stays pending; others are merged."""
+    monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
+    config = make_config(tmp_path / "store", min_updates=3, max_wait_seconds=1e6)
+    with running(config) as app, client_of(app.address) as client:
+        commit = app.coordinator.store.commit
+
+        def refuse_ants(version):
+            if "ants" in version.commit.tasks:
+                raise sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("NOT NULL"))
+            commit(version)
+
+        monkeypatch.setattr(app.coordinator.store, "commit", refuse_ants)
+        client.register()
+        for task in ("ants", "bees", "cats"):
+            client.push(make_update(task, lease_epoch=0))
+        wait_until(lambda: client.status().current_version)
+        states = {task.task_id: task.state for task in client.tasks()}
+        assert states["ants"] is UpdateState.PENDING
+        assert UpdateState.MERGED in states.values()
+
+
+def test_the_database_itself_tells_bugs_from_disks(app, client):
+    """A row that breaks a rule of the tables is not called a failing disk."""
+    client.push(make_update("cats"), wait="merged")
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        app.coordinator.store._write(
+            lambda rows: rows.exec_driver_sql("INSERT INTO workers VALUES ('w', NULL)")
+        )
+
+
+def test_a_log_that_cannot_be_written_stops_no_merge(app, client, monkeypatch):
+    """Merging goes on although every line of the log fails."""
+
+    class Broken:
+        def __getattr__(self, _name):
+            return self.fail
+
+        def fail(self, *_args, **_fields):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(app.coordinator.writer, "_log", Broken())
+    for version, task in enumerate(("cats", "dogs"), 1):
+        assert client.push(make_update(task, lease_epoch=0), wait="merged").version == version
+
+
+def test_when_merging_ends_by_a_bug_everything_ends(tmp_path, monkeypatch):
+    """A dead writer is seen: health says NOT_SERVING, whoever serves is told, and the store is closed."""
+    store = tmp_path / "store"
+    with running(make_config(store)) as app, client_of(app.address) as client:
+        client.register()
+
+        def broken(_merged):
+            raise RuntimeError("a bug of ours")
+
+        monkeypatch.setattr(app.coordinator.writer, "_publish", broken)
+        client.push(make_update("cats", lease_epoch=0))
+        loop = app._writing.get_loop()
+        serving = asyncio.run_coroutine_threadsafe(serve(app), loop)
+        assert serving.result(60) is False
+        with grpc.insecure_channel(app.address) as channel:
+            ask = health_pb2_grpc.HealthStub(channel).Check
+            wait_until(
+                lambda: (
+                    ask(health_pb2.HealthCheckRequest()).status
+                    == health_pb2.HealthCheckResponse.NOT_SERVING
+                )
+            )
+    DurableStore(store).close()
+
+
+async def serve(app):
+    return await app.serve_until(asyncio.Event())
+
+
+def test_a_damaged_base_version_blames_no_update(tmp_path, monkeypatch):
+    """An update whose base version cannot be read waits for an operator; others are merged."""
+    monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
+    with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
+        client.register()
+        client.push(make_update("cats", lease_epoch=0), wait="merged")
+        subspace = app.coordinator.versions.subspace
+        late, new = make_update("late"), make_update("new", base=client.pull())
+
+        def all_but_the_first(version):
+            if version == 0:
+                raise StoreCorrupt("version 0 is damaged")
+            return subspace(version)
+
+        versions = SimpleNamespace(
+            subspace=all_but_the_first, remember=app.coordinator.versions.remember
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(app.coordinator.writer, "_versions", versions)
+            assert client.push(late).state is UpdateState.PENDING
+            assert client.push(new, wait="merged").version == 2
+            assert client.status().num_pending == 1
+        assert client.push(late, wait="merged").state is UpdateState.MERGED
 
 
 def test_a_pending_update_that_was_damaged_is_quarantined(tmp_path):

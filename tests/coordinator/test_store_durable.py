@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -204,6 +205,36 @@ def test_other_failures_of_the_disk_keep_their_words(store, monkeypatch):
     with pytest.raises(StoreUnavailable, match="Input/output error") as caught:
         add(store, make_update())
     assert caught.value.path.startswith(str(store.path))
+
+
+def test_folders_are_synced_when_they_are_made(tmp_path, monkeypatch):
+    """A loss of power takes neither the store's folder nor a blob's name: each parent is synced."""
+    synced, fsync = [], os.fsync
+
+    def note(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    path = tmp_path / "runs" / "demo" / "store"
+    store = DurableStore(path)
+    assert synced == [tmp_path, tmp_path / "runs", tmp_path / "runs" / "demo", path]
+    store.bind(FINGERPRINT)
+    synced.clear()
+    add(store, make_update())
+    assert synced[-1] == path / "blobs"
+    store.close()
+
+
+def test_a_blob_that_cannot_be_read_is_not_called_corrupt(store, path):
+    """What the disk cannot read now may be read later: nobody is told to restore it."""
+    add(store, make_update())
+    (blob,) = (path / "blobs").iterdir()
+    blob.unlink()
+    blob.mkdir()
+    with pytest.raises(StoreUnavailable, match="Is a directory") as caught:
+        store.load_update("update-of-cats")
+    assert caught.value.path == str(blob)
 
 
 def test_a_version_is_committed_whole_or_not_at_all(store, monkeypatch):

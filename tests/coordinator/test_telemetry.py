@@ -1,10 +1,12 @@
 """The catalogue of events and metrics is the one that is used, and the one that is written down."""
 
+import contextlib
 import io
 import json
 import re
 from pathlib import Path
 
+import pytest
 import structlog
 
 import coordinator
@@ -66,3 +68,38 @@ def test_the_console_is_for_people():
         structlog.configure(**before)
     assert "coordinator_ready" in stream.getvalue()
     assert "address=here" in stream.getvalue()
+
+
+def logged(log_format, stream, **fields):
+    before = structlog.get_config()
+    try:
+        configure_logging(log_format, "INFO", stream)
+        get_logger("coordinator").error(Event.REQUEST_FAILED.value, **fields)
+    finally:
+        structlog.configure(**before)
+
+
+def fail_with_a_secret():
+    secret = "a local value"  # noqa: F841 - what must not be in the log
+    raise ValueError("odd")
+
+
+def test_a_traceback_for_people_shows_no_values():
+    """The console's traceback is Python's own: without the values of local variables."""
+    stream = io.StringIO()
+    try:
+        fail_with_a_secret()
+    except ValueError as error:
+        logged("console", stream, exc_info=error)
+    assert "ValueError: odd" in stream.getvalue()
+    assert "in fail_with_a_secret" in stream.getvalue()
+    assert "a local value" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_log_without_room_loses_lines_and_stops_nothing(log_format):
+    """A line that cannot be written is lost; whoever logged goes on."""
+    with Path("/dev/full").open("w") as full:
+        logged(log_format, full)
+        with contextlib.suppress(OSError):
+            full.close()
