@@ -79,7 +79,7 @@ class ProgressDisplay:
 
     def say(self, line: str) -> None:
         """One sentence for people."""
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def table(self) -> Table:
         """The present lines."""

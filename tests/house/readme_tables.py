@@ -22,10 +22,12 @@ import worker.stream
 from coordinator.config import CoordinatorConfig
 from share_dist import errors
 from share_dist.cli import app
+from share_dist.commands.report import BYTE_COLUMNS, COLUMNS, cell
 from share_dist.pb import coordinator_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+RESULTS = ROOT / "tests/benchmarks/results"
 
 
 def table(headings: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
@@ -135,6 +137,80 @@ def public_names() -> str:
     return table(["name", "what it is"], rows)
 
 
+def quickstart() -> str:
+    """The committed run of the quickstart: its tasks and what it had to reach."""
+    report = json.loads((RESULTS / "quickstart.json").read_text())
+    compared = json.loads((RESULTS / "quickstart-compare.json").read_text())
+    lora = {row["task"]: row["lora"] for row in compared["tasks"]}
+    columns = {field: heading for field, heading in COLUMNS.items() if field != "worker"}
+    rows = [
+        [cell(field, (row | {"lora": lora[row["task"]]})[field]) for field in columns]
+        for row in report["tasks"]
+    ]
+    checks = [
+        (
+            check["what"],
+            f"{check['found']:.4g}",
+            f"{check['bound']} {check['limit']}",
+            "reached" if check["reached"] else "**not reached**",
+        )
+        for check in report["checks"]
+    ]
+    minutes = report["seconds"] / 60
+    return "\n\n".join([
+        table(columns.values(), rows),
+        table(
+            BYTE_COLUMNS.values(),
+            [[cell(field, row[field]) for field in BYTE_COLUMNS] for row in report["tasks"]],
+        ),
+        table(["", "found", "wanted", ""], checks),
+        f"`make quickstart` printed this in {minutes:.1f} minutes on 2 cores without a GPU, with seed "
+        f"{report['options']['seed']} "
+        "([`quickstart.json`](tests/benchmarks/results/quickstart.json)); the column of own LoRAs is from "
+        "`share-dist quickstart --compare` "
+        "([`quickstart-compare.json`](tests/benchmarks/results/quickstart-compare.json)), each with the best "
+        "of three learning rates by validation. One seed: a task's standard error is 0.7 to 1.4 points, "
+        "and smaller differences are noise.",
+    ])  # fmt: skip
+
+
+def byte_accounts() -> str:
+    """What many tasks cost in all, by the committed run of the quickstart."""
+    report = json.loads((RESULTS / "quickstart.json").read_text())
+    fields = ("num_tasks", "lora_rank", "basis", "coefficients", "heads", "total", "lora_total")
+    return table(
+        ["tasks", "LoRA rank", "bases", "coefficients", "heads", "in all", "LoRAs and heads", "pays from"],
+        [
+            [*(f"{account[field]:,}" for field in fields), account["break_even"]]
+            for account in report["bytes"]["accounts"]
+        ],
+    )  # fmt: skip
+
+
+def merge_time() -> str:
+    """The committed run of the merge benchmark."""
+    report = json.loads((RESULTS / "merge_time.json").read_text())
+    return table(
+        [
+            "tasks before",
+            "merge, ms",
+            "batch SVD, ms",
+            "batch over merge",
+            "merge over fewest tasks",
+        ],
+        [
+            (
+                f"{row['tasks']:,}",
+                f"{row['merge_seconds'] * 1e3:.0f}",
+                f"{row['batch_seconds'] * 1e3:,.0f}",
+                f"{row['batch_over_merge']:.1f}x",
+                f"{row['over_fewest_tasks']:.2f}x",
+            )
+            for row in report["rows"]
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "rpcs": rpcs,
@@ -142,6 +218,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "coordinator config": coordinator_config,
     "stream file": stream_file,
     "public names": public_names,
+    "quickstart": quickstart,
+    "bytes in all": byte_accounts,
+    "merge time": merge_time,
 }
 
 
