@@ -4,15 +4,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from coordinator.store.base import Store
 from share_dist.core.values import MergedTask, Subspace
 from share_dist.wire import codec
-from share_dist.wire.chunks import payload_header
-
-if TYPE_CHECKING:
-    from share_dist.pb.tensor_pb2 import PayloadHeader
+from share_dist.wire.chunks import PayloadHeader, payload_header
 
 ValueT = TypeVar("ValueT")
 
@@ -21,7 +18,7 @@ ValueT = TypeVar("ValueT")
 class ServedPayload:
     """Bytes that are ready to be sent, with what announces them: their digest is computed once."""
 
-    header: "PayloadHeader"
+    header: PayloadHeader
     payload: bytes
 
     @staticmethod

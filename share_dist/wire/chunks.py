@@ -9,6 +9,7 @@ eighth above what has arrived, however small the pieces.
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from share_dist.core.values import WIRE_VERSION
 from share_dist.errors import (
@@ -19,6 +20,9 @@ from share_dist.errors import (
     UnsupportedWireVersion,
 )
 from share_dist.pb import tensor_pb2 as pb
+
+PayloadHeader: TypeAlias = pb.PayloadHeader
+"""What comes before the chunks, by a name for those who do not see generated code."""
 
 CHUNK_BYTES = 2**20
 """Bytes of payload in every chunk but the last: the size at which gRPC streams fastest."""
