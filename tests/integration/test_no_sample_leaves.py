@@ -107,9 +107,10 @@ def _learnt(
             actor = WorkerActor(config)
             actor.run()
             actor.rescore()
+            client = actor._loop.coordinator
             # too quick a run for a heartbeat of its own
-            actor._client.heartbeat()
-            actor._client.status()
+            client.heartbeat()
+            client.status()
         yield Run(
             recorder.take(),
             _setup(actor, app.address, label_names),
@@ -118,7 +119,7 @@ def _learnt(
             folder / "store",
             recorder,
         )
-        actor._client.close()
+        client.close()
 
 
 def _setup(actor: WorkerActor, address: str, label_names: tuple[str, ...]) -> Setup:
@@ -250,9 +251,9 @@ def test_a_sample_that_is_added_is_found(name, run, all_canaries):
 
 
 def test_a_worker_that_leaks_is_found(tmp_path, monkeypatch, all_canaries):
-    """A whole run of a worker with a bug, which names a score after a text, is found out."""
-    text, _ = canaries.texts("mood")[0]
-    monkeypatch.setattr(Scores, "to_dict", lambda scores: {text: scores.accuracy})
+    """A whole run of a worker with a bug, which names a score after the end of a text, is found out."""
+    words, _ = canaries.texts("mood")[0]
+    monkeypatch.setattr(Scores, "to_dict", lambda scores: {words[-80:]: scores.accuracy})
     with _learnt(tmp_path, "west", TASKS[:1]) as leaky:
         findings = inspect(leaky.recording, leaky.setup, all_canaries)
     # on its way to the coordinator, and wherever the coordinator tells of the task
