@@ -156,21 +156,21 @@ def quickstart() -> str:
         )
         for check in report["checks"]
     ]
-    minutes = report["seconds"] / 60
+    source = (
+        f"`make quickstart` printed this in {report['seconds'] / 60:.1f} minutes on 2 cores without a "
+        f"GPU, with seed {report['options']['seed']} "
+        "([`quickstart.json`](tests/benchmarks/results/quickstart.json)); the column of own LoRAs is "
+        "from `share-dist quickstart --compare` "
+        "([`quickstart-compare.json`](tests/benchmarks/results/quickstart-compare.json)), each with "
+        "the best of three learning rates by validation. One seed: a task's standard error is about "
+        "one point, and smaller differences are noise."
+    )
+    sent = [[cell(field, row[field]) for field in BYTE_COLUMNS] for row in report["tasks"]]
     return "\n\n".join([
         table(columns.values(), rows),
-        table(
-            BYTE_COLUMNS.values(),
-            [[cell(field, row[field]) for field in BYTE_COLUMNS] for row in report["tasks"]],
-        ),
+        table(BYTE_COLUMNS.values(), sent),
         table(["", "found", "wanted", ""], checks),
-        f"`make quickstart` printed this in {minutes:.1f} minutes on 2 cores without a GPU, with seed "
-        f"{report['options']['seed']} "
-        "([`quickstart.json`](tests/benchmarks/results/quickstart.json)); the column of own LoRAs is from "
-        "`share-dist quickstart --compare` "
-        "([`quickstart-compare.json`](tests/benchmarks/results/quickstart-compare.json)), each with the best "
-        "of three learning rates by validation. One seed: a task's standard error is 0.7 to 1.4 points, "
-        "and smaller differences are noise.",
+        source,
     ])  # fmt: skip
 
 
