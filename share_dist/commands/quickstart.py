@@ -39,7 +39,9 @@ STREAMS = ("north", "south")
 """Workers of the quickstart, each with the stream file of its name."""
 
 EXPORTED_TASK = "movies"
-DEFAULT_NUM_FACTORS = 32
+DEFAULTS: dict[str, Any] = {"num_factors": 32, "seed": 0, "compare": False}
+"""What a run is told unless it is told otherwise; a resumed run is told what it was begun with."""
+
 RESTARTS = 5
 """How often a program that a signal killed is started again."""
 
@@ -84,6 +86,14 @@ class RunFolder:
                     key="resume",
                 )
             held: dict[str, Any] = json.loads(self.options.read_text())
+            for option in ("num_factors", "seed"):
+                value = options[option]
+                if value is not None and value != held[option]:
+                    raise ConfigError(
+                        f"{self.root} was begun with {option} {held[option]}, now {value} is asked: "
+                        "resume it without, or begin another by --name",
+                        key=option,
+                    )
             return held | {"compare": options["compare"] or held["compare"]}
         if self.root.exists() and any(self.root.iterdir()):
             raise ConfigError(
@@ -94,19 +104,23 @@ class RunFolder:
         for stream in self.streams:
             stream.parent.mkdir(parents=True, exist_ok=True)
             text = files("share_dist.commands").joinpath("streams", stream.name).read_text()
-            seeded = text.replace("seed = 0", f"seed = {options['seed']}")
+            seeded = text.replace("seed = 0", f"seed = {options['seed'] or DEFAULTS['seed']}")
             stream.write_text(seeded)
-        self.options.write_text(json.dumps(options, indent=2))
-        return options
+        chosen = {
+            option: DEFAULTS[option] if value is None else value
+            for option, value in options.items()
+        }
+        self.options.write_text(json.dumps(chosen, indent=2))
+        return chosen
 
 
 def quickstart(
     name: Annotated[str, typer.Option("--name", help="Of the run; its folder in --runs.")] = "quickstart",
     runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Train each task's own LoRA as well, for the table; about doubles the time.")] = False,
-    num_factors: Annotated[int, typer.Option("--num-factors", min=1, help="k: principal factors per side.")] = DEFAULT_NUM_FACTORS,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of starts, batches and dropout; rows stay the same.")] = 0,
+    compare: Annotated[bool | None, typer.Option("--compare", help="Train each task's own LoRA as well, for the table, with three learning rates: takes four times as long.")] = None,
+    num_factors: Annotated[int | None, typer.Option("--num-factors", min=1, help="k: principal factors per side. [default: 32]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of starts, batches and dropout; rows stay the same. [default: 0]")] = None,
     kit: Annotated[Path | None, typer.Option("--kit", help="Where the real model and data lie, or go to. [default: the user's cache]")] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip

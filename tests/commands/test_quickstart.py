@@ -57,11 +57,13 @@ def test_only_a_run_can_be_resumed(tmp_path):
 
 
 def test_a_resumed_run_keeps_what_it_was_told(tmp_path):
-    """Seed and k are those of the beginning; --compare may be added."""
+    """Seed and k are those of the beginning, others are refused; --compare may be added."""
     folder = RunFolder(tmp_path)
     folder.prepare(OPTIONS, resume=False)
-    asked = {"num_factors": 32, "seed": 0, "compare": True}
+    asked = {"num_factors": None, "seed": None, "compare": True}
     assert folder.prepare(asked, resume=True) == OPTIONS | {"compare": True}
+    with pytest.raises(ConfigError, match="begun with seed 5, now 6 is asked"):
+        folder.prepare(asked | {"seed": 6}, resume=True)
 
 
 def test_results_that_cannot_be_read_are_told_with_their_place(tmp_path):
