@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from share_dist.commands.console import INTERRUPTED, JsonOption, jsonable, rows
+from share_dist.commands.console import INTERRUPTED, JsonOption, jsonable
 from share_dist.commands.processes import Child, share_dist_command, wait_for_file
 from share_dist.errors import ConfigError, ShareError, WorkerError
 
@@ -366,53 +365,14 @@ def _write(folder: RunFolder, report: dict[str, Any]) -> None:
 
 
 def _print(report: dict[str, Any], folder: RunFolder, say: Console) -> None:
-    from share_dist.commands.report import BYTE_COLUMNS, COLUMNS, cell, columns_of
+    from share_dist.commands.report_text import checks_of, export_line, tables_of
 
-    columns = columns_of(report, COLUMNS | BYTE_COLUMNS)
-    table = Table(title="tasks", title_justify="left")
-    for heading in columns.values():
-        table.add_column(heading)
-    for row in report["tasks"]:
-        table.add_row(*(cell(field, row[field]) for field in columns))
-    say.print(table)
-    say.print(
-        rows(
-            "versions",
-            ("version", "tasks", "k", "energy kept", "angle", "bytes"),
-            [
-                (
-                    version["version"],
-                    ", ".join(version["task_ids"]),
-                    version["num_factors"],
-                    version["mean_energy_kept"],
-                    version["angle"],
-                    version["subspace_bytes"],
-                )
-                for version in report["versions"]
-            ],
-        )
-    )
-    say.print(
-        rows(
-            "bytes in all, bases and heads included",
-            ("tasks", "LoRA rank", "bases", "coefficients", "heads", "in all", "LoRAs + heads", "pays from"),
-            [
-                tuple(account[field] for field in ("num_tasks", "lora_rank", "basis", "coefficients", "heads", "total", "lora_total", "break_even"))
-                for account in report["bytes"]["accounts"]
-            ],
-        )
-    )  # fmt: skip
-    export = report["export"]
-    say.print(
-        f"{export['task']} of version {export['version']} as a PEFT LoRA: the largest difference of "
-        f"peft's logits to ours is {export['largest_difference']:.1e} (to the base model's "
-        f"{export['largest_difference_to_base']:.2g})"
-    )
-    for check in report["checks"]:
-        mark = "[green]reached[/]" if check["reached"] else "[red]not reached[/]"
-        found = "-" if check["found"] is None else f"{check['found']:.3g}"
-        say.print(f"{mark}: {check['what']}: {found}, {check['bound']} {check['limit']}")
+    for table in tables_of(report):
+        say.print(table)
+    for line in (export_line(report), *checks_of(report)):
+        say.print(line, soft_wrap=True)
     say.print(
         f"{report['seconds']:.0f} s; {folder.root / 'report.json'}, {folder.root / 'report.html'}",
         highlight=False,
+        soft_wrap=True,
     )

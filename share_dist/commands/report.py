@@ -277,14 +277,12 @@ def cell(field: str, value: object) -> str:
     Write one field of a task's row as people read it.
 
     Examples:
-        >>> cell("final", 0.81234), cell("adapter_bytes", 12345), cell("drift", 6e-14)
-        ('0.812', '12,345', '6e-14')
+        >>> cell("final", 0.81234), cell("adapter_bytes", 12345), cell("lora", None)
+        ('0.812', '12,345', '-')
     """
     if value is None:
         return "-"
-    if field == "drift":
-        return f"{value:.2g}"
-    if isinstance(value, float):
+    if isinstance(value, float) or field == "drift":
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
