@@ -8,12 +8,13 @@ from rich.table import Table
 
 from share_dist.commands.report import BYTE_COLUMNS, COLUMNS, LORA_RANKS, cell, columns_of
 
+_OF_THE_UPDATE = {"lag", "drift"}
 _NOT_ON_A_TERMINAL = {"worker", "kind"}
 _LIST_HEADING = "tasks merged"
 
 
 def tables_of(report: Mapping[str, Any]) -> list[Table]:
-    """Tasks, bytes of their updates, versions, bytes in all."""
+    """Tasks, their updates, versions, bytes in all."""
     return [_tasks(report), _updates(report), _versions(report), _accounts(report)]
 
 
@@ -41,15 +42,21 @@ def _tasks(report: Mapping[str, Any]) -> Table:
     columns = {
         field: heading
         for field, heading in columns_of(report, COLUMNS).items()
-        if field not in _NOT_ON_A_TERMINAL
+        if field not in _NOT_ON_A_TERMINAL | _OF_THE_UPDATE
     }
     lines = [[cell(field, row[field]) for field in columns] for row in report["tasks"]]
     return _table("accuracy on each task's test rows", list(columns.values()), lines)
 
 
 def _updates(report: Mapping[str, Any]) -> Table:
-    lines = [[cell(field, row[field]) for field in BYTE_COLUMNS] for row in report["tasks"]]
-    return _table("bytes of each update", list(BYTE_COLUMNS.values()), lines)
+    columns = {
+        "task": COLUMNS["task"],
+        **{field: heading for field, heading in COLUMNS.items() if field in _OF_THE_UPDATE},
+        **BYTE_COLUMNS,
+    }
+    lines = [[cell(field, row[field]) for field in columns] for row in report["tasks"]]
+    title = "updates: lag at the merge, drift since then, bytes"
+    return _table(title, list(columns.values()), lines)
 
 
 def _versions(report: Mapping[str, Any]) -> Table:
@@ -93,7 +100,14 @@ def _accounts(report: Mapping[str, Any]) -> Table:
 
 def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     """A table whose headings may wrap and whose cells may not, but for lists of names."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for index, heading in enumerate(headings):
         is_list = heading == _LIST_HEADING
         table.add_column(
