@@ -1,5 +1,6 @@
 """The report on a terminal: tables that fit into 80 columns, then what the run had to reach."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ def _accounts(report: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    """A table whose headings may wrap and whose cells may not, but for lists of names."""
+    """A table as narrow as its cells allow."""
     table = Table(
         title=title,
         title_justify="left",
@@ -109,12 +110,18 @@ def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) 
         pad_edge=False,
     )
     for index, heading in enumerate(headings):
-        is_list = heading == _LIST_HEADING
+        is_left = index == 0 or heading == _LIST_HEADING
         table.add_column(
-            heading,
-            justify="left" if index == 0 or is_list else "right",
-            min_width=None if is_list else max(len(line[index]) for line in lines),
+            _stacked(heading, max(len(line[index]) for line in lines)),
+            justify="left" if is_left else "right",
+            overflow="fold",
         )
     for line in lines:
         table.add_row(*line)
     return table
+
+
+def _stacked(heading: str, width: int) -> str:
+    """A heading on as many lines as keep it no wider than its column, whole words."""
+    widest = max([width, *map(len, heading.split())])
+    return "\n".join(textwrap.wrap(heading, widest, break_on_hyphens=False))
