@@ -11,6 +11,7 @@ from share_dist.cli import app
 from tests.house.readme_tables import README, ROOT, TABLES, block
 
 TEXT = README.read_text()
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -24,7 +25,7 @@ def test_a_table_is_what_the_code_says(name):
 def test_every_command_that_is_shown_exists():
     """Each `share-dist ...` in a code block names a command and options that it has."""
     root = typer.main.get_command(app)
-    shown = re.findall(r"^(?:\$ )?share-dist ([^\n#]+)", TEXT, flags=re.MULTILINE)
+    shown = re.findall(r"^(?:\$ )?share-dist ([^\n#]+)", "".join(BLOCKS), flags=re.MULTILINE)
     assert shown
     for line in shown:
         command, words = root, line.replace("\\", " ").split()

@@ -74,9 +74,13 @@ CALLS = {
             lambda stub, number, field=field: stub.PushUpdate(
                 push_of(**{field: number}), timeout=60
             ),
-            MalformedMessage,
+            kind,
         )
-        for field in ("base_version", "num_samples", "lease_epoch")
+        for field, kind in (
+            ("base_version", VersionInFuture),
+            ("num_samples", MalformedMessage),
+            ("lease_epoch", LeaseExpired),
+        )
     },
 }
 
