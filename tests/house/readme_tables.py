@@ -22,7 +22,7 @@ import worker.stream
 from coordinator.config import CoordinatorConfig
 from share_dist import errors
 from share_dist.cli import app
-from share_dist.commands.report import BYTE_COLUMNS, COLUMNS, cell
+from share_dist.commands.report import BYTE_COLUMNS, COLUMNS, cell, columns_of
 from share_dist.pb import coordinator_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,13 +140,12 @@ def public_names() -> str:
 def quickstart() -> str:
     """The committed run of the quickstart: its tasks and what it had to reach."""
     report = json.loads((RESULTS / "quickstart.json").read_text())
-    compared = json.loads((RESULTS / "quickstart-compare.json").read_text())
-    lora = {row["task"]: row["lora"] for row in compared["tasks"]}
-    columns = {field: heading for field, heading in COLUMNS.items() if field != "worker"}
-    rows = [
-        [cell(field, (row | {"lora": lora[row["task"]]})[field]) for field in columns]
-        for row in report["tasks"]
-    ]
+    columns = {
+        field: heading
+        for field, heading in columns_of(report, COLUMNS).items()
+        if field != "worker"
+    }
+    rows = [[cell(field, row[field]) for field in columns] for row in report["tasks"]]
     checks = [
         (
             check["what"],
@@ -159,11 +158,9 @@ def quickstart() -> str:
     source = (
         f"`make quickstart` printed this in {report['seconds'] / 60:.1f} minutes on 2 cores without a "
         f"GPU, with seed {report['options']['seed']} "
-        "([`quickstart.json`](tests/benchmarks/results/quickstart.json)); the column of own LoRAs is "
-        "from `share-dist quickstart --compare` "
-        "([`quickstart-compare.json`](tests/benchmarks/results/quickstart-compare.json)), each with "
-        "the best of three learning rates by validation. One seed: a task's standard error is about "
-        "one point, and smaller differences are noise."
+        "([`quickstart.json`](tests/benchmarks/results/quickstart.json)). One seed: a task's standard "
+        "error is about one point, and smaller differences are noise. `--compare` adds each task's own "
+        "LoRA, with the best of three learning rates by validation."
     )
     sent = [[cell(field, row[field]) for field in BYTE_COLUMNS] for row in report["tasks"]]
     return "\n\n".join([
