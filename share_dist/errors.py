@@ -20,16 +20,25 @@ ShareError                        exit 1
 ├─ VersionError
 │  ├─ BaseVersionTooOld                     ABORTED
 │  ├─ VersionCompacted                      OUT_OF_RANGE
-│  └─ VersionInFuture                       OUT_OF_RANGE
+│  ├─ VersionInFuture                       OUT_OF_RANGE
+│  └─ VersionMismatch                       FAILED_PRECONDITION
 ├─ FingerprintMismatch                      FAILED_PRECONDITION
 ├─ LeaseExpired                             FAILED_PRECONDITION
 ├─ UpdateConflict                           ALREADY_EXISTS
+├─ WrongState                               FAILED_PRECONDITION
+├─ AccessError
+│  ├─ NotAuthenticated                      UNAUTHENTICATED
+│  └─ NotPermitted                          PERMISSION_DENIED
 ├─ UnknownTask                              NOT_FOUND
+├─ UnknownUpdate                            NOT_FOUND
+├─ UnknownSubspace                          NOT_FOUND
+├─ UnknownToken                             NOT_FOUND
 ├─ Overloaded                               RESOURCE_EXHAUSTED
 ├─ StoreError                     exit 3
 │  ├─ StoreCorrupt                          DATA_LOSS
 │  ├─ StoreFull                             RESOURCE_EXHAUSTED
 │  ├─ StoreUnavailable                      UNAVAILABLE
+│  ├─ StoreFenced                           UNAVAILABLE
 │  ├─ StoreLocked                           no status: met before a server listens
 │  └─ StoreTooNew                           no status: met before a server listens
 ├─ TransportError                 exit 4    raised by the client only
@@ -224,6 +233,13 @@ class VersionInFuture(VersionError):
     fields: ClassVar = {"version": int, "current_version": int}
 
 
+class VersionMismatch(VersionError):
+    """A version number is known here with another content: what the caller holds came from another store."""
+
+    status = "FAILED_PRECONDITION"
+    fields: ClassVar = {"version": int, "expected": str, "found": str}
+
+
 class FingerprintMismatch(ShareError):
     """Base model, target layers, metric or wire version differ: the first field that does, and both values."""
 
@@ -245,11 +261,59 @@ class UpdateConflict(ShareError):
     fields: ClassVar = {"update_id": str}
 
 
+class WrongState(ShareError):
+    """What was asked cannot be done to an update or a task in the state that it is in."""
+
+    status = "FAILED_PRECONDITION"
+    fields: ClassVar = {"subject": str, "state": str}
+
+
+class AccessError(ShareError):
+    """The coordinator does not let this caller do this."""
+
+    exit_code = 6
+
+
+class NotAuthenticated(AccessError):
+    """Who calls is not known: what was presented, and why it does not count."""
+
+    status = "UNAUTHENTICATED"
+    fields: ClassVar = {"presented": str}
+
+
+class NotPermitted(AccessError):
+    """Who calls is known and may not do this: role held, role needed, owner of the task."""
+
+    status = "PERMISSION_DENIED"
+    fields: ClassVar = {"principal": str, "held": str, "needed": str, "owner": str}
+
+
 class UnknownTask(ShareError):
     """No such task; the message names the nearest known ids."""
 
     status = "NOT_FOUND"
     fields: ClassVar = {"task_id": str, "nearest": str}
+
+
+class UnknownUpdate(ShareError):
+    """No update of this id was ever kept."""
+
+    status = "NOT_FOUND"
+    fields: ClassVar = {"update_id": str}
+
+
+class UnknownSubspace(ShareError):
+    """The coordinator serves no subspace of this name; the message names those that it serves."""
+
+    status = "NOT_FOUND"
+    fields: ClassVar = {"subspace": str, "nearest": str}
+
+
+class UnknownToken(ShareError):
+    """No token of this id was ever made."""
+
+    status = "NOT_FOUND"
+    fields: ClassVar = {"token_id": str}
 
 
 class Overloaded(ShareError):
@@ -284,6 +348,13 @@ class StoreUnavailable(StoreError):
 
     status = "UNAVAILABLE"
     fields: ClassVar = {"path": str}
+
+
+class StoreFenced(StoreError):
+    """Another coordinator took this store over while this one hung: nothing was written."""
+
+    status = "UNAVAILABLE"
+    fields: ClassVar = {"path": str, "fence": int, "current_fence": int}
 
 
 class StoreLocked(StoreError):

@@ -1,12 +1,12 @@
 """Where updates and versions are kept: one contract, a body in memory and a durable one."""
 
-from coordinator.store.base import EncodedVersion, Store, UpdateRecord, VersionCommit
-from coordinator.store.durable import DurableStore
-from coordinator.store.memory import MemoryStore
+from coordinator.store.base import Catalog, EncodedVersion, Store, UpdateRecord, VersionCommit
+from coordinator.store.memory import MemoryCatalog, MemoryStore
 
 __all__ = [
-    "DurableStore",
+    "Catalog",
     "EncodedVersion",
+    "MemoryCatalog",
     "MemoryStore",
     "Store",
     "UpdateRecord",

@@ -1,29 +1,70 @@
 """
-The contract of a store: updates that wait, versions that never change.
+The contract of a store: updates that wait, versions that never change, and who may do what.
 
-A short history, and what the store holds after each step::
+A ``Catalog`` is everything that one coordinator keeps. It holds one ``Store`` for each
+named subspace, the tokens, and the audit log. Only one process owns a catalog at a
+time: it holds a lease with a fence, a number that grows by one with each owner. Every
+write checks the fence in its own transaction, so an owner that hung and wakes
+up after another took over gets ``StoreFenced`` and writes nothing.
 
-    bind(fingerprint)         version 0, nothing pending
-    add_update(u1: cats)      version 0, pending u1
-    add_update(u2: dogs)      version 0, pending u1 u2
-    add_update(u1: cats)      the same record again; nothing changes
-    add_update(u1: birds)     UpdateConflict: u1 is known with other content
-    commit(version 1: u1 u2)  version 1, nothing pending; u1 and u2 are merged
-    set_aside(u3, "...")      u3 is quarantined: kept, and never merged
+A short history of a store, and what it holds after each step::
+
+    bind(fingerprint)           version 0, nothing pending
+    add_update(u1: cats)        version 0, pending u1
+    add_update(u2: dogs)        version 0, pending u1 u2
+    add_update(u1: cats)        the same record again; nothing changes
+    add_update(u1: birds)       UpdateConflict: u1 is known with other content
+    commit(version 1: u1 u2)    version 1, nothing pending; u1 and u2 are merged
+    change_state(u3, ...)       u3 is quarantined, parked, pending again, or dropped
+    commit(2: rollback to 0)    version 2 has the content of 0; u1 and u2 are rolled back
+    compact([1])                the tensors of 1 are gone, its row stays; 1 -> VersionCompacted
 
 When a call returns, what it did survives the end of the process. A call that
-raises has done nothing. Every method may be called from any thread.
+raises has done nothing. Every method may be called from any thread. Every method that
+changes something takes ``by``, the principal for whom it is done, and writes a line of the
+audit log in the same transaction.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
 from share_dist.core.values import Fingerprint, Head, MergedTask, Subspace, TaskUpdate
-from share_dist.errors import ShareError, UpdateConflict, VersionCompacted, VersionInFuture
-from share_dist.wire.records import Receipt, TaskSummary, UpdateState, VersionEvent
+from share_dist.errors import (
+    NotPermitted,
+    ShareError,
+    UnknownTask,
+    UnknownUpdate,
+    UpdateConflict,
+    VersionCompacted,
+    VersionInFuture,
+    VersionMismatch,
+    WrongState,
+)
+from share_dist.wire.records import (
+    AuditEntry,
+    Receipt,
+    TaskSummary,
+    Token,
+    UpdateState,
+    VersionEvent,
+    VersionSummary,
+)
+
+COORDINATOR = "coordinator"
+"""Who did what nobody asked for: the principal of merges and of automatic compaction."""
+
+TRANSITIONS: Mapping[UpdateState, frozenset[UpdateState]] = {
+    UpdateState.PENDING: frozenset(
+        {UpdateState.QUARANTINED, UpdateState.PARKED, UpdateState.DROPPED}
+    ),
+    UpdateState.QUARANTINED: frozenset({UpdateState.PENDING, UpdateState.DROPPED}),
+    UpdateState.PARKED: frozenset({UpdateState.PENDING, UpdateState.DROPPED}),
+    UpdateState.ROLLED_BACK: frozenset({UpdateState.PENDING, UpdateState.DROPPED}),
+}
+"""What ``change_state`` may do. MERGED and ROLLED_BACK are reached by ``commit`` only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +92,8 @@ class UpdateRecord:
     update_id: str
     task_id: str
     worker_id: str
+    owner: str
+    """Whom the task belongs to: the principal who first pushed it."""
     base_version: int
     pushed_at: datetime
     content_digest: str
@@ -102,24 +145,50 @@ class Kept(NamedTuple):
     """False for a push that was kept before, perhaps while this one was on its way."""
 
 
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """
+    What a version knows of a task beside its coefficients.
+
+    Args:
+        update_id: The update that this version holds of it.
+        cumulative_drift: Sum of its drifts since that update was merged.
+    """
+
+    update_id: str
+    cumulative_drift: float = 0.0
+
+
 @dataclass(frozen=True)
 class VersionCommit:
     """
-    Everything that one merge brings about, committed as a whole.
+    Everything that one step of the lineage brings about, committed as a whole.
+
+    The event says its kind. After a MERGE the updates of ``marks`` are MERGED. After a
+    ROLLBACK every update in ``entries`` is MERGED, and every update that was merged after the
+    event's ``content_version`` and is not in ``entries`` is ROLLED_BACK. After a REMOVAL every
+    update of the event's ``task_ids`` is DROPPED, pending ones too.
 
     Args:
         subspace: The new version, with the oversampled tail.
         tasks: Every merged task, in the bases of the new version.
-        event: What watchers will be told.
-        marks: Merged update -> how it went.
+        entries: The same tasks -> where each comes from, and how far it has moved.
+        event: What watchers will be told; its digests are set by ``encode_version``.
+        marks: Merged update -> how it went; empty for a rollback or a removal.
         report: The merge report, as JSON-able values.
+        drift: Task -> how far this version moved it; of every task, not only of those that
+            the event tells of.
+        rotation: Payload of the steps from the version before; empty when there are none.
     """
 
     subspace: Subspace
     tasks: Mapping[str, MergedTask]
+    entries: Mapping[str, TaskEntry]
     event: VersionEvent
-    marks: Mapping[str, MergeMark]
+    marks: Mapping[str, MergeMark] = field(default_factory=dict)
     report: Mapping[str, object] = field(default_factory=dict)
+    drift: Mapping[str, float] = field(default_factory=dict)
+    rotation: bytes = b""
 
     @property
     def version(self) -> int:
@@ -133,9 +202,10 @@ class EncodedVersion:
     A version as it is kept; made by ``store.format.encode_version``.
 
     Args:
-        commit: What was encoded.
+        commit: What was encoded; its event has both digests.
         subspace: Payload of the subspace, with its tail.
-        tasks: Payload of all merged tasks.
+        tasks: Payload of all merged tasks and their entries.
+        drift: Payload of the drift of every task.
         event: JSON.
         report: JSON.
     """
@@ -143,19 +213,145 @@ class EncodedVersion:
     commit: VersionCommit
     subspace: bytes
     tasks: bytes
+    drift: bytes
     event: str
     report: str
 
 
+@dataclass(frozen=True)
+class KeptTasks:
+    """Every task of one version: what the merge remembers of each, and where it comes from."""
+
+    tasks: Mapping[str, MergedTask] = field(default_factory=dict)
+    entries: Mapping[str, TaskEntry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedUpdate:
+    """
+    An update as it is kept; made by ``store.format.describe_update``.
+
+    Args:
+        record: Its record; the sequence is given by the store.
+        metadata: Everything small, as JSON.
+        payload: Its tensors, as they came.
+        payload_digest: SHA-256 (hex) of the payload.
+    """
+
+    record: UpdateRecord
+    metadata: str
+    payload: bytes
+    payload_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that ``verify`` found broken: where, and what to do."""
+
+    subject: str
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token as it is kept: never its secret, only the SHA-256 (hex) of it."""
+
+    token: Token
+    secret_digest: str
+
+
+class Catalog(abc.ABC):
+    """Everything that one coordinator keeps. See the module for a short history."""
+
+    @property
+    @abc.abstractmethod
+    def store_id(self) -> str:
+        """Made at random when the catalog was made; a restored backup keeps it."""
+
+    @abc.abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Names of all subspaces, sorted."""
+
+    @abc.abstractmethod
+    def store(self, name: str) -> "Store":
+        """
+        Return the store of a subspace; always the same object for the same name.
+
+        Raises:
+            UnknownSubspace: There is none of this name.
+        """
+
+    @abc.abstractmethod
+    def create(self, name: str, *, by: str) -> "Store":
+        """Return the store of a subspace, made if there is none."""
+
+    @abc.abstractmethod
+    def renew(self) -> None:
+        """
+        Keep owning this catalog; called every few seconds while it is open.
+
+        Raises:
+            StoreFenced: Another process owns it now.
+        """
+
+    @abc.abstractmethod
+    def add_token(self, record: TokenRecord, *, by: str) -> None:
+        """Keep a new token."""
+
+    @abc.abstractmethod
+    def tokens(self) -> tuple[Token, ...]:
+        """Every token ever made, oldest first."""
+
+    @abc.abstractmethod
+    def find_token(self, secret_digest: str) -> Token | None:
+        """Return the token with this digest of its secret, also a revoked or expired one."""
+
+    @abc.abstractmethod
+    def revoke_token(self, token_id: str, *, at: datetime, by: str) -> Token:
+        """
+        End a token; a second time changes nothing.
+
+        Raises:
+            UnknownToken: There is none of this id.
+        """
+
+    @abc.abstractmethod
+    def note(self, entries: Sequence[AuditEntry]) -> None:
+        """Write lines into the audit log; their sequence is given by the catalog."""
+
+    @abc.abstractmethod
+    def audit(self, after_sequence: int, limit: int) -> tuple[AuditEntry, ...]:
+        """Return the oldest lines after a sequence number, at most ``limit``."""
+
+    @abc.abstractmethod
+    def verify(self) -> Iterator[Finding]:
+        """Walk over everything that is kept, and say what is broken."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of everything; the catalog may be opened again at once, also by another process."""
+
+
 class Store(abc.ABC):
-    """What the coordinator needs of a store. See the module for a short history."""
+    """What the coordinator needs of one subspace's store. See the module for a short history."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name of the subspace."""
+
+    @property
+    @abc.abstractmethod
+    def store_id(self) -> str:
+        """That of the catalog."""
 
     @abc.abstractmethod
     def fingerprint(self) -> Fingerprint | None:
         """What this store works on; None until it is bound."""
 
     @abc.abstractmethod
-    def bind(self, fingerprint: Fingerprint) -> bool:
+    def bind(self, fingerprint: Fingerprint, *, by: str) -> bool:
         """
         Make this the store's fingerprint if it has none.
 
@@ -166,48 +362,60 @@ class Store(abc.ABC):
             FingerprintMismatch: The store works on another one.
         """
 
+    # --- workers ----------------------------------------------------------------------------
+
     @abc.abstractmethod
-    def next_epoch(self, worker_id: str) -> int:
-        """Return a lease epoch that this worker never had: 1, 2, 3, ..."""
+    def next_epoch(self, worker_id: str, *, by: str) -> int:
+        """
+        Return a lease epoch that this worker never had: 1, 2, 3, ...
+
+        Raises:
+            NotPermitted: The ``worker_id`` belongs to another principal, who first registered it.
+        """
 
     @abc.abstractmethod
     def epochs(self) -> dict[str, int]:
         """Worker -> its newest lease epoch."""
 
+    # --- updates ----------------------------------------------------------------------------
+
     @abc.abstractmethod
-    def add_update(self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime) -> Kept:
+    def add_update(self, described: DescribedUpdate, *, by: str) -> Kept:
         """
-        Keep an admitted update as pending; the same push again returns what became of it.
+        Keep an admitted update in the state of its record; the same push again returns what
+        became of it.
 
         Raises:
             UpdateConflict: The ``update_id`` is known with other content.
+            NotPermitted: The task belongs to another owner than the record's.
             StoreFull: There is no room; nothing was kept.
             StoreUnavailable: The disk fails; nothing was kept.
         """
 
     @abc.abstractmethod
-    def knows(self, update_id: str) -> bool:
-        """Whether an update of this id was ever kept."""
+    def owner(self, task_id: str) -> str | None:
+        """Whom a task belongs to; None if it was never pushed."""
 
     @abc.abstractmethod
-    def repeat_of(self, update: TaskUpdate) -> UpdateRecord | None:
-        """
-        Return the record of the push that this one repeats, if it is known.
-
-        Raises:
-            UpdateConflict: The ``update_id`` is known with other content.
-        """
+    def find_update(self, update_id: str) -> UpdateRecord | None:
+        """Return what became of an update, if it was ever kept."""
 
     @abc.abstractmethod
     def update_record(self, update_id: str) -> UpdateRecord:
-        """Return what became of a known update."""
+        """
+        Return what became of an update.
+
+        Raises:
+            UnknownUpdate: It was never kept.
+        """
 
     @abc.abstractmethod
     def load_update(self, update_id: str) -> TaskUpdate:
         """
-        Return a known update with its tensors; its lease epoch is not kept.
+        Return an update with its tensors; its lease epoch is not kept.
 
         Raises:
+            UnknownUpdate: It was never kept.
             StoreCorrupt: What is on disk is not what was written.
         """
 
@@ -216,15 +424,38 @@ class Store(abc.ABC):
         """Updates that wait, in order of arrival."""
 
     @abc.abstractmethod
-    def set_aside(self, update_id: str, reason: str) -> UpdateRecord:
-        """Quarantine a pending update: it is kept, and never merged."""
+    def updates(
+        self, states: Collection[UpdateState] = (), *, before_sequence: int = 0, limit: int = 100
+    ) -> tuple[UpdateRecord, ...]:
+        """
+        Return updates, newest first.
+
+        Args:
+            states: Only those in one of these states; empty for all.
+            before_sequence: Only those that came before; 0 for the newest.
+            limit: At most so many.
+        """
+
+    @abc.abstractmethod
+    def change_state(
+        self, update_id: str, state: UpdateState, reason: str, *, by: str
+    ) -> UpdateRecord:
+        """
+        Set an update aside, let it wait again, or give it up, as ``TRANSITIONS`` allows.
+
+        Raises:
+            UnknownUpdate: It was never kept.
+            WrongState: Its state does not allow it.
+        """
 
     @abc.abstractmethod
     def num_updates(self, state: UpdateState) -> int:
         """How many updates are in a state."""
 
+    # --- versions ---------------------------------------------------------------------------
+
     @abc.abstractmethod
-    def commit(self, version: EncodedVersion) -> None:
+    def commit(self, version: EncodedVersion, *, by: str) -> None:
         """
         Make the next version, whole or not at all.
 
@@ -239,9 +470,18 @@ class Store(abc.ABC):
         """The newest version."""
 
     @property
+    @abc.abstractmethod
     def first_version(self) -> int:
-        """The oldest version that is kept; every one is."""
-        return 0
+        """The oldest version from which every later one is kept."""
+
+    @abc.abstractmethod
+    def digest(self, version: int) -> str:
+        """
+        Return a version's digest, also of a compacted one.
+
+        Raises:
+            VersionInFuture: There is no such version yet.
+        """
 
     @abc.abstractmethod
     def subspace(self, version: int) -> Subspace:
@@ -255,32 +495,67 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def merged_tasks(self) -> dict[str, MergedTask]:
-        """Every merged task, in the bases of the current version."""
+    def tasks(self, version: int) -> KeptTasks:
+        """Return every task of a version; raises what ``subspace`` raises."""
 
     @abc.abstractmethod
-    def merged_update_ids(self) -> dict[str, str]:
-        """Merged task -> the update that the current version holds of it."""
+    def rotation(self, version: int) -> bytes:
+        """Return the payload of the steps that led to a version; empty when there are none."""
+
+    @abc.abstractmethod
+    def drift(self, version: int) -> dict[str, float]:
+        """
+        Return how far a version moved each task; also of a compacted one.
+
+        Raises:
+            VersionInFuture: There is no such version yet.
+        """
 
     @abc.abstractmethod
     def events(self, after_version: int, limit: int) -> tuple[VersionEvent, ...]:
-        """Return the oldest events after a version, at most ``limit``."""
+        """Return the oldest events after a version, at most ``limit``; also of compacted ones."""
+
+    @abc.abstractmethod
+    def versions(self, after_version: int, limit: int) -> tuple[VersionSummary, ...]:
+        """Return the oldest versions after one, at most ``limit``; also compacted ones."""
 
     @abc.abstractmethod
     def report(self, version: int) -> dict[str, object]:
-        """Return the merge report of a version."""
+        """Return the merge report of a version; also of a compacted one."""
 
     @abc.abstractmethod
-    def task_summary(self, update_id: str) -> TaskSummary:
-        """Describe a task as this update of it made it."""
+    def is_kept(self, version: int) -> bool:
+        """Whether a version's tensors are kept; version 0 always is."""
 
     @abc.abstractmethod
-    def task_summaries(self) -> tuple[TaskSummary, ...]:
-        """Describe every task, by name, by its merged update or else by its newest."""
+    def compact(self, versions: Collection[int], *, by: str) -> int:
+        """
+        Let go of the tensors of versions; the current one, 0 and those that are gone are skipped.
+
+        Returns:
+            Freed bytes; content that another version or update shares stays.
+        """
+
+    # --- tasks ------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Let go of everything; the store may be opened again."""
+    def task_summary(self, task_id: str) -> TaskSummary:
+        """
+        Describe a task by the update that the current version holds of it, else by its newest.
+
+        Raises:
+            UnknownTask: It was never pushed. The message names nothing near: the caller does.
+        """
+
+    @abc.abstractmethod
+    def task_summaries(self, after_task_id: str = "", limit: int = 0) -> tuple[TaskSummary, ...]:
+        """
+        Describe tasks, by name.
+
+        Args:
+            after_task_id: Only those whose name comes after this one.
+            limit: At most so many; 0 for all.
+        """
 
     def require_version(self, version: int) -> None:
         """
@@ -290,7 +565,7 @@ class Store(abc.ABC):
             VersionInFuture: There is no such version yet.
             VersionCompacted: It is no longer kept.
         """
-        current, first = self.current_version, self.first_version
+        current = self.current_version
         error: ShareError
         if version > current:
             error = VersionInFuture(
@@ -299,9 +574,10 @@ class Store(abc.ABC):
                 version=version,
                 current_version=current,
             )
-        elif version < first:
+        elif not self.is_kept(version):
+            first = self.first_version
             error = VersionCompacted(
-                f"version {version} is no longer kept, the oldest is {first}: pull version {current}",
+                f"version {version} is no longer kept, those from {first} on are: pull version {current}",
                 version=version,
                 first_version=first,
                 current_version=current,
@@ -309,6 +585,73 @@ class Store(abc.ABC):
         else:
             return
         raise error
+
+    def require_exists(self, version: int) -> None:
+        """
+        Raise unless a version exists, kept or compacted.
+
+        Raises:
+            VersionInFuture: There is no such version yet.
+        """
+        if version > self.current_version:
+            self.require_version(version)
+
+    def require_digest(self, version: int, digest: str) -> None:
+        """
+        Raise unless a version is the one that a caller means.
+
+        Args:
+            version: Its number.
+            digest: Its digest as the caller knows it; empty for one who does not say.
+
+        Raises:
+            VersionInFuture: There is no such version yet.
+            VersionMismatch: It is known here with another content.
+        """
+        expected = self.digest(version)
+        if digest and digest != expected:
+            raise VersionMismatch(
+                f"version {version} of subspace {self.name!r} is {expected[:12]} here and "
+                f"{digest[:12]} there: what you hold came from another store, or from before a "
+                "restore; pull the current version and train from there",
+                version=version,
+                expected=expected,
+                found=digest,
+            )
+
+
+def unknown_update(update_id: str) -> UnknownUpdate:
+    """Make the error for an update that was never kept."""
+    return UnknownUpdate(
+        f"update {update_id!r} was never kept: list the updates to see those that were",
+        update_id=update_id,
+    )
+
+
+def unknown_task(task_id: str) -> UnknownTask:
+    """Make the error for a task that was never pushed."""
+    return UnknownTask(f"task {task_id!r} was never pushed", task_id=task_id)
+
+
+def not_owner(what: str, owner: str, principal: str) -> NotPermitted:
+    """Make the error for what belongs to another principal."""
+    return NotPermitted(
+        f"{what} belongs to {owner!r}, who was first to use it, and not to {principal!r}: choose "
+        "another name, or let the owner do it",
+        principal=principal,
+        owner=owner,
+    )
+
+
+def wrong_state(record: UpdateRecord, state: UpdateState) -> WrongState:
+    """Make the error for a change of state that is not possible."""
+    possible = sorted(target.value for target in TRANSITIONS.get(record.state, ()))
+    return WrongState(
+        f"update {record.update_id} is {record.state.value} and cannot become {state.value}: "
+        f"possible from here is {' or '.join(possible) or 'nothing'}",
+        subject=record.update_id,
+        state=record.state.value,
+    )
 
 
 def empty_subspace(fingerprint: Fingerprint | None) -> Subspace:
@@ -318,11 +661,11 @@ def empty_subspace(fingerprint: Fingerprint | None) -> Subspace:
     return Subspace.empty(fingerprint.layers, fingerprint.metric)
 
 
-def summarise(record: UpdateRecord, first_worker_id: str, cumulative_drift: float) -> TaskSummary:
+def summarise(record: UpdateRecord, cumulative_drift: float) -> TaskSummary:
     """Describe a task by one of its updates."""
     return TaskSummary(
         task_id=record.task_id,
-        worker_id=first_worker_id,
+        worker_id=record.worker_id,
         update_id=record.update_id,
         state=record.state,
         base_version=record.base_version,
@@ -337,26 +680,32 @@ def summarise(record: UpdateRecord, first_worker_id: str, cumulative_drift: floa
         pushed_at=record.pushed_at,
         update_bytes=record.update_bytes,
         head_bytes=record.head_bytes,
+        owner=record.owner,
+        reason=record.reason,
     )
 
 
-def drift_after(
-    drift: Mapping[str, float], event: VersionEvent, replaced_task_ids: Sequence[str]
-) -> dict[str, float]:
+def entries_after(
+    entries: Mapping[str, TaskEntry], drift: Mapping[str, float], merged: Mapping[str, str]
+) -> dict[str, TaskEntry]:
     """
-    Add one merge's drift to each task's sum.
+    Add one version's drift to each task's sum, and take in what it merged.
 
     A task that the merge replaced begins anew: what it was before is no longer served.
 
+    Args:
+        entries: Of the version before, without tasks that were removed.
+        drift: Task -> how far the new version moved it.
+        merged: Task -> the update that was merged of it.
+
     Examples:
-        >>> from datetime import datetime, timezone
-        >>> now = datetime.now(timezone.utc)
-        >>> event = VersionEvent(2, now, (), (), 1, 1, 0, 1, 0, drift={"cats": 0.5, "dogs": 0.25})
-        >>> drift_after({"cats": 1.0, "dogs": 1.0}, event, ["dogs"])
-        {'cats': 1.5, 'dogs': 0.0}
+        >>> before = {"cats": TaskEntry("u1", 1.0), "dogs": TaskEntry("u2", 1.0)}
+        >>> after = entries_after(before, {"cats": 0.5}, {"dogs": "u3"})
+        >>> after["cats"], after["dogs"]
+        (TaskEntry(update_id='u1', cumulative_drift=1.5), TaskEntry(update_id='u3', cumulative_drift=0.0))
     """
-    after = {
-        task_id: drift.get(task_id, 0.0) + event.drift.get(task_id, 0.0)
-        for task_id in sorted({*drift, *event.drift})
+    moved = {
+        task_id: TaskEntry(entry.update_id, entry.cumulative_drift + drift.get(task_id, 0.0))
+        for task_id, entry in entries.items()
     }
-    return after | dict.fromkeys(replaced_task_ids, 0.0)
+    return dict(sorted((moved | {t: TaskEntry(u) for t, u in merged.items()}).items()))

@@ -1,175 +1,431 @@
-"""The store that forgets at exit: the reference that the durable one is tested against."""
+"""The catalog that forgets at exit: the reference that the durable one is tested against."""
 
+import json
 import threading
-from dataclasses import replace
-from datetime import datetime
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 
 from typing_extensions import override
 
 from coordinator.store.base import (
+    TRANSITIONS,
+    Catalog,
+    DescribedUpdate,
     EncodedVersion,
+    Finding,
     Kept,
+    KeptTasks,
     MergeMark,
     Store,
+    TokenRecord,
     UpdateRecord,
     VersionCommit,
-    drift_after,
     empty_subspace,
+    not_owner,
     summarise,
+    unknown_task,
+    unknown_update,
+    wrong_state,
 )
-from coordinator.store.format import describe_update, encode_update
-from share_dist.core.values import Fingerprint, MergedTask, Subspace, TaskUpdate
-from share_dist.wire.records import TaskSummary, UpdateState, VersionEvent
+from coordinator.store.format import origin_digest
+from share_dist.core.values import Fingerprint, Subspace, TaskUpdate
+from share_dist.errors import UnknownSubspace, UnknownToken
+from share_dist.wire import codec
+from share_dist.wire.records import (
+    AuditEntry,
+    TaskSummary,
+    Token,
+    UpdateState,
+    VersionEvent,
+    VersionKind,
+    VersionSummary,
+)
 
 
-class MemoryStore(Store):
+class MemoryCatalog(Catalog):
     """Keeps everything in dictionaries under one lock."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._store_id = uuid.uuid4().hex
+        self._stores: dict[str, MemoryStore] = {}
+        self._tokens: dict[str, TokenRecord] = {}
+        self._audit: list[AuditEntry] = []
+
+    @property
+    @override
+    def store_id(self) -> str:
+        return self._store_id
+
+    @override
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._stores))
+
+    @override
+    def store(self, name: str) -> Store:
+        if name not in self._stores:
+            raise UnknownSubspace(f"there is no subspace {name!r}", subspace=name)
+        return self._stores[name]
+
+    @override
+    def create(self, name: str, *, by: str) -> Store:
+        with self._lock:
+            if name not in self._stores:
+                self._stores[name] = MemoryStore(self, name)
+                self.write(by, "subspace_created", subspace=name)
+            return self._stores[name]
+
+    @override
+    def renew(self) -> None:
+        """Nobody else can own what is in this process."""
+
+    @override
+    def add_token(self, record: TokenRecord, *, by: str) -> None:
+        with self._lock:
+            self._tokens[record.token.token_id] = record
+            self.write(by, "token_created", subject=record.token.token_id)
+
+    @override
+    def tokens(self) -> tuple[Token, ...]:
+        return tuple(record.token for record in self._tokens.values())
+
+    @override
+    def find_token(self, secret_digest: str) -> Token | None:
+        for record in self._tokens.values():
+            if record.secret_digest == secret_digest:
+                return record.token
+        return None
+
+    @override
+    def revoke_token(self, token_id: str, *, at: datetime, by: str) -> Token:
+        with self._lock:
+            if token_id not in self._tokens:
+                raise UnknownToken(f"there is no token {token_id}", token_id=token_id)
+            record = self._tokens[token_id]
+            if record.token.revoked_at is None:
+                record = replace(record, token=replace(record.token, revoked_at=at))
+                self._tokens[token_id] = record
+                self.write(by, "token_revoked", subject=token_id)
+            return record.token
+
+    @override
+    def note(self, entries: Sequence[AuditEntry]) -> None:
+        with self._lock:
+            for entry in entries:
+                self._audit.append(replace(entry, sequence=len(self._audit) + 1))
+
+    @override
+    def audit(self, after_sequence: int, limit: int) -> tuple[AuditEntry, ...]:
+        return tuple(self._audit[after_sequence:][:limit])
+
+    @override
+    def verify(self) -> Iterator[Finding]:
+        return iter(())
+
+    @override
+    def close(self) -> None:
+        """Nothing is held that would need letting go."""
+
+    def write(self, by: str, action: str, **fields: str) -> None:
+        """Write a line into the audit log."""
+        self.note([AuditEntry(0, datetime.now(timezone.utc), by, action, **fields)])
+
+
+@dataclass
+class _KeptUpdate:
+    record: UpdateRecord
+    update: TaskUpdate
+
+
+class MemoryStore(Store):
+    """One subspace of a ``MemoryCatalog``; made by it."""
+
+    def __init__(self, catalog: MemoryCatalog, name: str) -> None:
+        self._catalog = catalog
+        self._name = name
+        self._lock = threading.RLock()
         self._fingerprint: Fingerprint | None = None
         self._epochs: dict[str, int] = {}
-        self._records: dict[str, UpdateRecord] = {}
-        self._updates: dict[str, TaskUpdate] = {}
-        self._commits: list[VersionCommit] = []
-        self._merged: dict[str, str] = {}
-        self._drift: dict[str, float] = {}
+        self._worker_owners: dict[str, str] = {}
+        self._updates: dict[str, _KeptUpdate] = {}
+        self._versions: list[EncodedVersion] = []
+        self._compacted: set[int] = set()
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._name
+
+    @property
+    @override
+    def store_id(self) -> str:
+        return self._catalog.store_id
 
     @override
     def fingerprint(self) -> Fingerprint | None:
         return self._fingerprint
 
     @override
-    def bind(self, fingerprint: Fingerprint) -> bool:
+    def bind(self, fingerprint: Fingerprint, *, by: str) -> bool:
         with self._lock:
             if self._fingerprint is not None:
                 self._fingerprint.require(fingerprint)
                 return False
             self._fingerprint = fingerprint
+            self._write(by, "subspace_bound", digest=fingerprint.digest)
             return True
 
+    # --- workers ----------------------------------------------------------------------------
+
     @override
-    def next_epoch(self, worker_id: str) -> int:
+    def next_epoch(self, worker_id: str, *, by: str) -> int:
         with self._lock:
+            owner = self._worker_owners.setdefault(worker_id, by)
+            if owner != by:
+                raise not_owner(f"worker {worker_id!r}", owner, by)
             self._epochs[worker_id] = self._epochs.get(worker_id, 0) + 1
+            self._write(by, "worker_registered", subject=worker_id)
             return self._epochs[worker_id]
 
     @override
     def epochs(self) -> dict[str, int]:
         return dict(self._epochs)
 
+    # --- updates ----------------------------------------------------------------------------
+
     @override
-    def add_update(self, update: TaskUpdate, *, worker_id: str, pushed_at: datetime) -> Kept:
+    def add_update(self, described: DescribedUpdate, *, by: str) -> Kept:
+        record = described.record
         with self._lock:
-            known = self.repeat_of(update)
+            known = self.find_update(record.update_id)
             if known is not None:
+                known.require_same_content(record.content_digest)
                 return Kept(known, is_new=False)
-            described = describe_update(update, worker_id=worker_id, pushed_at=pushed_at)
-            record = replace(described.record, sequence=len(self._records) + 1)
-            self._records[update.update_id] = record
-            self._updates[update.update_id] = replace(update, lease_epoch=0)
+            owner = self.owner(record.task_id)
+            if owner not in {None, record.owner}:
+                raise not_owner(f"task {record.task_id!r}", str(owner), record.owner)
+            record = replace(record, sequence=len(self._updates) + 1)
+            update = codec.update_from_record(json.loads(described.metadata), described.payload)
+            self._updates[record.update_id] = _KeptUpdate(record, update)
+            action = f"update_{'admitted' if record.state is UpdateState.PENDING else record.state.value}"
+            self._write(by, action, subject=record.update_id, digest=record.content_digest)
             return Kept(record, is_new=True)
 
     @override
-    def knows(self, update_id: str) -> bool:
-        return update_id in self._records
+    def owner(self, task_id: str) -> str | None:
+        for kept in self._updates.values():
+            if kept.record.task_id == task_id:
+                return kept.record.owner
+        return None
 
     @override
-    def repeat_of(self, update: TaskUpdate) -> UpdateRecord | None:
-        known = self._records.get(update.update_id)
-        if known is not None:
-            known.require_same_content(encode_update(update).content_digest)
-        return known
+    def find_update(self, update_id: str) -> UpdateRecord | None:
+        kept = self._updates.get(update_id)
+        return kept.record if kept else None
 
     @override
     def update_record(self, update_id: str) -> UpdateRecord:
-        return self._records[update_id]
+        record = self.find_update(update_id)
+        if record is None:
+            raise unknown_update(update_id)
+        return record
 
     @override
     def load_update(self, update_id: str) -> TaskUpdate:
-        return self._updates[update_id]
+        self.update_record(update_id)
+        return self._updates[update_id].update
 
     @override
     def pending(self) -> tuple[UpdateRecord, ...]:
         with self._lock:
-            return tuple(r for r in self._records.values() if r.state is UpdateState.PENDING)
+            return tuple(r for r in self._records() if r.state is UpdateState.PENDING)
 
     @override
-    def set_aside(self, update_id: str, reason: str) -> UpdateRecord:
+    def updates(
+        self, states: Collection[UpdateState] = (), *, before_sequence: int = 0, limit: int = 100
+    ) -> tuple[UpdateRecord, ...]:
         with self._lock:
-            record = self._records[update_id]
-            assert record.state is UpdateState.PENDING, record
-            aside = replace(record, state=UpdateState.QUARANTINED, reason=reason)
-            self._records[update_id] = aside
-            return aside
+            found = [
+                record
+                for record in reversed(self._records())
+                if (not states or record.state in states)
+                and (not before_sequence or record.sequence < before_sequence)
+            ]
+        return tuple(found[:limit])
+
+    @override
+    def change_state(
+        self, update_id: str, state: UpdateState, reason: str, *, by: str
+    ) -> UpdateRecord:
+        with self._lock:
+            record = self.update_record(update_id)
+            if state not in TRANSITIONS.get(record.state, frozenset()):
+                raise wrong_state(record, state)
+            self._set(update_id, state=state, reason=reason)
+            self._write(by, f"update_{state.value}", subject=update_id, detail=reason)
+            return self.update_record(update_id)
 
     @override
     def num_updates(self, state: UpdateState) -> int:
         with self._lock:
-            return sum(record.state is state for record in self._records.values())
+            return sum(record.state is state for record in self._records())
+
+    def _records(self) -> list[UpdateRecord]:
+        return [kept.record for kept in self._updates.values()]
+
+    def _set(self, update_id: str, **values: object) -> None:
+        kept = self._updates[update_id]
+        kept.record = replace(kept.record, **values)  # type: ignore[arg-type]
+
+    # --- versions ---------------------------------------------------------------------------
 
     @override
-    def commit(self, version: EncodedVersion) -> None:
+    def commit(self, version: EncodedVersion, *, by: str) -> None:
         commit = version.commit
         with self._lock:
             assert commit.version == self.current_version + 1, commit.version
-            for update_id, mark in commit.marks.items():
-                self._mark_merged(update_id, mark, commit.version)
-            replaced = [self._records[update_id].task_id for update_id in commit.marks]
-            self._drift = drift_after(self._drift, commit.event, replaced)
-            self._commits.append(commit)
+            assert commit.event.parent_digest == self.digest(self.current_version)
+            if commit.event.kind is VersionKind.MERGE:
+                self._mark_merged(commit.marks, commit.version)
+            elif commit.event.kind is VersionKind.ROLLBACK:
+                self._roll_back(commit)
+            else:
+                self._drop(commit)
+            self._versions.append(version)
+            event = commit.event
+            self._write(by, f"version_{event.kind.value}", subject=str(event.version), digest=event.digest)  # fmt: skip
 
-    def _mark_merged(self, update_id: str, mark: MergeMark, version: int) -> None:
-        record = self._records[update_id]
-        self._records[update_id] = replace(
-            record, state=UpdateState.MERGED, version=version, mark=mark
-        )
-        self._merged[record.task_id] = update_id
+    def _mark_merged(self, marks: Mapping[str, MergeMark], version: int) -> None:
+        for update_id, mark in marks.items():
+            assert self._updates[update_id].record.state is UpdateState.PENDING, update_id
+            self._set(update_id, state=UpdateState.MERGED, version=version, mark=mark, reason="")
+
+    def _roll_back(self, commit: VersionCommit) -> None:
+        event = commit.event
+        held = {entry.update_id for entry in commit.entries.values()}
+        for record in self._records():
+            if record.update_id in held:
+                self._set(record.update_id, state=UpdateState.MERGED, reason="")
+            elif record.state is UpdateState.MERGED and record.version > event.content_version:
+                reason = f"version {event.version} went back to version {event.content_version}"
+                self._set(record.update_id, state=UpdateState.ROLLED_BACK, reason=reason)
+
+    def _drop(self, commit: VersionCommit) -> None:
+        for record in self._records():
+            if record.task_id in commit.event.task_ids:
+                reason = f"version {commit.version} removed the task"
+                self._set(record.update_id, state=UpdateState.DROPPED, reason=reason)
 
     @property
     @override
     def current_version(self) -> int:
-        return len(self._commits)
+        return len(self._versions)
+
+    @property
+    @override
+    def first_version(self) -> int:
+        return max(self._compacted, default=-1) + 1
+
+    @override
+    def is_kept(self, version: int) -> bool:
+        return version not in self._compacted
+
+    @override
+    def digest(self, version: int) -> str:
+        self.require_exists(version)
+        if version == 0:
+            return origin_digest(self.store_id, self._name)
+        return self._versions[version - 1].commit.event.digest
 
     @override
     def subspace(self, version: int) -> Subspace:
         self.require_version(version)
         if version:
-            return self._commits[version - 1].subspace
+            return self._versions[version - 1].commit.subspace
         return empty_subspace(self._fingerprint)
 
     @override
-    def merged_tasks(self) -> dict[str, MergedTask]:
-        return dict(self._commits[-1].tasks) if self._commits else {}
+    def tasks(self, version: int) -> KeptTasks:
+        self.require_version(version)
+        if version == 0:
+            return KeptTasks()
+        commit = self._versions[version - 1].commit
+        return KeptTasks(commit.tasks, commit.entries)
 
     @override
-    def merged_update_ids(self) -> dict[str, str]:
-        return dict(self._merged)
+    def rotation(self, version: int) -> bytes:
+        self.require_version(version)
+        return self._versions[version - 1].commit.rotation if version else b""
+
+    @override
+    def drift(self, version: int) -> dict[str, float]:
+        self.require_exists(version)
+        return dict(self._versions[version - 1].commit.drift) if version else {}
 
     @override
     def events(self, after_version: int, limit: int) -> tuple[VersionEvent, ...]:
-        return tuple(commit.event for commit in self._commits[after_version:][:limit])
+        return tuple(kept.commit.event for kept in self._versions[after_version:][:limit])
+
+    @override
+    def versions(self, after_version: int, limit: int) -> tuple[VersionSummary, ...]:
+        return tuple(
+            VersionSummary(event, self.is_kept(event.version), self._stored_bytes(event.version))
+            for event in self.events(after_version, limit)
+        )
 
     @override
     def report(self, version: int) -> dict[str, object]:
-        return dict(self._commits[version - 1].report)
+        self.require_exists(version)
+        return dict(self._versions[version - 1].commit.report) if version else {}
 
     @override
-    def task_summary(self, update_id: str) -> TaskSummary:
+    def compact(self, versions: Collection[int], *, by: str) -> int:
         with self._lock:
-            return self._summarise(self._records[update_id])
+            gone = sorted({*versions} - self._compacted - {0, self.current_version})
+            gone = [version for version in gone if version < self.current_version]
+            freed = sum(self._stored_bytes(version) for version in gone)
+            self._compacted |= {*gone}
+            if gone:
+                self._write(by, "versions_compacted", subject=f"{gone[0]}-{gone[-1]}")
+            return freed
+
+    def _stored_bytes(self, version: int) -> int:
+        if not self.is_kept(version):
+            return 0
+        kept = self._versions[version - 1]
+        return len(kept.subspace) + len(kept.tasks) + len(kept.commit.rotation)
+
+    # --- tasks ------------------------------------------------------------------------------
 
     @override
-    def task_summaries(self) -> tuple[TaskSummary, ...]:
+    def task_summary(self, task_id: str) -> TaskSummary:
         with self._lock:
-            shown = {record.task_id: record for record in self._records.values()}
-            shown |= {task_id: self._records[merged] for task_id, merged in self._merged.items()}
-            return tuple(self._summarise(record) for _, record in sorted(shown.items()))
+            found = self._shown().get(task_id)
+            if found is None:
+                raise unknown_task(task_id)
+            return self._summarise(found)
+
+    @override
+    def task_summaries(self, after_task_id: str = "", limit: int = 0) -> tuple[TaskSummary, ...]:
+        with self._lock:
+            shown = [
+                record for name, record in sorted(self._shown().items()) if name > after_task_id
+            ]
+            return tuple(self._summarise(record) for record in shown[: limit or None])
+
+    def _shown(self) -> dict[str, UpdateRecord]:
+        """Every task -> the update that the current version holds of it, else its newest."""
+        shown = {record.task_id: record for record in self._records()}
+        entries = self.tasks(self.current_version).entries
+        return shown | {
+            task_id: self._updates[entry.update_id].record for task_id, entry in entries.items()
+        }
 
     def _summarise(self, record: UpdateRecord) -> TaskSummary:
-        first = next(r for r in self._records.values() if r.task_id == record.task_id)
-        return summarise(record, first.worker_id, self._drift.get(record.task_id, 0.0))
+        entry = self.tasks(self.current_version).entries.get(record.task_id)
+        return summarise(record, entry.cumulative_drift if entry else 0.0)
 
-    @override
-    def close(self) -> None:
-        """Nothing is held that would need letting go."""
+    def _write(self, by: str, action: str, **fields: str) -> None:
+        self._catalog.write(by, action, subspace=self._name, **fields)

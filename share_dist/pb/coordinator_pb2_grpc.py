@@ -49,6 +49,11 @@ class CoordinatorStub(object):
                 request_serializer=share__dist_dot_pb_dot_coordinator__pb2.PushUpdateRequest.SerializeToString,
                 response_deserializer=share__dist_dot_pb_dot_coordinator__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/share_dist.pb.Coordinator/GetUpload',
+                request_serializer=share__dist_dot_pb_dot_coordinator__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=share__dist_dot_pb_dot_coordinator__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
         self.PullSubspace = channel.unary_stream(
                 '/share_dist.pb.Coordinator/PullSubspace',
                 request_serializer=share__dist_dot_pb_dot_coordinator__pb2.PullSubspaceRequest.SerializeToString,
@@ -95,6 +100,13 @@ class CoordinatorServicer(object):
 
     def PushUpdate(self, request_iterator, context):
         """Send what one task has learnt: a header, then its chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How much of an interrupted push is here, so that it can go on from there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,6 +164,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.PushUpdate,
                     request_deserializer=share__dist_dot_pb_dot_coordinator__pb2.PushUpdateRequest.FromString,
                     response_serializer=share__dist_dot_pb_dot_coordinator__pb2.Receipt.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=share__dist_dot_pb_dot_coordinator__pb2.GetUploadRequest.FromString,
+                    response_serializer=share__dist_dot_pb_dot_coordinator__pb2.GetUploadResponse.SerializeToString,
             ),
             'PullSubspace': grpc.unary_stream_rpc_method_handler(
                     servicer.PullSubspace,
@@ -260,6 +277,33 @@ class Coordinator(object):
             '/share_dist.pb.Coordinator/PushUpdate',
             share__dist_dot_pb_dot_coordinator__pb2.PushUpdateRequest.SerializeToString,
             share__dist_dot_pb_dot_coordinator__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/share_dist.pb.Coordinator/GetUpload',
+            share__dist_dot_pb_dot_coordinator__pb2.GetUploadRequest.SerializeToString,
+            share__dist_dot_pb_dot_coordinator__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -110,9 +110,9 @@ def update_tensors_from_bytes(data: bytes) -> tuple[dict[str, LayerUpdate], dict
     return layers, head
 
 
-def update_to_record(update: TaskUpdate) -> tuple[dict[str, Any], bytes]:
-    """Part an update into metadata that JSON can hold, and its payload: for the store."""
-    metadata = {
+def update_metadata(update: TaskUpdate) -> dict[str, Any]:
+    """Say all of an update but its tensors as JSON can hold it: for the store."""
+    return {
         "update_id": update.update_id,
         "task_id": update.task_id,
         "base_version": update.base_version,
@@ -126,7 +126,11 @@ def update_to_record(update: TaskUpdate) -> tuple[dict[str, Any], bytes]:
             "label_names": list(update.head.label_names),
         },
     }
-    return metadata, update_to_bytes(update)
+
+
+def update_to_record(update: TaskUpdate) -> tuple[dict[str, Any], bytes]:
+    """Part an update into metadata that JSON can hold, and its payload."""
+    return update_metadata(update), update_to_bytes(update)
 
 
 def update_from_record(metadata: Mapping[str, Any], payload: bytes) -> TaskUpdate:

@@ -19,6 +19,30 @@ class UpdateState(enum.Enum):
     PARKED = "parked"
     QUARANTINED = "quarantined"
     REFUSED = "refused"
+    ROLLED_BACK = "rolled back"
+    DROPPED = "dropped"
+
+
+class VersionKind(enum.Enum):
+    """How a version came to be."""
+
+    MERGE = "merge"
+    ROLLBACK = "rollback"
+    REMOVAL = "removal"
+
+
+Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
+"""How the numbers of a payload are written."""
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+
+Role: TypeAlias = Literal["reader", "worker", "admin"]
+"""What a principal may do in a subspace; each may do what those before it may."""
+
+ROLES: tuple[Role, ...] = ("reader", "worker", "admin")
+
+DEFAULT_SUBSPACE = "default"
+"""The subspace that is meant where none is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +54,7 @@ class Lease:
     duration_seconds: float
     current_version: int
     fingerprint: Fingerprint | None
+    store_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +90,8 @@ class TaskSummary:
     pushed_at: datetime
     update_bytes: int
     head_bytes: int
+    owner: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +106,29 @@ class PulledTask:
 
 @dataclass(frozen=True, slots=True)
 class VersionEvent:
-    """A version came to be: what a watcher is told."""
+    """
+    A version came to be: what a watcher is told.
+
+    Args:
+        version: Its number.
+        merged_at: When.
+        update_ids: What was merged.
+        task_ids: Their tasks; the tasks taken out by a removal.
+        lowest_energy_kept: Smallest share of energy that a side of a layer keeps.
+        mean_energy_kept: The same, averaged.
+        angle: Largest principal angle to the version before, radians.
+        num_factors: Largest ``k``.
+        subspace_bytes: As it is pulled.
+        drift: Of the tasks that were moved most, at most ``MAX_TOLD_DRIFTS``.
+        merge_seconds: How long the merge took.
+        kind: How it came to be.
+        digest: SHA-256 (hex) over its number, its content and its parent's digest.
+        parent_digest: Of the version before.
+        content_version: What a rollback went back to.
+        rotation_bytes: Bytes of the steps from the version before; 0 when there are none.
+        num_moved: How many tasks it moved.
+        largest_drift: Largest drift of a single task.
+    """
 
     version: int
     merged_at: datetime
@@ -92,6 +141,17 @@ class VersionEvent:
     subspace_bytes: int
     drift: Mapping[str, float] = field(default_factory=dict)
     merge_seconds: float = 0.0
+    kind: VersionKind = VersionKind.MERGE
+    digest: str = ""
+    parent_digest: str = ""
+    content_version: int = 0
+    rotation_bytes: int = 0
+    num_moved: int = 0
+    largest_drift: float = 0.0
+
+
+MAX_TOLD_DRIFTS = 100
+"""Drifts in one event: an event must fit into one message however many tasks there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +162,8 @@ class WorkerStatus:
     lease_epoch: int
     is_live: bool
     last_heartbeat_at: datetime
+    base_version: int = 0
+    num_merged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +180,142 @@ class CoordinatorStatus:
     num_watchers: int
     started_at: datetime
     release: str
+    subspace: str = DEFAULT_SUBSPACE
+    store_id: str = ""
+    digest: str = ""
+    num_parked: int = 0
+    num_synced_watchers: int = 0
+    num_catching_up_watchers: int = 0
+    num_slow_watchers: int = 0
+    bytes_in_flight: int = 0
+    principal: str = ""
+    role: str = ""
+    newest_version_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubspaceSummary:
+    """One named subspace of a coordinator."""
+
+    name: str
+    fingerprint: Fingerprint | None
+    current_version: int
+    first_version: int
+    num_tasks: int
+    num_pending: int
+    role: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSummary:
+    """A version in its lineage; ``is_kept`` while its tensors are."""
+
+    event: VersionEvent
+    is_kept: bool
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDiff:
+    """One side of one layer in two versions; the angle in radians."""
+
+    layer: str
+    side: str
+    angle: float
+    num_factors_a: int
+    num_factors_b: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDiff:
+    """What lies between two versions; drifts as served, of the tasks in both that moved most."""
+
+    version_a: int
+    version_b: int
+    layers: tuple[LayerDiff, ...]
+    angle: float
+    added_task_ids: tuple[str, ...]
+    removed_task_ids: tuple[str, ...]
+    drift: Mapping[str, float]
+    num_moved: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMove:
+    """How far one version moved one task."""
+
+    version: int
+    drift: float
+    is_own_merge: bool
+    update_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What compacting did or would do. ``kept`` names versions kept beyond the newest, with the reason."""
+
+    versions: tuple[int, ...]
+    freed_bytes: int
+    first_version: int
+    kept: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSummary:
+    """One update as the coordinator knows it, without its tensors."""
+
+    sequence: int
+    receipt: Receipt
+    task_id: str
+    worker_id: str
+    base_version: int
+    pushed_at: datetime
+    update_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMeasure:
+    """An update's ``dW`` in one layer: Frobenius norm, singular values, share of energy outside the bases."""
+
+    layer: str
+    norm: float
+    largest_singular: float
+    smallest_singular: float
+    energy_outside: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateInspection:
+    """One update with its measures. ``influence``: drift of others if it alone were merged now."""
+
+    update: UpdateSummary
+    layers: tuple[LayerMeasure, ...]
+    influence: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token without its secret."""
+
+    token_id: str
+    principal: str
+    role: Role
+    subspaces: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who changed what, and when."""
+
+    sequence: int
+    at: datetime
+    principal: str
+    action: str
+    subspace: str = ""
+    subject: str = ""
+    digest: str = ""
+    detail: str = ""
