@@ -1,9 +1,11 @@
 """The policy decides by the clock it is given and says why."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.policy import MergePolicy, PendingUpdate, decide
+from coordinator.policy import MergePolicy, PendingUpdate, decide, require_fresh
+from share_dist.errors import BaseVersionTooOld
 
 
 def waiting(*updates: tuple[str, str, float]) -> list[PendingUpdate]:
@@ -82,3 +84,27 @@ def test_an_update_from_the_future_waits_no_longer_than_others():
     policy = MergePolicy(min_updates=2, max_wait_seconds=10.0)
     decision = decide(100.0, waiting(("u1", "cats", 3700.0)), policy)
     assert decision.look_again_seconds == 10.0
+
+
+def test_a_refit_is_asked_for_beyond_either_bound():
+    """The error says the measure that is beyond its bound, and from which version on it is not."""
+    policy = MergePolicy(staleness="refit", max_lag=3, max_angle=0.5)
+    require_fresh("update u1", 4, 7, 0.5, policy)
+    with pytest.raises(BaseVersionTooOld, match="is 4 versions late, 3 are taken") as too_late:
+        require_fresh("update u1", 3, 7, 0.0, policy)
+    assert (too_late.value.first_version, too_late.value.current_version) == (4, 7)
+    with pytest.raises(BaseVersionTooOld, match=r"turned by 0\.501 radians since, 0\.5 are taken"):
+        require_fresh("update u1", 6, 7, 0.501, policy)
+
+
+@pytest.mark.parametrize("staleness", ["transport", "down-weight"])
+def test_whoever_merges_late_updates_asks_for_no_refit(staleness):
+    """Bounds count under the policy "refit" only."""
+    policy = MergePolicy(staleness=staleness, max_lag=0, max_angle=0.0)
+    require_fresh("update u1", 0, 1000, 1.57, policy)
+    assert not policy.needs_angle
+
+
+def test_without_bounds_nothing_is_too_late():
+    """A policy that asks for re-fits, and says no bound, takes everything."""
+    require_fresh("update u1", 0, 1000, 1.57, MergePolicy(staleness="refit"))
