@@ -86,7 +86,7 @@ def check_fingerprint(digest: str, fingerprint: Fingerprint | None) -> Refused |
 
 
 def check_version(
-    name: str, base_version: int, first_version: int, current_version: int
+    name: str, base_version: int, first_version: int, current_version: int, *, is_kept: bool
 ) -> Refused | None:
     """
     Refuse an update whose base version does not exist yet, or is no longer kept.
@@ -96,6 +96,7 @@ def check_version(
         base_version: The version that it was trained on.
         first_version: The oldest version that is kept.
         current_version: The newest.
+        is_kept: Whether the base version is; some older than the first may be.
     """
     if base_version > current_version:
         return Refused(
@@ -107,7 +108,7 @@ def check_version(
                 current_version=current_version,
             )
         )
-    if base_version < first_version:
+    if not is_kept:
         return Refused(
             BaseVersionTooOld(
                 f"{name} was trained on version {base_version}, the oldest that can "

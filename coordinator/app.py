@@ -12,6 +12,7 @@ import contextlib
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health
@@ -19,17 +20,18 @@ from structlog.typing import FilteringBoundLogger
 from typing_extensions import Self
 
 from coordinator import service
+from coordinator.access import Access
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
-from coordinator.config import CoordinatorConfig
+from coordinator.config import CoordinatorConfig, SubspaceConfig
 from coordinator.leases import Leases
+from coordinator.lineages import Lineages
 from coordinator.metrics import Metrics, MetricsServer
-from coordinator.state import Coordinator
-from coordinator.store.base import Store
-from coordinator.store.durable import DurableStore
+from coordinator.state import Coordinator, Lineage
+from coordinator.store.base import COORDINATOR, Catalog, Store
 from coordinator.versions import VersionCache
 from coordinator.writer import MergeWriter
-from share_dist.errors import ConfigError
+from share_dist.errors import ConfigError, StoreError, StoreFenced
 from share_dist.telemetry import Event, get_logger
 from share_dist.wire.options import SERVER_OPTIONS
 from share_dist.wire.records import UpdateState, VersionEvent
@@ -39,31 +41,31 @@ HISTORY_BATCH = 64
 
 
 def build(
-    config: CoordinatorConfig, store: Store | None = None, clock: Clock | None = None
+    config: CoordinatorConfig, catalog: Catalog | None = None, clock: Clock | None = None
 ) -> "CoordinatorApp":
     """
     Make a coordinator that serves while it is used as ``async with``.
 
     Args:
         config: What it was told.
-        store: Instead of a durable one at ``config.store``.
+        catalog: Instead of a durable one at ``config.store``.
         clock: Instead of this machine's.
     """
-    return CoordinatorApp(config, store, clock or Clock())
+    return CoordinatorApp(config, catalog, clock or Clock())
 
 
 class CoordinatorApp:
     """A coordinator in this process; see ``build``."""
 
-    def __init__(self, config: CoordinatorConfig, store: Store | None, clock: Clock) -> None:
+    def __init__(self, config: CoordinatorConfig, catalog: Catalog | None, clock: Clock) -> None:
         self._config = config
-        self._given_store = store
+        self._given_catalog = catalog
         self._clock = clock
         self._log = get_logger("coordinator")
         self._metrics_server: MetricsServer | None = None
         self._server: grpc.aio.Server
         self._health: health.aio.HealthServicer
-        self._writing: asyncio.Task[None]
+        self._ended: asyncio.Future[None]
         self._ending: asyncio.Future[None]
         self._closing = contextlib.AsyncExitStack()
         self.coordinator: Coordinator
@@ -81,18 +83,23 @@ class CoordinatorApp:
 
     async def __aenter__(self) -> Self:
         _forget_port(self._config.port_file)
-        store = self._given_store
-        if store is None:
-            store = await asyncio.to_thread(DurableStore, self._config.store)
+        self._ended = asyncio.get_running_loop().create_future()
+        catalog = self._given_catalog
+        if catalog is None:
+            catalog = await asyncio.to_thread(self._open_catalog)
         async with contextlib.AsyncExitStack() as closing:
-            closing.callback(store.close)
+            closing.callback(catalog.close)
             closing.callback(self._say_stopped)
-            self.coordinator = _compose(self._config, store, self._log, self._clock)
+            self.coordinator = self._compose(catalog)
+            # before anyone is served: whoever can reach a port can ask for any subspace of before
+            closing.push_async_callback(self.coordinator.lineages.stop)
+            for name in sorted({*self._config.names, *catalog.names()}):
+                await self.coordinator.lineages.open(name, by=COORDINATOR)
             await self._serve(closing)
-            self._writing = asyncio.create_task(self.coordinator.writer.run())
-            closing.push_async_callback(self._stop_writing)
+            renewing = asyncio.create_task(self._keep_owning(catalog))
+            closing.callback(renewing.cancel)
+            closing.push_async_callback(self.coordinator.lineages.stop)
             closing.push_async_callback(self._stop_serving)
-            self._writing.add_done_callback(self._note_end_of_writing)
             closing.callback(_forget_port, self._config.port_file)
             self._tell_port()
             self._closing = closing.pop_all()
@@ -107,7 +114,8 @@ class CoordinatorApp:
             Whether it was told to stop.
         """
         waiting = asyncio.create_task(told.wait())
-        await asyncio.wait({waiting, self._writing}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {waiting, self._ended}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         return told.is_set()
 
@@ -123,29 +131,70 @@ class CoordinatorApp:
     async def _stop_serving(self) -> None:
         """Say so, and end every watch; calls in hand go on until the writer has let go of them."""
         await self._health.enter_graceful_shutdown()
-        self.coordinator.broadcast.close()
-
-    async def _stop_writing(self) -> None:
-        """Finish the merge in hand; a writer that failed has been told of already."""
-        self.coordinator.writer.stop()
-        await asyncio.wait({self._writing})
+        for lineage in self.coordinator.lineages.all():
+            lineage.broadcast.close()
 
     def _note_end_of_writing(self, writing: "asyncio.Task[None]") -> None:
         error = None if writing.cancelled() else writing.exception()
-        if error is None:
-            return
+        if error is not None:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        """End serving, as nothing more can be written: a bug of ours, or another owner of the store."""
         with contextlib.suppress(Exception):
             self._log.critical(Event.WRITER_FAILED.value, exc_info=error)
         # kept: the loop holds its tasks only weakly
         self._ending = asyncio.ensure_future(self._health.enter_graceful_shutdown())
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    async def _keep_owning(self, catalog: Catalog) -> None:
+        while True:
+            await asyncio.sleep(self._config.owner_lease_seconds / 3)
+            try:
+                await asyncio.to_thread(catalog.renew)
+            except StoreFenced as error:
+                self._give_up(error)
+                return
+            except StoreError as error:
+                # the lease has time left: the next try may succeed
+                self._log.error(Event.RENEWAL_FAILED.value, reason=error.message)
 
     def facts(self) -> dict[str, int]:
-        """What the coordinator holds: version and number of pending updates."""
-        store = self.coordinator.store
+        """What the default subspace holds: version and number of pending updates."""
+        store = self.coordinator.lineages.get("").store
         return {
             "version": store.current_version,
             "num_pending": store.num_updates(UpdateState.PENDING),
         }
+
+    def _open_catalog(self) -> Catalog:
+        from coordinator.store.durable import open_catalog
+
+        return open_catalog(
+            self._config.store,
+            blobs=self._config.blobs,
+            owner_lease_seconds=self._config.owner_lease_seconds,
+            inline_bytes=self._config.inline_bytes,
+        )
+
+    def _compose(self, catalog: Catalog) -> Coordinator:
+        metrics = Metrics()
+        lineages = Lineages(
+            catalog,
+            partial(_lineage, self._config, metrics, self._log, self._clock),
+            self._note_end_of_writing,
+        )
+        return Coordinator(
+            config=self._config,
+            catalog=catalog,
+            lineages=lineages,
+            access=Access(),
+            metrics=metrics,
+            log=self._log,
+            clock=self._clock,
+            started_at=self._clock.now(),
+        )
 
     async def _serve(self, closing: contextlib.AsyncExitStack) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -180,30 +229,35 @@ class CoordinatorApp:
         unfinished.replace(path)
 
 
-def _compose(
-    config: CoordinatorConfig, store: Store, log: FilteringBoundLogger, clock: Clock
-) -> Coordinator:
-    _check_metric(config, store)
+def _lineage(
+    config: CoordinatorConfig,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+    clock: Clock,
+    store: Store,
+) -> Lineage:
+    """Put the parts of one named subspace together."""
+    own = config.subspace(store.name)
+    _check_metric(own, store)
+    counted = metrics.of(store.name)
+    log = log.bind(subspace=store.name)
     versions = VersionCache(store)
     broadcast = Broadcast(
-        store.current_version, partial(_history, store), max_watchers=config.max_watchers
+        store.current_version, partial(_history, store), max_watchers=own.max_watchers
     )
-    leases = Leases(config.lease_seconds, store.epochs(), clock.monotonic_seconds())
-    metrics = Metrics()
-    metrics.num_watchers.set_function(lambda: broadcast.num_watchers)
-    metrics.num_live_workers.set_function(lambda: leases.num_live(clock.monotonic_seconds()))
-    writer = MergeWriter(config, store, versions, broadcast, metrics, log, clock)
-    return Coordinator(
-        config, store, versions, leases, broadcast, writer, metrics, log, clock, clock.now()
-    )
+    leases = Leases(own.lease_seconds, store.epochs(), clock.monotonic_seconds())
+    counted.num_watchers.set_function(lambda: broadcast.num_watchers)
+    counted.num_live_workers.set_function(lambda: leases.num_live(clock.monotonic_seconds()))
+    writer = MergeWriter(own, store, versions, broadcast, counted, log, clock)
+    return Lineage(store.name, own, store, versions, leases, broadcast, writer, counted, log)
 
 
-def _check_metric(config: CoordinatorConfig, store: Store) -> None:
+def _check_metric(config: SubspaceConfig, store: Store) -> None:
     fingerprint = store.fingerprint()
     if fingerprint and fingerprint.metric != config.metric:
         raise ConfigError(
-            f"the store works with metric {fingerprint.metric!r}, asked was {config.metric!r}: pass "
-            f"--metric {fingerprint.metric}, or begin a new store",
+            f"subspace {store.name!r} works with metric {fingerprint.metric!r}, asked was "
+            f"{config.metric!r}: pass --metric {fingerprint.metric}, or begin another subspace",
             key="metric",
         )
 

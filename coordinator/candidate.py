@@ -1,19 +1,20 @@
 """The next version before it is committed: merged, measured and encoded, so that only the disk can still fail."""
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coordinator.clock import Clock
-from coordinator.config import CoordinatorConfig
-from coordinator.store.base import EncodedVersion, MergeMark, VersionCommit
+from coordinator.config import SubspaceConfig
+from coordinator.store.base import EncodedVersion, MergeMark, VersionCommit, entries_after
 from coordinator.store.format import encode_version
 from coordinator.versions import ServedPayload, Snapshot, encode_served
 from share_dist.core.merge import merge
 from share_dist.core.outcome import MergeOutcome, MergeReport
 from share_dist.core.values import Subspace, TaskUpdate
 from share_dist.errors import NotFinite
-from share_dist.wire.records import VersionEvent
+from share_dist.wire.records import MAX_TOLD_DRIFTS, VersionEvent
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def make_candidate(
     *,
     current: Snapshot,
     bases: Mapping[int, Subspace],
-    config: CoordinatorConfig,
+    config: SubspaceConfig,
     clock: Clock,
 ) -> Candidate:
     """
@@ -80,8 +81,18 @@ def make_candidate(
         )
         for update_id in report.update_ids
     }
-    commit = VersionCommit(outcome.subspace, outcome.tasks, event, marks, report.to_dict())
-    return Candidate(encode_version(commit), served, _next_snapshot(current, outcome))
+    merged = dict(zip(report.task_ids, report.update_ids, strict=True))
+    commit = VersionCommit(
+        subspace=outcome.subspace,
+        tasks=outcome.tasks,
+        entries=entries_after(current.entries, report.drift, merged),
+        event=event,
+        marks=marks,
+        report=report.to_dict(),
+        drift=report.drift,
+    )
+    version = encode_version(commit, parent_digest=current.digest)
+    return Candidate(version, served, _snapshot_of(version.commit))
 
 
 def _event(outcome: MergeOutcome, served: ServedPayload, clock: Clock) -> VersionEvent:
@@ -96,8 +107,17 @@ def _event(outcome: MergeOutcome, served: ServedPayload, clock: Clock) -> Versio
         angle=report.angle,
         num_factors=report.num_factors,
         subspace_bytes=len(served.payload),
-        drift=dict(report.drift),
+        drift=largest_drifts(report.drift),
+        num_moved=sum(drift > 0 for drift in report.drift.values()),
+        largest_drift=max(report.drift.values(), default=0.0),
     )
+
+
+def largest_drifts(drift: Mapping[str, float]) -> dict[str, float]:
+    """Return the drifts that an event tells of: the largest, of tasks that moved at all."""
+    moved = [(amount, task_id) for task_id, amount in drift.items() if amount > 0]
+    largest = heapq.nlargest(MAX_TOLD_DRIFTS, moved)
+    return {task_id: amount for amount, task_id in sorted(largest, key=lambda item: item[1])}
 
 
 def _require_finite(report: MergeReport) -> None:
@@ -123,11 +143,5 @@ def _require_finite(report: MergeReport) -> None:
                 )
 
 
-def _next_snapshot(current: Snapshot, outcome: MergeOutcome) -> Snapshot:
-    merged = dict(zip(outcome.report.task_ids, outcome.report.update_ids, strict=True))
-    return replace(
-        current,
-        subspace=outcome.subspace,
-        tasks=outcome.tasks,
-        update_ids={**current.update_ids, **merged},
-    )
+def _snapshot_of(commit: VersionCommit) -> Snapshot:
+    return Snapshot(commit.subspace, commit.tasks, commit.entries, commit.event.digest)

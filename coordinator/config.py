@@ -20,6 +20,7 @@ from coordinator.policy import MergePolicy
 from share_dist.core.values import Metric
 from share_dist.errors import ConfigError
 from share_dist.telemetry import LogFormat
+from share_dist.wire.records import DEFAULT_SUBSPACE, Role
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,20 +30,10 @@ else:
 ENVIRONMENT_PREFIX: Final = "SHARE_DIST_"
 
 
-class CoordinatorConfig(BaseModel):
-    """Every key of a coordinator's configuration."""
+class SubspaceConfig(BaseModel):
+    """The keys that each named subspace can have for itself; at the top they hold for all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    store: Path = Field(description="Folder of the store; made if it is not there")
-    listen: str = Field(
-        "127.0.0.1:50551", description="Address to serve on; port 0 takes a free one"
-    )
-    port_file: Path | None = Field(None, description="File to write the port to once serving")
-    insecure: bool = Field(
-        default=False, description="Serve beyond this machine without encryption or authentication"
-    )
-    metrics_listen: str | None = Field(None, description="Address to serve Prometheus metrics on")
 
     num_factors: int | None = Field(
         32, ge=1, description="Principal factors per side that are broadcast, at most"
@@ -72,17 +63,18 @@ class CoordinatorConfig(BaseModel):
     max_update_bytes: int = Field(2**30, ge=1, description="Payload of an update, at most")
     max_pending: int = Field(1000, ge=1, description="Updates that wait, at most")
     max_watchers: int = Field(1000, ge=1, description="Watchers at once, at most")
+    keep_versions: int = Field(
+        0,
+        ge=0,
+        description="Versions kept, and those that someone still needs; 0 keeps every one",
+    )
 
     lease_seconds: float = Field(
         120.0, gt=0, description="How long a worker may be silent and still push"
     )
-    grace_seconds: float = Field(
-        5.0, ge=0, description="How long calls in flight may go on after the signal to stop"
-    )
-    threads: int = Field(1, ge=1, description="Threads of a merge's linear algebra")
-    log_format: LogFormat = Field("console", description="How logs are written")
-    log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="What is logged"
+    roles: dict[str, Role] = Field(
+        default_factory=dict,
+        description="Principal -> reader, worker or admin; empty leaves it to their credentials",
     )
 
     @property
@@ -98,6 +90,61 @@ class CoordinatorConfig(BaseModel):
             max_temporary=self.max_temporary,
             max_norm=self.max_norm,
         )
+
+
+class CoordinatorConfig(SubspaceConfig):
+    """Every key of a coordinator's configuration."""
+
+    store: str = Field(
+        description="Folder of the store, made if it is not there; or a database URL"
+    )
+    blobs: str | None = Field(
+        None, description="Folder or fsspec URL of large tensors; a folder of the store by default"
+    )
+    owner_lease_seconds: float = Field(
+        30.0, gt=0, description="How long a coordinator that hangs keeps others from its store"
+    )
+    inline_bytes: int = Field(
+        2**18, ge=0, description="Payloads up to this size lie in the database itself"
+    )
+    listen: str = Field(
+        "127.0.0.1:50551", description="Address to serve on; port 0 takes a free one"
+    )
+    port_file: Path | None = Field(None, description="File to write the port to once serving")
+    insecure: bool = Field(
+        default=False, description="Serve beyond this machine without encryption or authentication"
+    )
+    metrics_listen: str | None = Field(None, description="Address to serve Prometheus metrics on")
+    subspaces: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Named subspaces beside 'default', each with the keys that it has for itself",
+    )
+    grace_seconds: float = Field(
+        5.0, ge=0, description="How long calls in flight may go on after the signal to stop"
+    )
+    threads: int = Field(1, ge=1, description="Threads of a merge's linear algebra")
+    log_format: LogFormat = Field("console", description="How logs are written")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="What is logged"
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the subspaces that are served from the start."""
+        return tuple(sorted({DEFAULT_SUBSPACE, *self.subspaces}))
+
+    def subspace(self, name: str) -> SubspaceConfig:
+        """
+        Return the configuration of a named subspace: its own keys over those at the top.
+
+        Raises:
+            ConfigError: A key is unknown or a value cannot be used.
+        """
+        shared = {key: getattr(self, key) for key in SubspaceConfig.model_fields}
+        try:
+            return SubspaceConfig.model_validate(shared | self.subspaces.get(name, {}))
+        except ValidationError as error:
+            raise _config_error(error, f"[subspaces.{name}]", SubspaceConfig) from None
 
 
 def load_config(
@@ -124,12 +171,15 @@ def load_config(
     }
     given = {key: value for key, value in flags.items() if value is not None}
     values = _read_file(file) | from_environment | given
+    values |= {key: str(values[key]) for key in ("store", "blobs") if key in values}
     try:
         config = CoordinatorConfig.model_validate(values)
     except ValidationError as error:
-        raise _config_error(error, file) from None
+        raise _config_error(error, str(file or "the flags"), CoordinatorConfig) from None
     for key in ("listen", "metrics_listen"):
         _check_address(key, getattr(config, key), is_insecure_allowed=config.insecure)
+    for name in config.subspaces:
+        config.subspace(name)
     return config
 
 
@@ -161,12 +211,12 @@ def _read_file(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{file} is no TOML file: {error}", key="config") from error
 
 
-def _config_error(error: ValidationError, file: Path | None) -> ConfigError:
+def _config_error(error: ValidationError, where: str, model: type[BaseModel]) -> ConfigError:
     first = error.errors(include_url=False)[0]
     key = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, CoordinatorConfig.model_fields, n=1, cutoff=0.0)
-        sentence = f"unknown key {key!r} in {file or 'the flags'}: did you mean {nearest[0]!r}?"
+        nearest = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.0)
+        sentence = f"unknown key {key!r} in {where}: did you mean {nearest[0]!r}?"
     elif first["type"] == "missing":
         sentence = f"{key} is missing: give --{key.replace('_', '-')}, or {key} in a file"
     else:

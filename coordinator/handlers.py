@@ -11,10 +11,12 @@ from importlib.metadata import version as release_of
 import torch
 
 from coordinator import faults
+from coordinator.access import Principal
 from coordinator.admission import Admitted, Refused, admit, check_fingerprint, check_version
 from coordinator.leases import WorkerLease
-from coordinator.state import Coordinator
-from coordinator.store.base import Kept, Store, UpdateRecord
+from coordinator.state import Call, Coordinator, Lineage
+from coordinator.store.base import DescribedUpdate, Kept, UpdateRecord, not_owner
+from coordinator.store.format import describe_update
 from coordinator.versions import ServedPayload, Snapshot
 from share_dist.core.values import WIRE_VERSION, Fingerprint, LayerUpdate, SideUpdate, TaskUpdate
 from share_dist.errors import (
@@ -27,6 +29,7 @@ from share_dist.errors import (
 from share_dist.telemetry import Event
 from share_dist.wire import codec
 from share_dist.wire.records import (
+    DEFAULT_SUBSPACE,
     CoordinatorStatus,
     Lease,
     Receipt,
@@ -51,7 +54,10 @@ class Push:
     update: TaskUpdate
     worker_id: str
     fingerprint_digest: str
+    base_digest: str = ""
     wait: Wait = "durable"
+    payload: bytes | None = None
+    """The update's tensors as they came; made anew when absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class AnnouncedPush:
     lease_epoch: int
     base_version: int
     fingerprint_digest: str
+    base_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class ServedSubspace:
     """A version as it is sent; no payload when the caller has it already."""
 
     version: int
+    digest: str
     fingerprint: Fingerprint | None
     served: ServedPayload | None
 
@@ -84,37 +92,52 @@ class ServedTask:
     served: ServedPayload
 
 
-async def register(
-    coordinator: Coordinator, worker_id: str, fingerprint: Fingerprint | None
-) -> Lease:
+async def open_lineage(coordinator: Coordinator, principal: Principal, name: str) -> Lineage:
     """
-    Give a worker a lease; the first fingerprint is what the coordinator works on from then on.
+    Return the lineage that a worker registers with; an administrator's first worker makes it.
 
     Raises:
-        FingerprintMismatch: The worker's model, layers or metric are not the coordinator's.
+        UnknownSubspace: There is none of this name, and the caller may not make one.
+        ConfigError: The name can be none.
+    """
+    name = name or DEFAULT_SUBSPACE
+    if coordinator.access.role(principal, name) == "admin":
+        return await coordinator.lineages.open(name, by=principal.name)
+    return coordinator.lineages.get(name)
+
+
+async def register(call: Call, worker_id: str, fingerprint: Fingerprint | None) -> Lease:
+    """
+    Give a worker a lease; the first fingerprint is what the subspace works on from then on.
+
+    Raises:
+        FingerprintMismatch: The worker's model, layers or metric are not the subspace's.
+        NotPermitted: The ``worker_id`` belongs to another principal.
         ConfigError: The fingerprint has no layers, or an empty one.
         WireError: It has layers of which no update could be sent.
     """
+    lineage = call.lineage
     if fingerprint is not None:
-        await _bind(coordinator, fingerprint)
-    epoch = await asyncio.to_thread(coordinator.store.next_epoch, worker_id)
-    coordinator.leases.grant(worker_id, epoch, coordinator.clock.monotonic_seconds())
-    coordinator.log.info(Event.WORKER_REGISTERED.value, worker_id=worker_id, lease_epoch=epoch)
-    return await _lease(coordinator, worker_id, epoch)
+        await _bind(call, fingerprint)
+    owner = _owner(call, worker_id)
+    epoch = await asyncio.to_thread(lineage.store.next_epoch, worker_id, by=owner)
+    lineage.leases.grant(worker_id, epoch, call.clock.monotonic_seconds())
+    lineage.log.info(Event.WORKER_REGISTERED.value, worker_id=worker_id, lease_epoch=epoch)
+    return await _lease(lineage, worker_id, epoch)
 
 
-async def heartbeat(coordinator: Coordinator, worker_id: str, lease_epoch: int) -> Lease:
+async def heartbeat(call: Call, worker_id: str, lease_epoch: int) -> Lease:
     """
     Keep a worker's lease.
 
     Raises:
         LeaseExpired: It has ended or was taken over.
     """
-    coordinator.leases.renew(worker_id, lease_epoch, coordinator.clock.monotonic_seconds())
-    return await _lease(coordinator, worker_id, lease_epoch)
+    call.lineage.leases.renew(worker_id, lease_epoch, call.clock.monotonic_seconds())
+    return await _lease(call.lineage, worker_id, lease_epoch)
 
 
-async def announce_push(coordinator: Coordinator, push: AnnouncedPush) -> None:
+async def announce_push(call: Call, push: AnnouncedPush) -> None:
     """
     Refuse a push by its header alone, before its tensors cost anything.
 
@@ -127,19 +150,19 @@ async def announce_push(coordinator: Coordinator, push: AnnouncedPush) -> None:
         BaseVersionTooOld: Its base version is no longer kept.
         Overloaded: Too many updates wait.
     """
-    store = coordinator.store
-    if await asyncio.to_thread(store.knows, push.update_id):
+    store = call.lineage.store
+    if await asyncio.to_thread(store.find_update, push.update_id):
         return
     try:
-        now_seconds = coordinator.clock.monotonic_seconds()
-        coordinator.leases.renew(push.worker_id, push.lease_epoch, now_seconds)
-        await asyncio.to_thread(_check_announced, coordinator, push)
+        now_seconds = call.clock.monotonic_seconds()
+        call.lineage.leases.renew(push.worker_id, push.lease_epoch, now_seconds)
+        await asyncio.to_thread(_check_announced, call, push)
     except ShareError as error:
-        _note_refusal(coordinator, push.update_id, push.task_id, error)
+        _note_refusal(call.lineage, push.update_id, push.task_id, error)
         raise
 
 
-async def push_update(coordinator: Coordinator, push: Push) -> Receipt:
+async def push_update(call: Call, push: Push) -> Receipt:
     """
     Admit an update and keep it; a push that is known gets the receipt of what became of it.
 
@@ -155,24 +178,28 @@ async def push_update(coordinator: Coordinator, push: Push) -> Receipt:
         StoreFull: There is no room; nothing was kept.
         StoreUnavailable: The disk fails; nothing was kept.
     """
+    lineage = call.lineage
     try:
-        record = await asyncio.to_thread(coordinator.store.repeat_of, push.update)
+        described = await asyncio.to_thread(_describe, call, push)
+        record = await asyncio.to_thread(lineage.store.find_update, push.update.update_id)
         if record is None:
-            record = await _admit(coordinator, push)
+            record = await _admit(call, push, described)
         else:
-            _note_repeat(coordinator, record)
+            record.require_same_content(described.record.content_digest)
+            _require_owner(call, record)
+            _note_repeat(lineage, record)
     except ShareError as error:
-        _note_refusal(coordinator, push.update.update_id, push.update.task_id, error)
+        _note_refusal(lineage, push.update.update_id, push.update.task_id, error)
         raise
-    coordinator.writer.notify()
+    lineage.writer.notify()
     if push.wait == "merged":
-        record = await coordinator.writer.settled(record.update_id)
+        record = await lineage.writer.settled(record.update_id)
     faults.reach("before-reply")
     return record.receipt()
 
 
 async def pull_subspace(
-    coordinator: Coordinator, version: int | None, held_version: int | None
+    call: Call, version: int | None, held_version: int | None, held_digest: str = ""
 ) -> ServedSubspace:
     """
     Return the newest version or a given one, unless the caller has it.
@@ -181,16 +208,18 @@ async def pull_subspace(
         VersionInFuture: There is no such version yet.
         VersionCompacted: It is no longer kept.
     """
-    version = coordinator.writer.snapshot.version if version is None else version
-    coordinator.store.require_version(version)
-    fingerprint = await asyncio.to_thread(coordinator.store.fingerprint)
-    if version == held_version:
-        return ServedSubspace(version, fingerprint, served=None)
-    served = await asyncio.to_thread(coordinator.versions.served, version)
-    return ServedSubspace(version, fingerprint, served)
+    lineage = call.lineage
+    version = lineage.writer.snapshot.version if version is None else version
+    lineage.store.require_version(version)
+    digest = await asyncio.to_thread(lineage.store.digest, version)
+    fingerprint = await asyncio.to_thread(lineage.store.fingerprint)
+    if version == held_version and held_digest in {"", digest}:
+        return ServedSubspace(version, digest, fingerprint, served=None)
+    served = await asyncio.to_thread(lineage.versions.served, version)
+    return ServedSubspace(version, digest, fingerprint, served)
 
 
-async def pull_task(coordinator: Coordinator, task_id: str, version: int | None) -> ServedTask:
+async def pull_task(call: Call, task_id: str, version: int | None) -> ServedTask:
     """
     Return one task in the bases of the current version.
 
@@ -199,22 +228,22 @@ async def pull_task(coordinator: Coordinator, task_id: str, version: int | None)
         VersionInFuture: There is no such version yet.
         VersionCompacted: The version is not the current one.
     """
-    snapshot = coordinator.writer.snapshot
+    snapshot = call.lineage.writer.snapshot
     if version is not None and version != snapshot.version:
-        _require_newest(coordinator, version, snapshot.version)
+        _require_newest(call.lineage, version, snapshot.version)
     if task_id not in snapshot.tasks:
         raise await asyncio.to_thread(_unknown_task, snapshot, task_id)
-    return await asyncio.to_thread(_served_task, coordinator.store, snapshot, task_id)
+    return await asyncio.to_thread(_served_task, call.lineage, snapshot, task_id)
 
 
-async def list_tasks(coordinator: Coordinator) -> tuple[tuple[TaskSummary, ...], int]:
+async def list_tasks(call: Call) -> tuple[tuple[TaskSummary, ...], int]:
     """Return every task, merged or waiting, and the current version."""
-    summaries = await asyncio.to_thread(coordinator.store.task_summaries)
-    return summaries, coordinator.writer.snapshot.version
+    summaries = await asyncio.to_thread(call.lineage.store.task_summaries)
+    return summaries, call.lineage.writer.snapshot.version
 
 
 async def watch_versions(
-    coordinator: Coordinator, after_version: int | None
+    call: Call, after_version: int | None, after_digest: str = ""
 ) -> AsyncIterator[VersionEvent]:
     """
     Yield every version after the one that the caller holds, until the coordinator stops.
@@ -222,47 +251,35 @@ async def watch_versions(
     Raises:
         VersionInFuture: The caller holds a version that does not exist here.
         VersionCompacted: What came after it is no longer kept.
+        VersionMismatch: The caller holds a version of another store.
         Overloaded: There are too many watchers.
     """
-    current = coordinator.broadcast.current_version
+    lineage = call.lineage
+    current = lineage.broadcast.current_version
     after_version = current if after_version is None else after_version
-    coordinator.store.require_version(after_version)
-    async for event in coordinator.broadcast.watch(after_version):
+    lineage.store.require_version(after_version)
+    await asyncio.to_thread(lineage.store.require_digest, after_version, after_digest)
+    async for event in lineage.broadcast.watch(after_version):
         yield event
 
 
-async def get_status(coordinator: Coordinator) -> CoordinatorStatus:
+async def get_status(call: Call) -> CoordinatorStatus:
     """Tell how the coordinator is."""
-    store = coordinator.store
-    now_seconds = coordinator.clock.monotonic_seconds()
-    return CoordinatorStatus(
-        current_version=coordinator.writer.snapshot.version,
-        first_version=store.first_version,
-        fingerprint=await asyncio.to_thread(store.fingerprint),
-        num_tasks=len(coordinator.writer.snapshot.tasks),
-        num_pending=await asyncio.to_thread(store.num_updates, UpdateState.PENDING),
-        num_quarantined=await asyncio.to_thread(store.num_updates, UpdateState.QUARANTINED),
-        workers=tuple(
-            _worker_status(coordinator, lease, now_seconds)
-            for lease in coordinator.leases.all(now_seconds)
-        ),
-        num_watchers=coordinator.broadcast.num_watchers,
-        started_at=coordinator.started_at,
-        release=release_of("share-dist"),
-    )
+    return await asyncio.to_thread(_status, call)
 
 
 # --- register -----------------------------------------------------------------------------------
 
 
-async def _bind(coordinator: Coordinator, fingerprint: Fingerprint) -> None:
+async def _bind(call: Call, fingerprint: Fingerprint) -> None:
+    lineage = call.lineage
     await asyncio.to_thread(_require_layers, fingerprint)
-    # an unbound store would take anything: what this coordinator was told to do is checked first
-    replace(fingerprint, metric=coordinator.config.metric, wire_version=WIRE_VERSION).require(
+    # an unbound store would take anything: what this subspace was told to do is checked first
+    replace(fingerprint, metric=lineage.config.metric, wire_version=WIRE_VERSION).require(
         fingerprint
     )
-    if await asyncio.to_thread(coordinator.store.bind, fingerprint):
-        coordinator.log.info(Event.STORE_BOUND.value, fingerprint_digest=fingerprint.digest)
+    if await asyncio.to_thread(lineage.store.bind, fingerprint, by=call.principal.name):
+        lineage.log.info(Event.STORE_BOUND.value, fingerprint_digest=fingerprint.digest)
 
 
 def _require_layers(fingerprint: Fingerprint) -> None:
@@ -286,29 +303,45 @@ def _empty_side(features: int) -> SideUpdate:
     return SideUpdate(torch.zeros(0, 0), torch.zeros(features, 0), torch.zeros(0, 0))
 
 
-async def _lease(coordinator: Coordinator, worker_id: str, lease_epoch: int) -> Lease:
+def _owner(call: Call, worker_id: str) -> str:
+    return call.coordinator.access.owner(call.principal, worker_id)
+
+
+async def _lease(lineage: Lineage, worker_id: str, lease_epoch: int) -> Lease:
     return Lease(
         worker_id=worker_id,
         lease_epoch=lease_epoch,
-        duration_seconds=coordinator.leases.duration_seconds,
-        current_version=coordinator.writer.snapshot.version,
-        fingerprint=await asyncio.to_thread(coordinator.store.fingerprint),
+        duration_seconds=lineage.leases.duration_seconds,
+        current_version=lineage.writer.snapshot.version,
+        fingerprint=await asyncio.to_thread(lineage.store.fingerprint),
+        store_id=lineage.store.store_id,
     )
 
 
 # --- push ---------------------------------------------------------------------------------------
 
 
-async def _admit(coordinator: Coordinator, push: Push) -> UpdateRecord:
-    now_seconds = coordinator.clock.monotonic_seconds()
-    coordinator.leases.renew(push.worker_id, push.update.lease_epoch, now_seconds)
-    record, is_new = await asyncio.to_thread(_check_and_keep, coordinator, push)
+def _describe(call: Call, push: Push) -> DescribedUpdate:
+    return describe_update(
+        push.update,
+        worker_id=push.worker_id,
+        pushed_at=call.clock.now(),
+        owner=_owner(call, push.worker_id),
+        payload=push.payload,
+    )
+
+
+async def _admit(call: Call, push: Push, described: DescribedUpdate) -> UpdateRecord:
+    lineage = call.lineage
+    now_seconds = call.clock.monotonic_seconds()
+    lineage.leases.renew(push.worker_id, push.update.lease_epoch, now_seconds)
+    record, is_new = await asyncio.to_thread(_check_and_keep, call, push, described)
     if not is_new:
-        _note_repeat(coordinator, record)
+        _note_repeat(lineage, record)
         return record
-    coordinator.metrics.pushes.labels("admitted").inc()
-    coordinator.metrics.update_bytes.inc(record.update_bytes)
-    coordinator.log.info(
+    lineage.metrics.pushes("admitted").inc()
+    lineage.metrics.update_bytes.inc(record.update_bytes)
+    lineage.log.info(
         Event.UPDATE_ADMITTED.value,
         update_id=record.update_id,
         task_id=record.task_id,
@@ -328,54 +361,63 @@ def _announced(push: Push) -> AnnouncedPush:
         update.lease_epoch,
         update.base_version,
         push.fingerprint_digest,
+        push.base_digest,
     )
 
 
-def _check_announced(coordinator: Coordinator, push: AnnouncedPush) -> None:
-    store = coordinator.store
+def _check_announced(call: Call, push: AnnouncedPush) -> None:
+    lineage, store = call.lineage, call.lineage.store
     num_pending = store.num_updates(UpdateState.PENDING)
-    if num_pending >= coordinator.config.max_pending:
+    if num_pending >= lineage.config.max_pending:
         raise Overloaded(
             f"{num_pending} updates wait to be merged, as many as this coordinator takes: "
             "push again in 5 s",
             retry_after_seconds=5.0,
         )
+    owner, principal = store.owner(push.task_id), _owner(call, push.worker_id)
+    if owner not in {None, principal}:
+        raise not_owner(f"task {push.task_id!r}", str(owner), principal)
     refused = check_fingerprint(push.fingerprint_digest, store.fingerprint()) or check_version(
         f"update {push.update_id} for task {push.task_id!r}",
         push.base_version,
         store.first_version,
         store.current_version,
+        is_kept=store.is_kept(push.base_version),
     )
     if refused:
         raise refused.error
+    store.require_digest(push.base_version, push.base_digest)
 
 
-def _check_and_keep(coordinator: Coordinator, push: Push) -> Kept:
-    store, update = coordinator.store, push.update
+def _check_and_keep(call: Call, push: Push, described: DescribedUpdate) -> Kept:
+    lineage, update = call.lineage, push.update
     # again: others may have pushed while the tensors came
-    _check_announced(coordinator, _announced(push))
-    base = coordinator.versions.subspace(update.base_version)
-    match admit(update, base, coordinator.config.limits):
+    _check_announced(call, _announced(push))
+    base = lineage.versions.subspace(update.base_version)
+    match admit(update, base, lineage.config.limits):
         case Refused(error):
             raise error
         case Admitted():
-            return store.add_update(
-                update, worker_id=push.worker_id, pushed_at=coordinator.clock.now()
-            )
+            return lineage.store.add_update(described, by=call.principal.name)
 
 
-def _note_repeat(coordinator: Coordinator, record: UpdateRecord) -> None:
-    coordinator.metrics.pushes.labels("repeated").inc()
-    coordinator.log.info(
+def _require_owner(call: Call, record: UpdateRecord) -> None:
+    """Refuse a repeat of what somebody else pushed: its receipt is not for everyone."""
+    principal = _owner(call, record.worker_id)
+    if record.owner != principal:
+        raise not_owner(f"update {record.update_id}", record.owner, principal)
+
+
+def _note_repeat(lineage: Lineage, record: UpdateRecord) -> None:
+    lineage.metrics.pushes("repeated").inc()
+    lineage.log.info(
         Event.UPDATE_REPEATED.value, update_id=record.update_id, state=record.state.value
     )
 
 
-def _note_refusal(
-    coordinator: Coordinator, update_id: str, task_id: str, error: ShareError
-) -> None:
-    coordinator.metrics.pushes.labels("refused").inc()
-    coordinator.log.warning(
+def _note_refusal(lineage: Lineage, update_id: str, task_id: str, error: ShareError) -> None:
+    lineage.metrics.pushes("refused").inc()
+    lineage.log.warning(
         Event.UPDATE_REFUSED.value,
         update_id=update_id,
         task_id=task_id,
@@ -387,10 +429,10 @@ def _note_refusal(
 # --- tasks and status ---------------------------------------------------------------------------
 
 
-def _require_newest(coordinator: Coordinator, version: int, current_version: int) -> None:
-    coordinator.store.require_version(version)
+def _require_newest(lineage: Lineage, version: int, current_version: int) -> None:
+    lineage.store.require_version(version)
     raise VersionCompacted(
-        f"tasks are kept in the current version {current_version} only, asked was {version}: "
+        f"tasks are served in the current version {current_version} only, asked was {version}: "
         "pull the task without a version, or rebase what you hold",
         version=version,
         first_version=current_version,
@@ -398,12 +440,12 @@ def _require_newest(coordinator: Coordinator, version: int, current_version: int
     )
 
 
-def _served_task(store: Store, snapshot: Snapshot, task_id: str) -> ServedTask:
-    update_id = snapshot.update_ids[task_id]
-    head = store.load_update(update_id).head
+def _served_task(lineage: Lineage, snapshot: Snapshot, task_id: str) -> ServedTask:
+    head = lineage.store.load_update(snapshot.entries[task_id].update_id).head
     coefficients = snapshot.tasks[task_id].served(snapshot.subspace)
     payload = codec.task_to_bytes(coefficients, head)
-    return ServedTask(store.task_summary(update_id), snapshot.version, ServedPayload.of(payload))
+    summary = lineage.store.task_summary(task_id)
+    return ServedTask(summary, snapshot.version, ServedPayload.of(payload))
 
 
 def _unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:
@@ -417,13 +459,36 @@ def _unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:
     )
 
 
-def _worker_status(
-    coordinator: Coordinator, lease: WorkerLease, now_seconds: float
-) -> WorkerStatus:
+def _status(call: Call) -> CoordinatorStatus:
+    coordinator, lineage, store = call.coordinator, call.lineage, call.lineage.store
+    snapshot, now_seconds = lineage.writer.snapshot, call.clock.monotonic_seconds()
+    return CoordinatorStatus(
+        current_version=snapshot.version,
+        first_version=store.first_version,
+        fingerprint=store.fingerprint(),
+        num_tasks=len(snapshot.tasks),
+        num_pending=store.num_updates(UpdateState.PENDING),
+        num_quarantined=store.num_updates(UpdateState.QUARANTINED),
+        num_parked=store.num_updates(UpdateState.PARKED),
+        workers=tuple(
+            _worker_status(call, lease, now_seconds) for lease in lineage.leases.all(now_seconds)
+        ),
+        num_watchers=lineage.broadcast.num_watchers,
+        started_at=coordinator.started_at,
+        release=release_of("share-dist"),
+        subspace=lineage.name,
+        store_id=store.store_id,
+        digest=snapshot.digest,
+        principal=call.principal.name,
+        role=coordinator.access.role(call.principal, lineage.name) or "",
+    )
+
+
+def _worker_status(call: Call, lease: WorkerLease, now_seconds: float) -> WorkerStatus:
     silent = timedelta(seconds=now_seconds - lease.heard_at_seconds)
     return WorkerStatus(
         worker_id=lease.worker_id,
         lease_epoch=lease.lease_epoch,
-        is_live=coordinator.leases.is_live(lease, now_seconds),
-        last_heartbeat_at=coordinator.clock.now() - silent,
+        is_live=call.lineage.leases.is_live(lease, now_seconds),
+        last_heartbeat_at=call.clock.now() - silent,
     )

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from typing_extensions import override
 
 from coordinator import handlers
-from coordinator.state import Coordinator
+from coordinator.state import Call, Coordinator
 from coordinator.versions import ServedPayload
 from share_dist.core.values import Fingerprint
 from share_dist.errors import MalformedMessage, ShareError
@@ -81,37 +81,46 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     @override
     @_answering
-    async def Register(self, request: pb.RegisterRequest, _context: Any) -> pb.RegisterResponse:
+    async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
         fingerprint = (
             codec.fingerprint_from_pb(request.fingerprint)
             if request.HasField("fingerprint")
             else None
         )
         worker_id = codec.require_id(request.worker_id, "worker_id")
-        lease = await handlers.register(self._coordinator, worker_id, fingerprint)
+        principal = self._coordinator.access.identify(context)
+        await handlers.open_lineage(self._coordinator, principal, request.subspace)
+        lease = await handlers.register(self._call(request, context), worker_id, fingerprint)
         return codec.lease_to_pb(lease)
 
     @override
     @_answering
-    async def Heartbeat(self, request: pb.HeartbeatRequest, _context: Any) -> pb.HeartbeatResponse:
-        lease = await handlers.heartbeat(self._coordinator, request.worker_id, request.lease_epoch)
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
+        lease = await handlers.heartbeat(
+            self._call(request, context), request.worker_id, request.lease_epoch
+        )
         return codec.heartbeat_to_pb(lease)
 
     @override
     @_answering
     async def PushUpdate(
-        self, requests: AsyncIterator[pb.PushUpdateRequest], _context: Any
+        self, requests: AsyncIterator[pb.PushUpdateRequest], context: Any
     ) -> pb.Receipt:
-        push = await _receive_push(requests, self._coordinator)
-        return codec.receipt_to_pb(await handlers.push_update(self._coordinator, push))
+        header = await _push_header(requests)
+        call = self._call(header, context)
+        push = await _receive_push(header, requests, call)
+        return codec.receipt_to_pb(await handlers.push_update(call, push))
 
     @override
     @_answering
     async def PullSubspace(
-        self, request: pb.PullSubspaceRequest, _context: Any
+        self, request: pb.PullSubspaceRequest, context: Any
     ) -> AsyncIterator[pb.PullSubspaceResponse]:
         served = await handlers.pull_subspace(
-            self._coordinator, _optional(request, "version"), _optional(request, "held_version")
+            self._call(request, context),
+            _optional(request, "version"),
+            _optional(request, "held_version"),
+            request.held_digest,
         )
         sent = served.served or ServedPayload.of(b"")
         yield pb.PullSubspaceResponse(
@@ -120,6 +129,8 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 not_modified=served.served is None,
                 fingerprint=_optional_fingerprint(served.fingerprint),
                 payload=sent.header,
+                digest=served.digest,
+                store_id=self._coordinator.catalog.store_id,
             )
         )
         for chunk in chunks_of(sent.payload):
@@ -128,10 +139,10 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     @override
     @_answering
     async def PullTask(
-        self, request: pb.PullTaskRequest, _context: Any
+        self, request: pb.PullTaskRequest, context: Any
     ) -> AsyncIterator[pb.PullTaskResponse]:
         served = await handlers.pull_task(
-            self._coordinator,
+            self._call(request, context),
             codec.require_id(request.task_id, "task_id"),
             _optional(request, "version"),
         )
@@ -147,24 +158,35 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     @override
     @_answering
-    async def ListTasks(self, _request: pb.ListTasksRequest, _context: Any) -> pb.ListTasksResponse:
-        summaries, version = await handlers.list_tasks(self._coordinator)
+    async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:
+        summaries, version = await handlers.list_tasks(self._call(request, context))
         tasks = [codec.task_summary_to_pb(summary) for summary in summaries]
         return pb.ListTasksResponse(tasks=tasks, current_version=version)
 
     @override
     @_answering
     async def WatchVersions(
-        self, request: pb.WatchVersionsRequest, _context: Any
+        self, request: pb.WatchVersionsRequest, context: Any
     ) -> AsyncIterator[pb.VersionEvent]:
         after_version = _optional(request, "after_version")
-        async for event in handlers.watch_versions(self._coordinator, after_version):
+        async for event in handlers.watch_versions(
+            self._call(request, context), after_version, request.after_digest
+        ):
             yield codec.version_event_to_pb(event)
 
     @override
     @_answering
-    async def GetStatus(self, _request: pb.GetStatusRequest, _context: Any) -> pb.GetStatusResponse:
-        return codec.status_to_pb(await handlers.get_status(self._coordinator))
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        return codec.status_to_pb(await handlers.get_status(self._call(request, context)))
+
+    def _call(self, request: Any, context: Any) -> Call:
+        """Say who calls, and on which named subspace."""
+        return Call(
+            self._coordinator,
+            self._coordinator.lineages.get(request.subspace),
+            self._coordinator.access.identify(context),
+            context.peer(),
+        )
 
     async def refuse(self, context: Any, rpc: str, error: Exception) -> NoReturn:
         """End a call with the status of an error; a bug of ours is logged and only named."""
@@ -181,23 +203,29 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         raise AssertionError("abort always raises")
 
 
-async def _receive_push(
-    requests: AsyncIterator[pb.PushUpdateRequest], coordinator: Coordinator
-) -> handlers.Push:
+async def _push_header(requests: AsyncIterator[pb.PushUpdateRequest]) -> pb.UpdateHeader:
     first = await anext(requests, None)
     if first is None or first.WhichOneof("part") != "header":
         raise MalformedMessage("a push begins with its header: send it first", field="header")
-    header = first.header
-    joiner = ChunkJoiner(header.payload, coordinator.config.max_update_bytes)
-    await handlers.announce_push(coordinator, _announced(header))
+    return first.header
+
+
+async def _receive_push(
+    header: pb.UpdateHeader, requests: AsyncIterator[pb.PushUpdateRequest], call: Call
+) -> handlers.Push:
+    joiner = ChunkJoiner(header.payload, call.lineage.config.max_update_bytes)
+    await handlers.announce_push(call, _announced(header))
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise MalformedMessage("after its header a push has chunks only", field="chunk")
         joiner.add(request.chunk)
+    payload = joiner.finish()
     # in a thread: reading the tensors of a large update would stop all other calls
-    update = await asyncio.to_thread(lambda: codec.update_from_wire(header, joiner.finish()))
+    update = await asyncio.to_thread(codec.update_from_wire, header, payload)
     return handlers.Push(
         update=update,
+        payload=payload,
+        base_digest=header.base_digest,
         worker_id=header.worker_id,
         fingerprint_digest=header.fingerprint_digest,
         wait=codec.wait_from_pb(header.wait),
@@ -212,6 +240,7 @@ def _announced(header: pb.UpdateHeader) -> handlers.AnnouncedPush:
         lease_epoch=header.lease_epoch,
         base_version=header.base_version,
         fingerprint_digest=header.fingerprint_digest,
+        base_digest=header.base_digest,
     )
 
 

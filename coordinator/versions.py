@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from coordinator.store.base import Store
+from coordinator.store.base import Store, TaskEntry
 from share_dist.core.values import MergedTask, Subspace
 from share_dist.wire import codec
 from share_dist.wire.chunks import PayloadHeader, payload_header
@@ -35,12 +35,14 @@ class Snapshot:
     Args:
         subspace: With its oversampled tail.
         tasks: Every merged task.
-        update_ids: Merged task -> the update that it comes from.
+        entries: The same tasks -> the update that each comes from, and how far it has moved.
+        digest: Of the version.
     """
 
     subspace: Subspace
     tasks: Mapping[str, MergedTask]
-    update_ids: Mapping[str, str]
+    entries: Mapping[str, TaskEntry]
+    digest: str = ""
 
     @property
     def version(self) -> int:
@@ -48,11 +50,11 @@ class Snapshot:
         return self.subspace.version
 
     @staticmethod
-    def load(store: Store) -> "Snapshot":
-        """Read the current version from the store."""
-        return Snapshot(
-            store.subspace(store.current_version), store.merged_tasks(), store.merged_update_ids()
-        )
+    def load(store: Store, version: int | None = None) -> "Snapshot":
+        """Read a version from the store; the current one where none is named."""
+        version = store.current_version if version is None else version
+        kept = store.tasks(version)
+        return Snapshot(store.subspace(version), kept.tasks, kept.entries, store.digest(version))
 
 
 class VersionCache:

@@ -22,11 +22,11 @@ from coordinator import faults
 from coordinator.broadcast import Broadcast, Watcher
 from coordinator.candidate import Candidate, make_candidate
 from coordinator.clock import Clock
-from coordinator.config import CoordinatorConfig
+from coordinator.config import SubspaceConfig
 from coordinator.merging import merge_without_culprits
-from coordinator.metrics import Metrics
+from coordinator.metrics import SubspaceMetrics
 from coordinator.policy import Decision, PendingUpdate, decide
-from coordinator.store.base import Store, UpdateRecord, VersionCommit
+from coordinator.store.base import COORDINATOR, Store, UpdateRecord, VersionCommit
 from coordinator.versions import Snapshot, VersionCache
 from share_dist.core.values import Subspace, TaskUpdate
 from share_dist.errors import StoreCorrupt, SubspaceError, WireError
@@ -61,11 +61,11 @@ class MergeWriter:
 
     def __init__(
         self,
-        config: CoordinatorConfig,
+        config: SubspaceConfig,
         store: Store,
         versions: VersionCache,
         broadcast: Broadcast,
-        metrics: Metrics,
+        metrics: SubspaceMetrics,
         log: FilteringBoundLogger,
         clock: Clock,
     ) -> None:
@@ -202,10 +202,13 @@ class MergeWriter:
             updates,
         )
         culprits = {**unreadable, **attempt.culprits}
-        set_aside = tuple(self._store.set_aside(*culprit) for culprit in sorted(culprits.items()))
+        set_aside = tuple(
+            self._store.change_state(update_id, UpdateState.QUARANTINED, reason, by=COORDINATOR)
+            for update_id, reason in sorted(culprits.items())
+        )
         candidate = attempt.result
         if candidate is not None:
-            self._store.commit(candidate.version)
+            self._store.commit(candidate.version, by=COORDINATOR)
             self._versions.remember(candidate.commit.subspace, candidate.served)
         return _Merged(set_aside, candidate)
 

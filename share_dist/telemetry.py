@@ -49,6 +49,8 @@ class Event(str, enum.Enum):
     """A version is committed and published, yet counting or logging it failed: traceback."""
     WRITER_FAILED = "writer_failed"
     """A bug of ours ended the merging: the coordinator stops, traceback."""
+    RENEWAL_FAILED = "renewal_failed"
+    """This process could not renew that it owns the store, and will try again: ``reason``."""
     WATCHER_SLOW = "watcher_slow"
     """A watcher did not keep up and reads history again: ``after_version``."""
     REQUEST_FAILED = "request_failed"

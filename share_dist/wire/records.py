@@ -70,6 +70,15 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadProgress:
+    """How much of an interrupted push is here: whole chunks, their bytes, and the SHA-256 of those."""
+
+    num_chunks: int
+    num_bytes: int
+    prefix_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSummary:
     """One task as the coordinator knows it, without its tensors."""
 
@@ -261,6 +270,21 @@ class Compaction:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """
+    A task was taken out.
+
+    Args:
+        event: The version that is without it.
+        residue_bound: What may be left of it: energy cut while it was present, relative
+            to its own; 0 where nothing is.
+    """
+
+    event: VersionEvent
+    residue_bound: float
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateSummary:
     """One update as the coordinator knows it, without its tensors."""
 
@@ -305,6 +329,16 @@ class Token:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """Which token is asked for. It does not expire where ``valid_seconds`` is 0."""
+
+    principal: str
+    role: Role
+    subspaces: tuple[str, ...]
+    valid_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

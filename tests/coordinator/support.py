@@ -21,12 +21,14 @@ import torch
 from typing_extensions import Self
 
 from coordinator.app import CoordinatorApp, build
-from coordinator.config import CoordinatorConfig, load_config
-from coordinator.store import EncodedVersion, Store, VersionCommit
-from coordinator.store.base import MergeMark
-from coordinator.store.format import encode_version
+from coordinator.candidate import make_candidate
+from coordinator.clock import Clock
+from coordinator.config import CoordinatorConfig, SubspaceConfig, load_config
+from coordinator.store import EncodedVersion, Store
+from coordinator.store.base import DescribedUpdate
+from coordinator.store.format import describe_update
+from coordinator.versions import Snapshot
 from share_dist.client import ShareClient
-from share_dist.core.merge import merge
 from share_dist.core.values import (
     Fingerprint,
     Head,
@@ -36,7 +38,6 @@ from share_dist.core.values import (
     Subspace,
     TaskUpdate,
 )
-from share_dist.wire.records import VersionEvent
 
 SHAPES = {"encoder.query": LayerShape(12, 10), "encoder.value": LayerShape(12, 8)}
 FINGERPRINT = Fingerprint("0" * 64, SHAPES)
@@ -214,35 +215,21 @@ def _serve(arguments: list[str], folder: Path, fault: str) -> None:
     runpy.run_module("coordinator", run_name="__main__")
 
 
+def describe(update: TaskUpdate, *, worker_id: str = "w", **options: Any) -> DescribedUpdate:
+    """Describe an update as a handler does once it is admitted."""
+    return describe_update(update, worker_id=worker_id, pushed_at=NOW, **options)
+
+
 def commit_of(
     store: Store, update_ids: list[str], *, num_factors: int = 6, oversample: int = 0
 ) -> EncodedVersion:
     """Merge updates of a store for real; what the coordinator's writer would commit."""
     updates = [store.load_update(update_id) for update_id in update_ids]
-    current = store.subspace(store.current_version)
-    bases = {update.base_version: store.subspace(update.base_version) for update in updates}
-    outcome = merge(
-        current, store.merged_tasks(), updates, num_factors, oversample=oversample, bases=bases
+    candidate = make_candidate(
+        updates,
+        current=Snapshot.load(store),
+        bases={update.base_version: store.subspace(update.base_version) for update in updates},
+        config=SubspaceConfig(num_factors=num_factors, oversample=oversample),
+        clock=Clock(unix_seconds=NOW.timestamp),
     )
-    report = outcome.report
-    event = VersionEvent(
-        version=report.version,
-        merged_at=NOW,
-        update_ids=report.update_ids,
-        task_ids=report.task_ids,
-        lowest_energy_kept=report.lowest_energy_kept,
-        mean_energy_kept=report.mean_energy_kept,
-        angle=report.angle,
-        num_factors=report.num_factors,
-        subspace_bytes=1000,
-        drift=dict(report.drift),
-        merge_seconds=0.25,
-    )
-    marks = {
-        update_id: MergeMark(
-            report.lag[update_id], report.base_angle[update_id], report.truncation[update_id]
-        )
-        for update_id in report.update_ids
-    }
-    commit = VersionCommit(outcome.subspace, outcome.tasks, event, marks, report.to_dict())
-    return encode_version(commit)
+    return candidate.version
