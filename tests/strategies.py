@@ -26,12 +26,28 @@ from share_dist.core.values import (
     TaskUpdate,
 )
 from share_dist.wire.records import (
+    ROLES,
+    AuditEntry,
+    Compaction,
     CoordinatorStatus,
+    LayerDiff,
+    LayerMeasure,
     Lease,
     Receipt,
+    Removal,
+    SubspaceSummary,
+    TaskMove,
     TaskSummary,
+    Token,
+    TokenRequest,
+    UpdateInspection,
     UpdateState,
+    UpdateSummary,
+    UploadProgress,
+    VersionDiff,
     VersionEvent,
+    VersionKind,
+    VersionSummary,
     WorkerStatus,
 )
 
@@ -188,6 +204,7 @@ leases = st.builds(
     duration_seconds=durations,
     current_version=versions,
     fingerprint=st.none() | fingerprints,
+    store_id=texts,
 )
 states = st.sampled_from(UpdateState)
 receipts = st.builds(
@@ -217,7 +234,10 @@ task_summaries = st.builds(
     pushed_at=moments,
     update_bytes=versions,
     head_bytes=versions,
+    owner=texts,
+    reason=texts,
 )
+counts = st.integers(0, 2**31)
 version_events = st.builds(
     VersionEvent,
     version=versions,
@@ -231,6 +251,13 @@ version_events = st.builds(
     subspace_bytes=versions,
     drift=scores,
     merge_seconds=durations,
+    kind=st.sampled_from(VersionKind),
+    digest=texts,
+    parent_digest=texts,
+    content_version=versions,
+    rotation_bytes=versions,
+    num_moved=counts,
+    largest_drift=finite,
 )
 worker_statuses = st.builds(
     WorkerStatus,
@@ -238,6 +265,8 @@ worker_statuses = st.builds(
     lease_epoch=versions,
     is_live=st.booleans(),
     last_heartbeat_at=moments,
+    base_version=versions,
+    num_merged=counts,
 )
 coordinator_statuses = st.builds(
     CoordinatorStatus,
@@ -251,4 +280,118 @@ coordinator_statuses = st.builds(
     num_watchers=st.integers(0, 2**31),
     started_at=moments,
     release=texts,
+    subspace=ids,
+    store_id=texts,
+    digest=texts,
+    num_parked=counts,
+    num_synced_watchers=counts,
+    num_catching_up_watchers=counts,
+    num_slow_watchers=counts,
+    bytes_in_flight=versions,
+    principal=texts,
+    role=texts,
+    newest_version_at=st.none() | moments,
+)
+some_texts = st.lists(texts, max_size=3).map(tuple)
+some_versions = st.lists(versions, max_size=3).map(tuple)
+upload_progresses = st.builds(
+    UploadProgress, num_chunks=counts, num_bytes=versions, prefix_sha256=st.binary(max_size=32)
+)
+subspace_summaries = st.builds(
+    SubspaceSummary,
+    name=ids,
+    fingerprint=st.none() | fingerprints,
+    current_version=versions,
+    first_version=versions,
+    num_tasks=counts,
+    num_pending=counts,
+    role=texts,
+)
+version_summaries = st.builds(
+    VersionSummary, event=version_events, is_kept=st.booleans(), stored_bytes=versions
+)
+layer_diffs = st.builds(
+    LayerDiff,
+    layer=texts,
+    side=st.sampled_from("ab"),
+    angle=finite,
+    num_factors_a=counts,
+    num_factors_b=counts,
+)
+version_diffs = st.builds(
+    VersionDiff,
+    version_a=versions,
+    version_b=versions,
+    layers=st.lists(layer_diffs, max_size=2).map(tuple),
+    angle=finite,
+    added_task_ids=some_texts,
+    removed_task_ids=some_texts,
+    drift=scores,
+    num_moved=counts,
+)
+task_moves = st.builds(
+    TaskMove, version=versions, drift=finite, is_own_merge=st.booleans(), update_ids=some_texts
+)
+task_histories = st.lists(task_moves, max_size=3).map(tuple)
+compactions = st.builds(
+    Compaction,
+    versions=some_versions,
+    freed_bytes=versions,
+    first_version=versions,
+    kept=st.dictionaries(versions, texts, max_size=3),
+)
+removals = st.builds(Removal, event=version_events, residue_bound=finite)
+update_summaries = st.builds(
+    UpdateSummary,
+    sequence=versions,
+    receipt=receipts,
+    task_id=texts,
+    worker_id=texts,
+    base_version=versions,
+    pushed_at=moments,
+    update_bytes=versions,
+    digest=texts,
+)
+layer_measures = st.builds(
+    LayerMeasure,
+    layer=texts,
+    norm=finite,
+    largest_singular=finite,
+    smallest_singular=finite,
+    energy_outside=finite,
+)
+update_inspections = st.builds(
+    UpdateInspection,
+    update=update_summaries,
+    layers=st.lists(layer_measures, max_size=2).map(tuple),
+    influence=scores,
+)
+roles = st.sampled_from(ROLES)
+tokens = st.builds(
+    Token,
+    token_id=texts,
+    principal=texts,
+    role=roles,
+    subspaces=some_texts,
+    created_at=moments,
+    expires_at=st.none() | moments,
+    revoked_at=st.none() | moments,
+)
+token_requests = st.builds(
+    TokenRequest,
+    principal=ids,
+    role=roles,
+    subspaces=st.lists(ids, min_size=1, max_size=3).map(tuple),
+    valid_seconds=versions,
+)
+audit_entries = st.builds(
+    AuditEntry,
+    sequence=versions,
+    at=moments,
+    principal=texts,
+    action=texts,
+    subspace=texts,
+    subject=texts,
+    digest=texts,
+    detail=texts,
 )

@@ -7,43 +7,53 @@ Every ``from`` checks what protobuf cannot say, and raises only errors of ours.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from torch import Tensor
 
 from share_dist.core.values import METRICS, Fingerprint, Head, LayerShape, TaskUpdate
 from share_dist.errors import MalformedMessage
 from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb import tensor_pb2 as tensor_pb
+from share_dist.wire.checks import (
+    MAX_ID_CHARACTERS,
+    MAX_NAME_CHARACTERS,
+    duration_to_pb,
+    optional_time_from_pb,
+    optional_time_to_pb,
+    require_count,
+    require_counts,
+    require_hex_digest,
+    require_id,
+    require_length,
+    require_subspace,
+    seconds_from_pb,
+    time_from_pb,
+    time_to_pb,
+    told_drifts,
+)
 from share_dist.wire.chunks import payload_header
 from share_dist.wire.payloads import update_tensors_from_bytes
 from share_dist.wire.records import (
     CoordinatorStatus,
     Lease,
+    Precision,
     Receipt,
     TaskSummary,
     UpdateState,
+    UploadProgress,
     VersionEvent,
+    VersionKind,
     Wait,
     WorkerStatus,
 )
-
-MAX_COUNT = 2**63 - 1
-"""Largest count, version or epoch: what a database can keep."""
-
-MAX_ID_CHARACTERS = 200
-"""Longest id of an update, a task or a worker; ids come back inside errors, which are short."""
 
 MAX_LAYERS = 10_000
 MAX_LAYER_NAME_CHARACTERS = 500
 """Bounds of a fingerprint's layers."""
 
 MAX_SCORES = 64
-MAX_NAME_CHARACTERS = 100
-"""Most scores of an update; longest name of a score, and longest task type."""
+"""Most scores of an update."""
 
 MAX_LABEL_BYTES = 64 * 2**10
 """Most bytes of all label names together in UTF-8, each name counted with one byte more."""
@@ -54,8 +64,20 @@ _STATES: dict[UpdateState, pb.Receipt.State] = {
     UpdateState.PARKED: pb.Receipt.PARKED,
     UpdateState.QUARANTINED: pb.Receipt.QUARANTINED,
     UpdateState.REFUSED: pb.Receipt.REFUSED,
+    UpdateState.ROLLED_BACK: pb.Receipt.ROLLED_BACK,
+    UpdateState.DROPPED: pb.Receipt.DROPPED,
+}
+_KINDS: dict[VersionKind, pb.VersionEvent.Kind] = {
+    VersionKind.MERGE: pb.VersionEvent.MERGE,
+    VersionKind.ROLLBACK: pb.VersionEvent.ROLLBACK,
+    VersionKind.REMOVAL: pb.VersionEvent.REMOVAL,
 }
 _WAITS: dict[Wait, pb.Wait] = {"durable": pb.WAIT_DURABLE, "merged": pb.WAIT_MERGED}
+_PRECISIONS: dict[Precision, tensor_pb.Precision] = {
+    "float32": tensor_pb.FLOAT32,
+    "bfloat16": tensor_pb.BFLOAT16,
+    "int8": tensor_pb.INT8,
+}
 
 
 def wait_to_pb(wait: Wait) -> pb.Wait:
@@ -71,6 +93,36 @@ def wait_from_pb(value: pb.Wait) -> Wait:
     if value == pb.WAIT_UNSPECIFIED:
         return "durable"
     raise MalformedMessage(f"wait has the unknown value {value}", field="wait")
+
+
+def precision_to_pb(precision: Precision) -> tensor_pb.Precision:
+    """Say how the numbers of a payload are written."""
+    return _PRECISIONS[precision]
+
+
+def precision_from_pb(value: tensor_pb.Precision) -> Precision:
+    """Read how the numbers of a payload are written; unspecified means float32."""
+    for precision, known in _PRECISIONS.items():
+        if value == known:
+            return precision
+    if value == tensor_pb.PRECISION_UNSPECIFIED:
+        return "float32"
+    raise MalformedMessage(f"precision has the unknown value {value}", field="precision")
+
+
+def upload_progress_to_pb(progress: UploadProgress) -> pb.GetUploadResponse:
+    """Write how much of an interrupted push is here."""
+    return pb.GetUploadResponse(
+        num_chunks=progress.num_chunks,
+        num_bytes=progress.num_bytes,
+        prefix_sha256=progress.prefix_sha256,
+    )
+
+
+def upload_progress_from_pb(message: pb.GetUploadResponse) -> UploadProgress:
+    """Read how much of an interrupted push is there."""
+    require_counts(message)
+    return UploadProgress(message.num_chunks, message.num_bytes, message.prefix_sha256)
 
 
 def fingerprint_to_pb(fingerprint: Fingerprint) -> pb.Fingerprint:
@@ -114,7 +166,7 @@ def _fingerprint_layers(message: pb.Fingerprint) -> dict[str, LayerShape]:
         )
     layers = {}
     for layer in message.layers:
-        _require_length(layer.name, 1, MAX_LAYER_NAME_CHARACTERS, "fingerprint.layers.name")
+        require_length(layer.name, 1, MAX_LAYER_NAME_CHARACTERS, "fingerprint.layers.name")
         layers[layer.name] = LayerShape(layer.in_features, layer.out_features)
     if len(layers) != len(message.layers):
         raise MalformedMessage("a layer comes twice in a fingerprint", field="fingerprint.layers")
@@ -125,38 +177,40 @@ def lease_to_pb(lease: Lease) -> pb.RegisterResponse:
     """Write a lease, as Register answers it."""
     return pb.RegisterResponse(
         lease_epoch=lease.lease_epoch,
-        lease_duration=_duration_to_pb(lease.duration_seconds),
+        lease_duration=duration_to_pb(lease.duration_seconds),
         current_version=lease.current_version,
-        fingerprint=_optional_fingerprint_to_pb(lease.fingerprint),
+        fingerprint=optional_fingerprint_to_pb(lease.fingerprint),
+        store_id=lease.store_id,
     )
 
 
 def lease_from_pb(message: pb.RegisterResponse, *, worker_id: str) -> Lease:
     """Read a lease that ``worker_id`` asked for."""
-    _require_counts(message)
+    require_counts(message)
     return Lease(
         worker_id=worker_id,
         lease_epoch=message.lease_epoch,
-        duration_seconds=_seconds_from_pb(message.lease_duration),
+        duration_seconds=seconds_from_pb(message.lease_duration),
         current_version=message.current_version,
-        fingerprint=_optional_fingerprint(message),
+        fingerprint=optional_fingerprint_from_pb(message),
+        store_id=message.store_id,
     )
 
 
 def heartbeat_to_pb(lease: Lease) -> pb.HeartbeatResponse:
     """Write what a heartbeat renews of a lease."""
     return pb.HeartbeatResponse(
-        lease_duration=_duration_to_pb(lease.duration_seconds),
+        lease_duration=duration_to_pb(lease.duration_seconds),
         current_version=lease.current_version,
     )
 
 
 def heartbeat_from_pb(message: pb.HeartbeatResponse, *, lease: Lease) -> Lease:
     """Read a heartbeat's answer into the lease that it renews."""
-    _require_counts(message)
+    require_counts(message)
     return replace(
         lease,
-        duration_seconds=_seconds_from_pb(message.lease_duration),
+        duration_seconds=seconds_from_pb(message.lease_duration),
         current_version=message.current_version,
     )
 
@@ -186,7 +240,14 @@ def head_info_from_pb(message: pb.HeadInfo, tensors: Mapping[str, Tensor] | None
 
 
 def update_header(
-    update: TaskUpdate, *, worker_id: str, fingerprint_digest: str, payload: bytes, wait: Wait
+    update: TaskUpdate,
+    *,
+    worker_id: str,
+    fingerprint_digest: str,
+    payload: bytes,
+    wait: Wait,
+    base_digest: str = "",
+    subspace: str = "",
 ) -> pb.UpdateHeader:
     """
     Write all of an update but its tensors.
@@ -197,6 +258,8 @@ def update_header(
         fingerprint_digest: Of the model that it was trained on.
         payload: What ``update_to_bytes`` made of the same update.
         wait: When the coordinator shall answer.
+        base_digest: Of the version that it was trained against; empty: not checked.
+        subspace: Which one it is for; empty for the default.
 
     Raises:
         MalformedMessage: A field is longer, or a number greater, than may be sent.
@@ -214,6 +277,8 @@ def update_header(
         head=head_info_to_pb(update.head),
         payload=payload_header(payload),
         wait=wait_to_pb(wait),
+        base_digest=base_digest,
+        subspace=subspace,
     )
 
 
@@ -227,9 +292,10 @@ def update_from_wire(header: pb.UpdateHeader, payload: bytes) -> TaskUpdate:
         NotFinite: An entry is no number.
         UpdateRefused: The weight is not a positive number.
     """
-    _require_counts(header)
-    _require_length(header.worker_id, 0, MAX_ID_CHARACTERS, "worker_id")
-    _require_length(header.fingerprint_digest, 0, MAX_ID_CHARACTERS, "fingerprint_digest")
+    require_counts(header)
+    require_length(header.worker_id, 0, MAX_ID_CHARACTERS, "worker_id")
+    require_length(header.fingerprint_digest, 0, MAX_ID_CHARACTERS, "fingerprint_digest")
+    require_hex_digest(header.base_digest, "base_digest")
     layers, tensors = update_tensors_from_bytes(payload)
     return TaskUpdate(
         update_id=require_id(header.update_id, "update_id"),
@@ -242,28 +308,6 @@ def update_from_wire(header: pb.UpdateHeader, payload: bytes) -> TaskUpdate:
         scores=_scores(header.scores),
         lease_epoch=header.lease_epoch,
     )
-
-
-def require_id(text: str, field: str) -> str:
-    """
-    Return an id that may be sent.
-
-    Raises:
-        MalformedMessage: It is empty or longer than ``MAX_ID_CHARACTERS``.
-    """
-    return _require_length(text, 1, MAX_ID_CHARACTERS, field)
-
-
-def require_count(value: int, field: str) -> int:
-    """
-    Return a count, a version or an epoch that may be sent.
-
-    Raises:
-        MalformedMessage: It is negative or greater than ``MAX_COUNT``.
-    """
-    if not 0 <= value <= MAX_COUNT:
-        raise MalformedMessage(f"{field} is {value}, needed is 0 to {MAX_COUNT}", field=field)
-    return value
 
 
 def receipt_to_pb(receipt: Receipt) -> pb.Receipt:
@@ -280,10 +324,10 @@ def receipt_to_pb(receipt: Receipt) -> pb.Receipt:
 
 def receipt_from_pb(message: pb.Receipt) -> Receipt:
     """Read what became of a push."""
-    _require_counts(message)
+    require_counts(message)
     return Receipt(
         update_id=message.update_id,
-        state=_state_from_pb(message.state),
+        state=state_from_pb(message.state),
         version=message.version,
         lag=message.lag,
         angle=message.angle,
@@ -307,20 +351,22 @@ def task_summary_to_pb(summary: TaskSummary) -> pb.TaskSummary:
         num_samples=summary.num_samples,
         scores=summary.scores,
         head=head_info_to_pb(summary.head),
-        pushed_at=_time_to_pb(summary.pushed_at),
+        pushed_at=time_to_pb(summary.pushed_at),
         update_bytes=summary.update_bytes,
         head_bytes=summary.head_bytes,
+        owner=summary.owner,
+        reason=summary.reason,
     )
 
 
 def task_summary_from_pb(message: pb.TaskSummary) -> TaskSummary:
     """Read one task as the coordinator knows it."""
-    _require_counts(message)
+    require_counts(message)
     return TaskSummary(
         task_id=message.task_id,
         worker_id=message.worker_id,
         update_id=message.update_id,
-        state=_state_from_pb(message.state),
+        state=state_from_pb(message.state),
         base_version=message.base_version,
         merged_version=message.merged_version,
         lag=message.lag,
@@ -330,9 +376,11 @@ def task_summary_from_pb(message: pb.TaskSummary) -> TaskSummary:
         num_samples=message.num_samples,
         scores=_scores(message.scores),
         head=head_info_from_pb(message.head),
-        pushed_at=_time_from_pb(message.pushed_at, "pushed_at"),
+        pushed_at=time_from_pb(message.pushed_at, "pushed_at"),
         update_bytes=message.update_bytes,
         head_bytes=message.head_bytes,
+        owner=message.owner,
+        reason=message.reason,
     )
 
 
@@ -340,7 +388,7 @@ def version_event_to_pb(event: VersionEvent) -> pb.VersionEvent:
     """Write what a watcher is told."""
     return pb.VersionEvent(
         version=event.version,
-        merged_at=_time_to_pb(event.merged_at),
+        merged_at=time_to_pb(event.merged_at),
         update_ids=event.update_ids,
         task_ids=event.task_ids,
         lowest_energy_kept=event.lowest_energy_kept,
@@ -348,17 +396,24 @@ def version_event_to_pb(event: VersionEvent) -> pb.VersionEvent:
         angle=event.angle,
         num_factors=event.num_factors,
         subspace_bytes=event.subspace_bytes,
-        drift=event.drift,
-        merge_duration=_duration_to_pb(event.merge_seconds),
+        drift=told_drifts(event.drift),
+        merge_duration=duration_to_pb(event.merge_seconds),
+        kind=_KINDS[event.kind],
+        digest=event.digest,
+        parent_digest=event.parent_digest,
+        content_version=event.content_version,
+        rotation_bytes=event.rotation_bytes,
+        num_moved=event.num_moved,
+        largest_drift=event.largest_drift,
     )
 
 
 def version_event_from_pb(message: pb.VersionEvent) -> VersionEvent:
     """Read what a watcher is told."""
-    _require_counts(message)
+    require_counts(message)
     return VersionEvent(
         version=message.version,
-        merged_at=_time_from_pb(message.merged_at, "merged_at"),
+        merged_at=time_from_pb(message.merged_at, "merged_at"),
         update_ids=tuple(message.update_ids),
         task_ids=tuple(message.task_ids),
         lowest_energy_kept=message.lowest_energy_kept,
@@ -367,7 +422,14 @@ def version_event_from_pb(message: pb.VersionEvent) -> VersionEvent:
         num_factors=message.num_factors,
         subspace_bytes=message.subspace_bytes,
         drift=dict(message.drift),
-        merge_seconds=_seconds_from_pb(message.merge_duration),
+        merge_seconds=seconds_from_pb(message.merge_duration),
+        kind=_kind_from_pb(message.kind),
+        digest=message.digest,
+        parent_digest=message.parent_digest,
+        content_version=message.content_version,
+        rotation_bytes=message.rotation_bytes,
+        num_moved=message.num_moved,
+        largest_drift=message.largest_drift,
     )
 
 
@@ -376,31 +438,53 @@ def status_to_pb(status: CoordinatorStatus) -> pb.GetStatusResponse:
     return pb.GetStatusResponse(
         current_version=status.current_version,
         first_version=status.first_version,
-        fingerprint=_optional_fingerprint_to_pb(status.fingerprint),
+        fingerprint=optional_fingerprint_to_pb(status.fingerprint),
         num_tasks=status.num_tasks,
         num_pending=status.num_pending,
         num_quarantined=status.num_quarantined,
         workers=[_worker_to_pb(worker) for worker in status.workers],
         num_watchers=status.num_watchers,
-        started_at=_time_to_pb(status.started_at),
+        started_at=time_to_pb(status.started_at),
         release=status.release,
+        subspace=status.subspace,
+        store_id=status.store_id,
+        digest=status.digest,
+        num_parked=status.num_parked,
+        num_synced_watchers=status.num_synced_watchers,
+        num_catching_up_watchers=status.num_catching_up_watchers,
+        num_slow_watchers=status.num_slow_watchers,
+        bytes_in_flight=status.bytes_in_flight,
+        principal=status.principal,
+        role=status.role,
+        newest_version_at=optional_time_to_pb(status.newest_version_at),
     )
 
 
 def status_from_pb(message: pb.GetStatusResponse) -> CoordinatorStatus:
     """Read how a coordinator is."""
-    _require_counts(message)
+    require_counts(message)
     return CoordinatorStatus(
         current_version=message.current_version,
         first_version=message.first_version,
-        fingerprint=_optional_fingerprint(message),
+        fingerprint=optional_fingerprint_from_pb(message),
         num_tasks=message.num_tasks,
         num_pending=message.num_pending,
         num_quarantined=message.num_quarantined,
         workers=tuple(_worker_from_pb(worker) for worker in message.workers),
         num_watchers=message.num_watchers,
-        started_at=_time_from_pb(message.started_at, "started_at"),
+        started_at=time_from_pb(message.started_at, "started_at"),
         release=message.release,
+        subspace=require_subspace(message.subspace),
+        store_id=message.store_id,
+        digest=message.digest,
+        num_parked=message.num_parked,
+        num_synced_watchers=message.num_synced_watchers,
+        num_catching_up_watchers=message.num_catching_up_watchers,
+        num_slow_watchers=message.num_slow_watchers,
+        bytes_in_flight=message.bytes_in_flight,
+        principal=message.principal,
+        role=message.role,
+        newest_version_at=optional_time_from_pb(message, "newest_version_at"),
     )
 
 
@@ -409,54 +493,66 @@ def _worker_to_pb(worker: WorkerStatus) -> pb.WorkerStatus:
         worker_id=worker.worker_id,
         lease_epoch=worker.lease_epoch,
         is_live=worker.is_live,
-        last_heartbeat_at=_time_to_pb(worker.last_heartbeat_at),
+        last_heartbeat_at=time_to_pb(worker.last_heartbeat_at),
+        base_version=worker.base_version,
+        num_merged=worker.num_merged,
     )
 
 
 def _worker_from_pb(message: pb.WorkerStatus) -> WorkerStatus:
-    _require_counts(message)
+    require_counts(message)
     return WorkerStatus(
         worker_id=message.worker_id,
         lease_epoch=message.lease_epoch,
         is_live=message.is_live,
-        last_heartbeat_at=_time_from_pb(message.last_heartbeat_at, "last_heartbeat_at"),
+        last_heartbeat_at=time_from_pb(message.last_heartbeat_at, "last_heartbeat_at"),
+        base_version=message.base_version,
+        num_merged=message.num_merged,
     )
 
 
-def _optional_fingerprint_to_pb(fingerprint: Fingerprint | None) -> pb.Fingerprint | None:
+def optional_fingerprint_to_pb(fingerprint: Fingerprint | None) -> pb.Fingerprint | None:
+    """Write a fingerprint that may not be known yet."""
     return None if fingerprint is None else fingerprint_to_pb(fingerprint)
 
 
-def _optional_fingerprint(
-    message: pb.RegisterResponse | pb.GetStatusResponse,
-) -> Fingerprint | None:
+def optional_fingerprint_from_pb(message: Any) -> Fingerprint | None:
+    """
+    Read the fingerprint of a message that may have none.
+
+    Raises:
+        MalformedMessage: It has one with a field that is missing or unknown.
+    """
     return fingerprint_from_pb(message.fingerprint) if message.HasField("fingerprint") else None
 
 
-def _state_from_pb(value: pb.Receipt.State) -> UpdateState:
+def state_to_pb(state: UpdateState) -> pb.Receipt.State:
+    """Write where an update is on its way."""
+    return _STATES[state]
+
+
+def _kind_from_pb(value: pb.VersionEvent.Kind) -> VersionKind:
+    for kind, known in _KINDS.items():
+        if value == known:
+            return kind
+    raise MalformedMessage(f"a version has the unknown kind {value}", field="kind")
+
+
+def state_from_pb(value: pb.Receipt.State) -> UpdateState:
+    """
+    Read where an update is on its way.
+
+    Raises:
+        MalformedMessage: It is nowhere that this release knows.
+    """
     for state, known in _STATES.items():
         if value == known:
             return state
     raise MalformedMessage(f"an update has the unknown state {value}", field="state")
 
 
-def _require_counts(message: Message) -> None:
-    """Refuse a message if a number of its own that may fill 64 bits is greater than a count may be."""
-    for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_UINT64:
-            require_count(value, field.name)
-
-
-def _require_length(text: str, fewest: int, most: int, field: str) -> str:
-    if not fewest <= len(text) <= most:
-        raise MalformedMessage(
-            f"{field} has {len(text)} characters, needed are {fewest} to {most}", field=field
-        )
-    return text
-
-
 def _require_short_head(head: Head) -> Head:
-    _require_length(head.task_type, 0, MAX_NAME_CHARACTERS, "head.task_type")
+    require_length(head.task_type, 0, MAX_NAME_CHARACTERS, "head.task_type")
     label_bytes = sum(len(name.encode()) + 1 for name in head.label_names)
     if label_bytes > MAX_LABEL_BYTES:
         raise MalformedMessage(
@@ -473,30 +569,7 @@ def _scores(scores: Mapping[str, float]) -> dict[str, float]:
             f"an update has {len(scores)} scores, at most {MAX_SCORES} are taken", field="scores"
         )
     for name, value in scores.items():
-        _require_length(name, 0, MAX_NAME_CHARACTERS, "scores.key")
+        require_length(name, 0, MAX_NAME_CHARACTERS, "scores.key")
         if not math.isfinite(value):
             raise MalformedMessage(f"score {name!r} is {value}, not a number", field="scores")
     return dict(scores)
-
-
-def _time_to_pb(moment: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message
-
-
-def _time_from_pb(message: Timestamp, field: str) -> datetime:
-    try:
-        return message.ToDatetime(tzinfo=timezone.utc)
-    except (ValueError, OverflowError) as exc:
-        raise MalformedMessage(f"{field} is no time: {exc}", field=field) from exc
-
-
-def _duration_to_pb(seconds: float) -> Duration:
-    message = Duration()
-    message.FromTimedelta(timedelta(seconds=seconds))
-    return message
-
-
-def _seconds_from_pb(message: Duration) -> float:
-    return (message.seconds * 10**9 + message.nanos) / 10**9

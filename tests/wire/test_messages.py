@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from share_dist.core.values import Fingerprint, Head, LayerShape, TaskUpdate
 from share_dist.errors import MalformedMessage, ShareError, UpdateRefused
+from share_dist.pb import admin_pb2, tensor_pb2
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire import codec
 from share_dist.wire.chunks import chunks_of
-from share_dist.wire.records import Lease
+from share_dist.wire.records import PRECISIONS, Lease, VersionEvent, VersionKind
 from tests import strategies
 from tests.equality import first_difference
 
@@ -68,6 +70,76 @@ PAIRS = {
         st.sampled_from(["durable", "merged"]),
         codec.wait_to_pb,
         lambda value, _: codec.wait_from_pb(value),
+    ),
+    "precision": (
+        st.sampled_from(PRECISIONS),
+        codec.precision_to_pb,
+        lambda value, _: codec.precision_from_pb(value),
+    ),
+    "states": (
+        st.frozensets(strategies.states),
+        codec.update_states_to_pb,
+        lambda values, _: codec.update_states_from_pb(values),
+    ),
+    "upload progress": (
+        strategies.upload_progresses,
+        codec.upload_progress_to_pb,
+        lambda message, _: codec.upload_progress_from_pb(message),
+    ),
+    "subspace summary": (
+        strategies.subspace_summaries,
+        codec.subspace_summary_to_pb,
+        lambda message, _: codec.subspace_summary_from_pb(message),
+    ),
+    "version summary": (
+        strategies.version_summaries,
+        codec.version_summary_to_pb,
+        lambda message, _: codec.version_summary_from_pb(message),
+    ),
+    "version diff": (
+        strategies.version_diffs,
+        codec.version_diff_to_pb,
+        lambda message, _: codec.version_diff_from_pb(message),
+    ),
+    "task history": (
+        strategies.task_histories,
+        codec.task_history_to_pb,
+        lambda message, _: codec.task_history_from_pb(message),
+    ),
+    "compaction": (
+        strategies.compactions,
+        codec.compaction_to_pb,
+        lambda message, _: codec.compaction_from_pb(message),
+    ),
+    "removal": (
+        strategies.removals,
+        codec.removal_to_pb,
+        lambda message, _: codec.removal_from_pb(message),
+    ),
+    "update summary": (
+        strategies.update_summaries,
+        codec.update_summary_to_pb,
+        lambda message, _: codec.update_summary_from_pb(message),
+    ),
+    "update inspection": (
+        strategies.update_inspections,
+        codec.update_inspection_to_pb,
+        lambda message, _: codec.update_inspection_from_pb(message),
+    ),
+    "token": (
+        strategies.tokens,
+        codec.token_to_pb,
+        lambda message, _: codec.token_from_pb(message),
+    ),
+    "token request": (
+        strategies.token_requests,
+        codec.token_request_to_pb,
+        lambda message, _: codec.token_request_from_pb(message),
+    ),
+    "audit entry": (
+        strategies.audit_entries,
+        codec.audit_entry_to_pb,
+        lambda message, _: codec.audit_entry_from_pb(message),
     ),
 }
 
@@ -145,6 +217,8 @@ EMPTY_PAYLOAD = b"\x08" + bytes(7) + b"{}      "
         ({"num_samples": 2**63}, f"num_samples is {2**63}, needed is 0 to {2**63 - 1}"),
         ({"base_version": 2**64 - 1}, f"base_version is {2**64 - 1}"),
         ({"lease_epoch": 2**63}, f"lease_epoch is {2**63}"),
+        ({"base_digest": "a" * 63}, "base_digest is no SHA-256"),
+        ({"base_digest": "A" * 64}, "base_digest is no SHA-256"),
     ],
 )
 def test_malformed_headers_are_refused(changes, message):
@@ -221,6 +295,36 @@ def test_what_would_be_refused_is_not_sent(fields):
             pb.HeartbeatResponse(current_version=2**63),
             "current_version",
         ),
+        (codec.upload_progress_from_pb, pb.GetUploadResponse(num_bytes=2**63), "num_bytes"),
+        (
+            codec.subspace_summary_from_pb,
+            admin_pb2.SubspaceSummary(first_version=2**63),
+            "first_version",
+        ),
+        (
+            codec.version_summary_from_pb,
+            admin_pb2.VersionSummary(stored_bytes=2**63),
+            "stored_bytes",
+        ),
+        (codec.version_diff_from_pb, admin_pb2.VersionDiff(version_b=2**63), "version_b"),
+        (
+            codec.task_history_from_pb,
+            admin_pb2.TaskHistory(moves=[admin_pb2.TaskMove(version=2**63)]),
+            "version",
+        ),
+        (codec.compaction_from_pb, admin_pb2.CompactResponse(versions=[1, 2**63]), "versions"),
+        (
+            codec.compaction_from_pb,
+            admin_pb2.CompactResponse(kept=[admin_pb2.KeptVersion(version=2**63)]),
+            "version",
+        ),
+        (codec.update_summary_from_pb, admin_pb2.UpdateSummary(sequence=2**63), "sequence"),
+        (codec.audit_entry_from_pb, admin_pb2.AuditEntry(sequence=2**63), "sequence"),
+        (
+            codec.token_request_from_pb,
+            admin_pb2.CreateTokenRequest(valid_seconds=2**63),
+            "valid_seconds",
+        ),
     ],
 )
 def test_counts_above_63_bits_are_refused(decode, message, field):
@@ -285,6 +389,67 @@ def test_values_of_a_newer_release_are_refused_by_name():
         codec.version_event_from_pb(event)
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"principal": ""}, "principal"),
+        ({"principal": "p" * 201}, "principal"),
+        ({"role": ""}, "role"),
+        ({"role": "owner"}, "role"),
+        ({"subspaces": []}, "subspaces"),
+        ({"subspaces": ["s"] * 101}, "subspaces"),
+        ({"subspaces": [""]}, "subspaces"),
+        ({"subspaces": ["s" * 101]}, "subspaces"),
+    ],
+)
+def test_malformed_token_requests_are_refused(changes, field):
+    """A token has somebody it speaks for, a role that is known, and subspaces."""
+    fields = {"principal": "p", "role": "worker", "subspaces": ["*"]} | changes
+
+    with pytest.raises(MalformedMessage) as caught:
+        codec.token_request_from_pb(admin_pb2.CreateTokenRequest(**fields))
+    assert caught.value.field == field
+
+
+def test_what_an_older_release_leaves_out_means_what_it_meant():
+    """Fields that came later have defaults: the default subspace, float32, a merge."""
+    status = pb.GetStatusResponse()
+    status.started_at.seconds = 1
+
+    assert codec.status_from_pb(status).subspace == "default"
+    assert codec.status_from_pb(status).newest_version_at is None
+    assert codec.precision_from_pb(tensor_pb2.PRECISION_UNSPECIFIED) == "float32"
+    assert codec.version_event_from_pb(pb.VersionEvent()).kind is VersionKind.MERGE
+
+
+def test_an_event_tells_the_largest_drifts_only():
+    """However many tasks a version moved, the event names the hundred that moved most."""
+    drift = {f"task {index}": float(index) for index in range(250)}
+    event = VersionEvent(1, datetime.now(timezone.utc), (), (), 1.0, 1.0, 0.0, 1, 1, drift=drift)
+
+    told = codec.version_event_from_pb(codec.version_event_to_pb(event)).drift
+
+    assert sorted(told.values()) == [float(index) for index in range(150, 250)]
+
+
+@pytest.mark.parametrize(
+    ("check", "bad"),
+    [
+        (lambda: codec.require_subspace("s" * 101), "subspace has 101 characters"),
+        (lambda: codec.require_reason("r" * 2001), "reason has 2001 characters"),
+        (lambda: codec.require_digest_bytes(b"x" * 31, "sha256"), "sha256 has 31"),
+        (lambda: codec.require_hex_digest("zz" * 32, "held_digest"), "held_digest is no SHA-256"),
+    ],
+)
+def test_names_reasons_and_digests_have_bounds(check, bad):
+    """What a request says beside tensors is checked before anything is looked up."""
+    with pytest.raises(MalformedMessage, match=bad):
+        check()
+    assert codec.require_subspace("") == "default"
+    assert codec.require_hex_digest("", "held_digest") == ""
+    assert codec.require_digest_bytes(b"", "sha256") == b""
+
+
 def test_no_wait_means_durable():
     """A client that does not say what it waits for gets the safe answer."""
     assert codec.wait_from_pb(pb.WAIT_UNSPECIFIED) == "durable"
@@ -306,6 +471,18 @@ decoders = st.sampled_from(
         (pb.VersionEvent, codec.version_event_from_pb),
         (pb.GetStatusResponse, codec.status_from_pb),
         (pb.UpdateHeader, lambda message: codec.update_from_wire(message, EMPTY_PAYLOAD)),
+        (pb.GetUploadResponse, codec.upload_progress_from_pb),
+        (admin_pb2.SubspaceSummary, codec.subspace_summary_from_pb),
+        (admin_pb2.VersionSummary, codec.version_summary_from_pb),
+        (admin_pb2.VersionDiff, codec.version_diff_from_pb),
+        (admin_pb2.TaskHistory, codec.task_history_from_pb),
+        (admin_pb2.CompactResponse, codec.compaction_from_pb),
+        (admin_pb2.RemoveTaskResponse, codec.removal_from_pb),
+        (admin_pb2.UpdateSummary, codec.update_summary_from_pb),
+        (admin_pb2.UpdateInspection, codec.update_inspection_from_pb),
+        (admin_pb2.Token, codec.token_from_pb),
+        (admin_pb2.CreateTokenRequest, codec.token_request_from_pb),
+        (admin_pb2.AuditEntry, codec.audit_entry_from_pb),
     ]
 )
 varints = st.integers(0, 2**64 - 1)
