@@ -79,7 +79,7 @@ def _squared_drift(
         said = leading @ (leading[: E.shape[1]].mT @ E)
         old_factors[side], new_factors[side], changes[side] = held, said, said - held
 
-    return _squared_difference(old_factors, new_factors, changes)
+    return squared_difference(old_factors, new_factors, changes)
 
 
 def settle(
@@ -111,10 +111,10 @@ def _squared_loss(
         k = layer[side].num_factors
         said[side] = layer[side].leading.double() @ coefficients[side][:k].double()
         changes[side] = said[side] - factor
-    return float(_squared_difference({"a": factors.a, "b": factors.b}, said, changes))
+    return float(squared_difference({"a": factors.a, "b": factors.b}, said, changes))
 
 
-def _squared_difference(
+def squared_difference(
     old: Mapping[Side, Tensor], new: Mapping[Side, Tensor], change: Mapping[Side, Tensor]
 ) -> Float[Tensor, "*t"]:
     """

@@ -147,7 +147,7 @@ def merge(
         drift=drift,
         lag={update.update_id: subspace.version - update.base_version for update in updates},
         base_angle={
-            update.update_id: _angle_between(bases_used[update.update_id], subspace)
+            update.update_id: angle_between(bases_used[update.update_id], subspace)
             for update in updates
         },
         truncation=truncation,
@@ -164,7 +164,8 @@ def _check_options(num_factors: int | None, energy: float | None, oversample: in
         raise ConfigError(f"oversample is {oversample}: give 0 or more", key="oversample")
 
 
-def _angle_between(base: Subspace, current: Subspace) -> float:
+def angle_between(base: Subspace, current: Subspace) -> float:
+    """Find the largest principal angle between two versions, over layers and sides, radians."""
     if base.version == current.version:
         return 0.0
     return max(
