@@ -1,12 +1,17 @@
-"""May this update in? A pure check at the door: ``Admitted``, or ``Refused`` with the reason."""
+"""
+May this update in? A pure check at the door.
+
+The verdict is ``Admitted``; or ``Suspicious``, for what may be right and yet looks wrong, which
+is kept aside until an operator has looked at it; or ``Refused``, for what cannot be right.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
-from share_dist.core.newcomers import delta_norm, newcomers_of
+from share_dist.core.measure import DeltaMeasure, measure_update
 from share_dist.core.values import (
     Fingerprint,
     LayerShape,
@@ -28,7 +33,8 @@ from share_dist.errors import (
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
     """
-    What an update may be at most.
+    What an update may be at most: beyond ``max_...`` it is refused, beyond ``quarantine_...`` it
+    is suspicious. None is no bound.
 
     Args:
         max_pseudo_rank: Largest ``p``.
@@ -36,6 +42,10 @@ class AdmissionLimits:
         min_norm: Smallest Frobenius norm of a layer's ``dW``: below it there is nothing to merge.
         max_norm: Largest Frobenius norm of a layer's ``dW``: above it training has diverged.
         max_weight: Largest weight of a task in the merge.
+        quarantine_norm: Largest Frobenius norm of a layer's ``dW`` that is like the others'.
+        quarantine_condition: Largest ratio of a layer's singular values.
+        quarantine_energy_outside: Largest share of a layer's energy that the current bases
+            cannot say, 0 to 1; in an empty subspace everything is outside, and nobody is judged.
     """
 
     max_pseudo_rank: int = 256
@@ -43,13 +53,23 @@ class AdmissionLimits:
     min_norm: float = 1e-9
     max_norm: float = 1e4
     max_weight: float = 10.0
+    quarantine_norm: float | None = None
+    quarantine_condition: float | None = None
+    quarantine_energy_outside: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The update may be merged. ``norms`` holds the Frobenius norm of each layer's ``dW``."""
+    """The update may be merged. ``measures`` tells of each layer's ``dW``."""
 
-    norms: Mapping[str, float]
+    measures: Mapping[str, DeltaMeasure]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicious:
+    """The update is kept, and merged only once an operator lets it; the reason says why."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +79,7 @@ class Refused:
     error: ShareError
 
 
-Verdict: TypeAlias = Admitted | Refused
+Verdict: TypeAlias = Admitted | Suspicious | Refused
 
 
 def check_fingerprint(digest: str, fingerprint: Fingerprint | None) -> Refused | None:
@@ -122,32 +142,52 @@ def check_version(
     return None
 
 
-def admit(update: TaskUpdate, base: Subspace, limits: AdmissionLimits) -> Verdict:
+def admit(
+    update: TaskUpdate, base: Subspace, current: Subspace, limits: AdmissionLimits
+) -> Verdict:
     """
-    Check an update against the subspace that it was trained in.
+    Check an update against the subspace that it was trained in, and the one it would join.
 
     That its numbers are finite was checked when the value was made.
 
     Args:
         update: What was pushed.
         base: The subspace of the update's base version.
+        current: The current version.
         limits: What an update may be at most.
 
     Returns:
-        ``Admitted`` with the norm of every layer's ``dW``, or ``Refused`` with the first reason.
+        ``Admitted`` with the measures of every layer's ``dW``, or the first reason against it.
     """
     try:
-        if update.weight > limits.max_weight:
-            raise _refusal(
-                update,
-                "weight",
-                f"has weight {update.weight:g}: send at most {limits.max_weight:g}",
-            )
-        _check_layers(update, base.shapes)
-        norms = {name: _admit_layer(update, name, base, limits) for name in update.layers}
+        _check_caps(update, base.shapes, limits)
+        # once and for all layers: the merge's own checks would factor each side anew
+        measures = measure_update(update, base, current)
+        for name, measure in measures.items():
+            _check_norm(update, name, measure, limits)
     except ShareError as error:
         return Refused(error)
-    return Admitted(norms)
+    for name, measure in measures.items():
+        odd = _oddity(measure, limits, is_first=current.layers[name].a.num_factors == 0)
+        if odd:
+            return Suspicious(f"in {name} {odd}")
+    return Admitted(measures)
+
+
+def _check_caps(
+    update: TaskUpdate, shapes: Mapping[str, LayerShape], limits: AdmissionLimits
+) -> None:
+    if update.weight > limits.max_weight:
+        raise _refusal(
+            update,
+            "weight",
+            f"has weight {update.weight:g}: send at most {limits.max_weight:g}",
+        )
+    _check_layers(update, shapes)
+    for name, layer in update.layers.items():
+        for side, learnt in layer:
+            _check_dtypes(update, name, side, learnt)
+            _check_side_caps(update, name, learnt, limits)
 
 
 def _check_layers(update: TaskUpdate, shapes: Mapping[str, LayerShape]) -> None:
@@ -161,16 +201,6 @@ def _check_layers(update: TaskUpdate, shapes: Mapping[str, LayerShape]) -> None:
         )
 
 
-def _admit_layer(update: TaskUpdate, name: str, base: Subspace, limits: AdmissionLimits) -> float:
-    for side, learnt in update.layers[name]:
-        _check_dtypes(update, name, side, learnt)
-        _check_caps(update, name, learnt, limits)
-    # the merge's own checks, on one layer at a time so that a large update needs little memory
-    alone = replace(base, layers={name: base.layers[name]})
-    newcomer = newcomers_of(alone, alone, replace(update, layers={name: update.layers[name]}))
-    return _check_norm(update, name, delta_norm(newcomer[name].factors), limits)
-
-
 def _check_dtypes(update: TaskUpdate, name: str, side: Side, learnt: SideUpdate) -> None:
     for tensor in (learnt.coefficients, learnt.temporary, learnt.temporary_coefficients):
         if tensor.dtype != torch.float32:
@@ -179,7 +209,9 @@ def _check_dtypes(update: TaskUpdate, name: str, side: Side, learnt: SideUpdate)
             )
 
 
-def _check_caps(update: TaskUpdate, name: str, learnt: SideUpdate, limits: AdmissionLimits) -> None:
+def _check_side_caps(
+    update: TaskUpdate, name: str, learnt: SideUpdate, limits: AdmissionLimits
+) -> None:
     if not 1 <= learnt.pseudo_rank <= limits.max_pseudo_rank:
         raise _refusal(
             update,
@@ -194,22 +226,45 @@ def _check_caps(update: TaskUpdate, name: str, learnt: SideUpdate, limits: Admis
         )
 
 
-def _check_norm(update: TaskUpdate, name: str, norm: float, limits: AdmissionLimits) -> float:
-    if norm < limits.min_norm:
+def _check_norm(
+    update: TaskUpdate, name: str, measure: DeltaMeasure, limits: AdmissionLimits
+) -> None:
+    if measure.norm < limits.min_norm or measure.norm <= measure.rounding:
+        floor = max(limits.min_norm, measure.rounding)
         raise _refusal(
             update,
             "zero-norm",
-            f"has ||dW|| = {norm:g} in {name}, below {limits.min_norm:g}: nothing was learnt there; "
-            "train longer, or leave this layer out of the targets",
+            f"has ||dW|| = {measure.norm:.3g} in {name}, not above {floor:.3g}, which rounding alone "
+            "may be: nothing was learnt there; train longer, or leave this layer out of the targets",
         )
-    if not norm <= limits.max_norm:
+    # so that a norm that is no number is refused too
+    if not measure.norm <= limits.max_norm:
         raise _refusal(
             update,
             "norm",
-            f"has ||dW|| = {norm:g} in {name}, above {limits.max_norm:g}: training has diverged; "
-            "lower the learning rate",
+            f"has ||dW|| = {measure.norm:.3g} in {name}, above {limits.max_norm:g}: training has "
+            "diverged; lower the learning rate",
         )
-    return norm
+
+
+def _oddity(measure: DeltaMeasure, limits: AdmissionLimits, *, is_first: bool) -> str | None:
+    """Say what about one layer is beyond a soft bound, if anything is."""
+    if limits.quarantine_norm is not None and measure.norm > limits.quarantine_norm:
+        return f"||dW|| is {measure.norm:.3g}, quarantine_norm is {limits.quarantine_norm:g}"
+    condition = measure.largest_singular / (measure.smallest_singular or measure.largest_singular)
+    if limits.quarantine_condition is not None and condition > limits.quarantine_condition:
+        return (
+            f"singular values of dW are from {measure.smallest_singular:.3g} to "
+            f"{measure.largest_singular:.3g}, a ratio of {condition:.3g}, quarantine_condition is "
+            f"{limits.quarantine_condition:g}"
+        )
+    most = limits.quarantine_energy_outside
+    if most is not None and not is_first and measure.energy_outside > most:
+        return (
+            f"{measure.energy_outside:.3f} of the energy lies outside the bases, "
+            f"quarantine_energy_outside is {most:g}"
+        )
+    return None
 
 
 def _refusal(update: TaskUpdate, reason: str, sentence: str) -> UpdateRefused:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coordinator.admission import AdmissionLimits
-from coordinator.policy import MergePolicy
+from coordinator.policy import MergePolicy, Staleness
 from share_dist.core.values import Metric
 from share_dist.errors import ConfigError
 from share_dist.telemetry import LogFormat
@@ -56,10 +56,49 @@ class SubspaceConfig(BaseModel):
         10.0, ge=0, description="Merge anyway once an update has waited so long"
     )
     max_updates: int = Field(64, ge=1, description="Updates in one merge, at most")
+    staleness: Staleness = Field(
+        "transport",
+        description="Late updates: merged exactly as trained (transport), counted for less "
+        "(down-weight), or refused beyond max_lag and max_angle so that they are fitted again (refit)",
+    )
+    max_lag: int | None = Field(None, ge=0, description="With refit: versions late, at most")
+    max_angle: float | None = Field(
+        None, ge=0, description="With refit: radians that the subspace turned since, at most"
+    )
+    drift_budget: float | None = Field(
+        None,
+        gt=0,
+        description="Cumulative drift of a task, relative to its norm, at most; a merge beyond it "
+        "keeps more factors, or else parks whom it is due to",
+    )
+    max_subspace_bytes: int | None = Field(
+        None, ge=1, description="Bytes of all bases that a drift budget may grow them to, at most"
+    )
+    max_influence: float | None = Field(
+        None,
+        gt=0,
+        description="Drift of any task, relative to its norm, that one update alone may cause "
+        "without an operator's consent",
+    )
 
     max_pseudo_rank: int = Field(256, ge=1, description="Pseudo-rank of an update, at most")
     max_temporary: int = Field(256, ge=0, description="Temporary factors of an update, at most")
     max_norm: float = Field(1e4, gt=0, description="Norm of an update's dW in a layer, at most")
+    quarantine_norm: float | None = Field(
+        None, gt=0, description="Norm of dW in a layer beyond which an operator must consent"
+    )
+    quarantine_condition: float | None = Field(
+        None,
+        ge=1,
+        description="Ratio of a layer's singular values beyond which an operator must consent",
+    )
+    quarantine_energy_outside: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of a layer's energy outside the bases beyond which an operator must "
+        "consent",
+    )
     max_update_bytes: int = Field(2**30, ge=1, description="Payload of an update, at most")
     max_pending: int = Field(1000, ge=1, description="Updates that wait, at most")
     max_watchers: int = Field(1000, ge=1, description="Watchers at once, at most")
@@ -80,7 +119,14 @@ class SubspaceConfig(BaseModel):
     @property
     def policy(self) -> MergePolicy:
         """When a merge is due."""
-        return MergePolicy(self.min_updates, self.max_wait_seconds, self.max_updates)
+        return MergePolicy(
+            min_updates=self.min_updates,
+            max_wait_seconds=self.max_wait_seconds,
+            max_updates=self.max_updates,
+            staleness=self.staleness,
+            max_lag=self.max_lag,
+            max_angle=self.max_angle,
+        )
 
     @property
     def limits(self) -> AdmissionLimits:
@@ -89,6 +135,9 @@ class SubspaceConfig(BaseModel):
             max_pseudo_rank=self.max_pseudo_rank,
             max_temporary=self.max_temporary,
             max_norm=self.max_norm,
+            quarantine_norm=self.quarantine_norm,
+            quarantine_condition=self.quarantine_condition,
+            quarantine_energy_outside=self.quarantine_energy_outside,
         )
 
 

@@ -12,12 +12,21 @@ import torch
 
 from coordinator import faults
 from coordinator.access import Principal
-from coordinator.admission import Admitted, Refused, admit, check_fingerprint, check_version
+from coordinator.admission import (
+    Admitted,
+    Refused,
+    Suspicious,
+    admit,
+    check_fingerprint,
+    check_version,
+)
 from coordinator.leases import WorkerLease
+from coordinator.policy import require_fresh
 from coordinator.state import Call, Coordinator, Lineage
 from coordinator.store.base import DescribedUpdate, Kept, UpdateRecord, not_owner
 from coordinator.store.format import describe_update
 from coordinator.versions import ServedPayload, Snapshot
+from share_dist.core.merge import angle_between
 from share_dist.core.values import WIRE_VERSION, Fingerprint, LayerUpdate, SideUpdate, TaskUpdate
 from share_dist.errors import (
     ConfigError,
@@ -339,16 +348,7 @@ async def _admit(call: Call, push: Push, described: DescribedUpdate) -> UpdateRe
     if not is_new:
         _note_repeat(lineage, record)
         return record
-    lineage.metrics.pushes("admitted").inc()
-    lineage.metrics.update_bytes.inc(record.update_bytes)
-    lineage.log.info(
-        Event.UPDATE_ADMITTED.value,
-        update_id=record.update_id,
-        task_id=record.task_id,
-        worker_id=record.worker_id,
-        base_version=record.base_version,
-        update_bytes=record.update_bytes,
-    )
+    _note_kept(lineage, record)
     return record
 
 
@@ -387,6 +387,7 @@ def _check_announced(call: Call, push: AnnouncedPush) -> None:
     if refused:
         raise refused.error
     store.require_digest(push.base_version, push.base_digest)
+    _require_fresh(lineage, push)
 
 
 def _check_and_keep(call: Call, push: Push, described: DescribedUpdate) -> Kept:
@@ -394,11 +395,26 @@ def _check_and_keep(call: Call, push: Push, described: DescribedUpdate) -> Kept:
     # again: others may have pushed while the tensors came
     _check_announced(call, _announced(push))
     base = lineage.versions.subspace(update.base_version)
-    match admit(update, base, lineage.config.limits):
+    current = lineage.versions.subspace(lineage.writer.snapshot.version)
+    match admit(update, base, current, lineage.config.limits):
         case Refused(error):
             raise error
+        case Suspicious(reason):
+            aside = replace(described.record, state=UpdateState.QUARANTINED, reason=reason)
+            described = replace(described, record=aside)
         case Admitted():
-            return lineage.store.add_update(described, by=call.principal.name)
+            pass
+    return lineage.store.add_update(described, by=call.principal.name)
+
+
+def _require_fresh(lineage: Lineage, push: AnnouncedPush) -> None:
+    policy, current_version = lineage.config.policy, lineage.writer.snapshot.version
+    angle = 0.0
+    if policy.needs_angle and push.base_version < current_version:
+        base, current = map(lineage.versions.subspace, (push.base_version, current_version))
+        angle = angle_between(base, current)
+    name = f"update {push.update_id} for task {push.task_id!r}"
+    require_fresh(name, push.base_version, current_version, angle, policy)
 
 
 def _require_owner(call: Call, record: UpdateRecord) -> None:
@@ -406,6 +422,29 @@ def _require_owner(call: Call, record: UpdateRecord) -> None:
     principal = _owner(call, record.worker_id)
     if record.owner != principal:
         raise not_owner(f"update {record.update_id}", record.owner, principal)
+
+
+def _note_kept(lineage: Lineage, record: UpdateRecord) -> None:
+    lineage.metrics.update_bytes.inc(record.update_bytes)
+    if record.state is UpdateState.QUARANTINED:
+        lineage.metrics.pushes("quarantined").inc()
+        lineage.metrics.quarantined_updates.inc()
+        lineage.log.warning(
+            Event.UPDATE_QUARANTINED.value,
+            update_id=record.update_id,
+            task_id=record.task_id,
+            reason=record.reason,
+        )
+        return
+    lineage.metrics.pushes("admitted").inc()
+    lineage.log.info(
+        Event.UPDATE_ADMITTED.value,
+        update_id=record.update_id,
+        task_id=record.task_id,
+        worker_id=record.worker_id,
+        base_version=record.base_version,
+        update_bytes=record.update_bytes,
+    )
 
 
 def _note_repeat(lineage: Lineage, record: UpdateRecord) -> None:

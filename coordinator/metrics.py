@@ -23,7 +23,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._pushes = self._counter(
-            "pushes", "Pushes, by what became of them: admitted, repeated or refused.", "outcome"
+            "pushes",
+            "Pushes, by what became of them: admitted, quarantined, repeated or refused.",
+            "outcome",
         )
         self._update_bytes = self._counter("update_bytes", "Payload bytes of admitted updates.")
         self._merged_updates = self._counter("merged_updates", "Updates that a version contains.")

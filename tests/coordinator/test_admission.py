@@ -10,6 +10,7 @@ from coordinator.admission import (
     AdmissionLimits,
     Admitted,
     Refused,
+    Suspicious,
     admit,
     check_fingerprint,
     check_version,
@@ -30,7 +31,7 @@ LIMITS = AdmissionLimits()
 
 
 def refusal(update, base=EMPTY, limits=LIMITS):
-    verdict = admit(update, base, limits)
+    verdict = admit(update, base, base, limits)
     assert isinstance(verdict, Refused), verdict
     return verdict.error
 
@@ -43,11 +44,11 @@ def test_norms_of_an_admitted_update_are_those_of_its_dense_delta():
     """An admitted update comes with ||dW|| of every layer, as the dense product has it."""
     base = merge(EMPTY, {}, [make_update()], 6).subspace
     update = make_update("dogs", base=base)
-    verdict = admit(update, base, LIMITS)
+    verdict = admit(update, base, base, LIMITS)
     assert isinstance(verdict, Admitted)
     for name, layer in update.layers.items():
         a, b = (factor_of(base.layers[name][side].leading, learnt) for side, learnt in layer)
-        assert verdict.norms[name] == pytest.approx(float((b @ a.mT).norm()), rel=1e-5)
+        assert verdict.measures[name].norm == pytest.approx(float((b @ a.mT).norm()), rel=1e-5)
 
 
 def test_pseudo_ranks_may_differ_between_layers_but_not_between_sides():
@@ -64,7 +65,7 @@ def test_pseudo_ranks_may_differ_between_layers_but_not_between_sides():
     ("change", "reason", "sentence"),
     [
         ({"weight": 10.5}, "weight", "has weight 10.5: send at most 10"),
-        ({"scale": 0.0}, "norm", "changes layer 'encoder.query' by a dW of norm 0"),
+        ({"scale": 0.0}, "zero-norm", "has ||dW|| = 0 in encoder.query, not above 1e-09"),
         ({"scale": 1e-6}, "zero-norm", "nothing was learnt there"),
         ({"scale": 1e6}, "norm", "training has diverged"),
         ({"pseudo_rank": 257, "num_temporary": 1}, "pseudo-rank", "need 1 to 256"),
@@ -159,3 +160,33 @@ def test_fingerprints_that_cannot_be_merged():
         verdict = check_fingerprint(digest, bound)
         assert isinstance(verdict.error, FingerprintMismatch)
         assert verdict.error.found == digest
+
+
+def suspicion(update, base, **limits):
+    verdict = admit(update, base, base, replace(LIMITS, **limits))
+    assert isinstance(verdict, Suspicious), verdict
+    return verdict.reason
+
+
+def test_soft_bounds_make_suspicious_and_say_the_numbers():
+    """Norm, spectrum and energy outside the bases each have a bound; beyond it an operator looks."""
+    base = merge(EMPTY, {}, [make_update()], 2).subspace
+    update = make_update("dogs", base=base)
+    assert isinstance(admit(update, base, base, LIMITS), Admitted)
+    assert "quarantine_norm is 0.5" in suspicion(update, base, quarantine_norm=0.5)
+    assert "quarantine_condition is 1.01" in suspicion(update, base, quarantine_condition=1.01)
+    assert "quarantine_energy_outside is 0.01" in suspicion(
+        update, base, quarantine_energy_outside=0.01
+    )
+
+
+def test_what_is_refused_is_not_merely_suspicious():
+    """A hard limit comes before every soft one."""
+    limits = replace(LIMITS, quarantine_norm=1.0)
+    assert refusal(make_update(scale=1e6), limits=limits).reason == "norm"
+
+
+def test_the_first_update_of_all_is_outside_of_nothing():
+    """In an empty subspace no update is suspected for its energy outside of it."""
+    limits = replace(LIMITS, quarantine_energy_outside=0.1)
+    assert isinstance(admit(make_update(), EMPTY, EMPTY, limits), Admitted)
