@@ -141,11 +141,11 @@ def test_layers_must_be_those_of_the_fingerprint(extra):
 def test_versions_that_cannot_be_merged():
     """An unknown and a dropped base version are refused as two different errors."""
     name = "update 7f3a for task 'cats'"
-    assert check_version(name, 12, 0, 12) is None
-    future = check_version(name, 12, 0, 11)
+    assert check_version(name, 12, 0, 12, is_kept=True) is None
+    future = check_version(name, 12, 0, 11, is_kept=False)
     assert isinstance(future.error, VersionInFuture)
     assert future.error.current_version == 11
-    old = check_version(name, 12, 15, 18)
+    old = check_version(name, 12, 15, 18, is_kept=False)
     assert isinstance(old.error, BaseVersionTooOld)
     assert old.error.message == (
         "update 7f3a for task 'cats' was trained on version 12, the oldest that can still be "
