@@ -361,7 +361,7 @@ class StoreLocked(StoreError):
     """Another coordinator owns this store."""
 
     no_status_reason = "met when a coordinator starts, before it listens"
-    fields: ClassVar = {"path": str, "pid": int, "host": str}
+    fields: ClassVar = {"path": str, "pid": int, "host": str, "seconds_left": float}
 
 
 class StoreTooNew(StoreError):
