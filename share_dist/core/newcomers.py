@@ -10,10 +10,12 @@ from torch import Tensor
 from share_dist.core.linalg import rank_tolerance
 from share_dist.core.temporary import factor_of
 from share_dist.core.values import (
+    Basis,
     LayerFactors,
     LayerSubspace,
     Metric,
     Pair,
+    Side,
     SideUpdate,
     Subspace,
     TaskUpdate,
@@ -86,6 +88,55 @@ def base_of(subspace: Subspace, update: TaskUpdate, bases: Mapping[int, Subspace
     return bases[update.base_version]
 
 
+def require_layers(subspace: Subspace, update: TaskUpdate) -> None:
+    """
+    Raise unless an update covers every layer of a subspace, and no other.
+
+    Raises:
+        ShapeMismatch: With the first layer that differs.
+    """
+    if update.layers.keys() != subspace.layers.keys():
+        different = min(update.layers.keys() ^ subspace.layers.keys())
+        holder = "the update" if different in update.layers else "the subspace"
+        raise ShapeMismatch(
+            f"layer {different!r} is only in {holder}: an update covers every layer of its subspace",
+            layer=different,
+        )
+
+
+def require_fit(update: TaskUpdate, name: str, side: Side, part: SideUpdate, basis: Basis) -> None:
+    """
+    Raise unless one side of one layer of an update fits the basis of its base version.
+
+    Raises:
+        ShapeMismatch: With both shapes.
+    """
+    rows, features = part.coefficients.shape[0], part.temporary.shape[0]
+    if (rows, features) != (basis.num_factors, basis.features):
+        raise ShapeMismatch(
+            f"update {update.update_id}, {name}, side {side}: coefficients of {rows} rows and "
+            f"temporary factors of {features} features for a basis of {basis.num_factors} factors "
+            f"in {basis.features} features at version {update.base_version}",
+            layer=name,
+            side=side,
+        )
+
+
+def require_equal_pseudo_rank(update: TaskUpdate, name: str, rank_a: int, rank_b: int) -> None:
+    """
+    Raise unless both sides of a layer of an update have the same pseudo-rank.
+
+    Raises:
+        ShapeMismatch: With both.
+    """
+    if rank_a != rank_b:
+        raise ShapeMismatch(
+            f"update {update.update_id}, {name}: pseudo-rank {rank_a} on side A and "
+            f"{rank_b} on side B; both sides need the same",
+            layer=name,
+        )
+
+
 def newcomers_of(subspace: Subspace, base: Subspace, update: TaskUpdate) -> dict[str, Newcomer]:
     """
     Form and weigh every layer of one update.
@@ -99,13 +150,7 @@ def newcomers_of(subspace: Subspace, base: Subspace, update: TaskUpdate) -> dict
         ShapeMismatch: It does not cover the layers, or does not fit ``base``.
         UpdateRefused: It changes nothing in some layer.
     """
-    if update.layers.keys() != subspace.layers.keys():
-        different = min(update.layers.keys() ^ subspace.layers.keys())
-        holder = "the update" if different in update.layers else "the subspace"
-        raise ShapeMismatch(
-            f"layer {different!r} is only in {holder}: an update covers every layer of its subspace",
-            layer=different,
-        )
+    require_layers(subspace, update)
     return {
         name: _newcomer_of(name, base.layers[name], update, subspace.metric)
         for name in update.layers
@@ -115,25 +160,18 @@ def newcomers_of(subspace: Subspace, base: Subspace, update: TaskUpdate) -> dict
 def _newcomer_of(name: str, base: LayerSubspace, update: TaskUpdate, metric: Metric) -> Newcomer:
     sides = []
     for side, part in update.layers[name]:
-        basis = base[side].leading
-        rows, features = part.coefficients.shape[0], part.temporary.shape[0]
-        if (rows, features) != (basis.shape[1], basis.shape[0]):
-            raise ShapeMismatch(
-                f"update {update.update_id}, {name}, side {side}: coefficients of {rows} rows and "
-                f"temporary factors of {features} features for a basis of {basis.shape[1]} factors "
-                f"in {basis.shape[0]} features at version {update.base_version}",
-                layer=name,
-                side=side,
-            )
-        sides.append(factor_of(basis.double(), _double(part)))
+        require_fit(update, name, side, part, base[side])
+        sides.append(factor_of(base[side].leading.double(), in_double(part)))
     factors = LayerFactors(*sides)
-    if factors.a.shape[1] != factors.b.shape[1]:
-        raise ShapeMismatch(
-            f"update {update.update_id}, {name}: pseudo-rank {factors.a.shape[1]} on side A and "
-            f"{factors.b.shape[1]} on side B; both sides need the same",
-            layer=name,
-        )
+    require_equal_pseudo_rank(update, name, factors.a.shape[1], factors.b.shape[1])
     return _weigh(name, factors, update, metric, base.a.vectors.dtype)
+
+
+def in_double(part: SideUpdate) -> SideUpdate:
+    """Say one side of an update in float64."""
+    return SideUpdate(
+        part.coefficients.double(), part.temporary.double(), part.temporary_coefficients.double()
+    )
 
 
 def delta_norm(factors: LayerFactors) -> float:
@@ -157,12 +195,6 @@ def _balanced(factors: LayerFactors) -> LayerFactors:
     norms = Pair(*(float(torch.linalg.matrix_norm(factor)) for _, factor in factors))
     scale = math.sqrt(norms.b / norms.a)
     return LayerFactors(factors.a * scale, factors.b / scale)
-
-
-def _double(part: SideUpdate) -> SideUpdate:
-    return SideUpdate(
-        part.coefficients.double(), part.temporary.double(), part.temporary_coefficients.double()
-    )
 
 
 def _weigh(

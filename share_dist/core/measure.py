@@ -1,0 +1,152 @@
+"""What an update weighs, layer by layer: measured once, at the cost of little more than reading it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from share_dist.core.linalg import rank_tolerance
+from share_dist.core.newcomers import (
+    in_double,
+    require_equal_pseudo_rank,
+    require_fit,
+    require_layers,
+)
+from share_dist.core.values import Basis, Pair, SideUpdate, Subspace, TaskUpdate
+
+_SAFE = (1e-15, 1e15)
+"""Largest entries of a factor between which float32 products neither overflow nor vanish."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaMeasure:
+    """
+    An update's ``dW`` in one layer.
+
+    Args:
+        norm: ``||dW||_F``.
+        rounding: What of the norm may be rounding alone; a merge refuses an update whose
+            norm does not exceed it.
+        largest_singular: Largest singular value of ``dW``.
+        smallest_singular: The smallest of those above ``rounding``; 0 when none is.
+        energy_outside: Share of ``||dW||_F^2`` that the broadcast factors of the current
+            version cannot say, 0 to 1.
+
+    What is too large to be squared in float64 has infinite norm.
+    """
+
+    norm: float
+    rounding: float
+    largest_singular: float
+    smallest_singular: float
+    energy_outside: float
+
+
+def measure_update(
+    update: TaskUpdate, base: Subspace, current: Subspace
+) -> dict[str, DeltaMeasure]:
+    """
+    Measure every layer of an update.
+
+    Factors are formed in the basis's dtype, as the worker formed them; all that is
+    computed from them are ``p x p`` products in float64.
+
+    Args:
+        update: What was pushed.
+        base: The version that it was trained against.
+        current: The version that it would be merged into; mostly the same.
+
+    Accuracy:
+        ``norm`` relative to ``||A|| ||B||``: 1e-6 for a float32 update. Singular values below 1e-8 of
+        the largest are not told apart from 0; ``energy_outside`` to 1e-5.
+
+    Raises:
+        ShapeMismatch: It does not cover the layers, or does not fit ``base``.
+
+    Examples:
+        >>> from share_dist.core.values import LayerShape, LayerUpdate
+        >>> empty = Subspace.empty({"q": LayerShape(2, 1)})
+        >>> side_a = SideUpdate(torch.zeros(0, 1), torch.tensor([[3.0], [4.0]]), torch.ones(1, 1))
+        >>> side_b = SideUpdate(torch.zeros(0, 1), torch.tensor([[2.0]]), torch.ones(1, 1))
+        >>> update = TaskUpdate("u", "t", 0, {"q": LayerUpdate(side_a, side_b)})
+        >>> found = measure_update(update, empty, empty)["q"]
+        >>> round(found.norm, 6), round(found.largest_singular, 6), found.energy_outside
+        (10.0, 10.0, 1.0)
+    """
+    require_layers(base, update)
+    measures = {}
+    for name, layer in update.layers.items():
+        for side, part in layer:
+            require_fit(update, name, side, part, base.layers[name][side])
+        require_equal_pseudo_rank(update, name, layer.a.pseudo_rank, layer.b.pseudo_rank)
+        a, b = (
+            _grams(base.layers[name][side], current.layers[name][side], part)
+            for side, part in layer
+        )
+        measures[name] = _measure(Pair(a, b))
+    return measures
+
+
+@dataclass(frozen=True, slots=True)
+class _Grams:
+    """``F.T F`` of one side's factor, and the same of its part inside the current basis."""
+
+    whole: Tensor
+    inside: Tensor
+    tolerance: float
+
+
+def _grams(base: Basis, current: Basis, part: SideUpdate) -> _Grams:
+    rows = _factor_rows(base.leading, part)
+    largest = float(rows.abs().max()) if rows.numel() else 0.0
+    if not (_SAFE[0] < largest < _SAFE[1]):
+        rows = _factor_rows(base.leading.double(), in_double(part))
+    inside = (rows.to(current.vectors.dtype) @ current.leading).double()
+    rows = rows.double()
+    return _Grams(
+        rows @ rows.mT,
+        inside @ inside.mT,
+        rank_tolerance(base.vectors.dtype, base.features),
+    )
+
+
+def _factor_rows(basis: Float[Tensor, "d k"], part: SideUpdate) -> Float[Tensor, "p d"]:
+    """Form ``F.T``: with the few columns first, the products take a fifth of the time."""
+    E, T, tau = (
+        tensor.to(basis.dtype)
+        for tensor in (part.coefficients, part.temporary, part.temporary_coefficients)
+    )
+    return E.mT @ basis.mT + tau.mT @ T.mT
+
+
+def _measure(grams: Pair[_Grams]) -> DeltaMeasure:
+    # each side scaled to norm 1: squares of squares of what a peer sent may overflow
+    norms = Pair(*(math.sqrt(max(0.0, float(side.whole.trace()))) for _, side in grams))
+    scale = norms.a * norms.b
+    if scale == 0:
+        return DeltaMeasure(0.0, 0.0, 0.0, 0.0, 0.0)
+    if not math.isfinite(scale):
+        return DeltaMeasure(math.inf, math.inf, math.inf, 0.0, 1.0)
+    wholes = Pair(*(side.whole / norms[each] ** 2 for each, side in grams))
+    insides = Pair(*(side.inside / norms[each] ** 2 for each, side in grams))
+    singular = torch.linalg.svdvals(_root(wholes.b) @ _root(wholes.a).mT)
+    rounding = math.sqrt(grams.a.tolerance * grams.b.tolerance)
+    energy = float(singular.square().sum())
+    above = singular[singular > rounding]
+    inside = float((insides.a * insides.b).sum())
+    return DeltaMeasure(
+        norm=math.sqrt(energy) * scale,
+        rounding=rounding * scale,
+        largest_singular=float(singular[0]) * scale,
+        smallest_singular=float(above[-1]) * scale if above.numel() else 0.0,
+        energy_outside=min(1.0, max(0.0, 1.0 - inside / energy)) if energy else 0.0,
+    )
+
+
+def _root(gram: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+    """Find ``R`` with ``R.T R`` the given Gram matrix."""
+    values, vectors = torch.linalg.eigh(gram)
+    root: Tensor = vectors.mT * values.clamp_min(0.0).sqrt().unsqueeze(-1)
+    return root
