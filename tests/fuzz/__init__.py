@@ -1,0 +1,1 @@
+"""Hostile bytes for everything that reads them: decoders, the service, a running coordinator."""

@@ -1,0 +1,250 @@
+"""
+Every function of the library that reads bytes or messages of a peer, found by its name.
+
+A decoder is a public function called ``*_from_pb``, ``*_from_bytes`` or ``*_from_wire`` of the wire
+modules, and a few that are named by hand. What an argument beside the bytes is filled with stands in ``ARGUMENTS``, by its
+name; a new decoder with another argument fails until it is there.
+"""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import grpc
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import DecodeError, Message
+
+import share_dist.wire
+from share_dist.core.values import Head
+from share_dist.errors import ShareError
+from share_dist.pb import admin_pb2
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.wire import tensors
+from share_dist.wire.chunks import MIN_CHUNK_BYTES, ChunkJoiner, split_into_chunks
+from share_dist.wire.codec import update_from_wire
+from share_dist.wire.records import Lease
+from share_dist.wire.status import DETAIL_KEY, error_from_rpc
+from tests.fuzz.mutation import mutate_bytes, mutate_message, mutate_safetensors, populated
+
+GOLDEN = Path(__file__).parents[1] / "wire" / "golden"
+LIMIT_BYTES = 2**20
+"""What a receiver is set to take, in these tests."""
+
+ARGUMENTS: dict[str, Any] = {
+    "version": 5,
+    "metric": "delta",
+    "head_info": Head(),
+    "worker_id": "w",
+    "lease": Lease("w", 1, 30.0, 5, None),
+    "field": "field",
+}
+
+PARTS: dict[str, tuple[type[Message], Callable[[Callable[..., Any], Any], object]]] = {
+    "optional_fingerprint_from_pb": (pb.GetStatusResponse, lambda read, message: read(message)),
+    "optional_time_from_pb": (
+        admin_pb2.Token,
+        lambda read, message: (read(message, "expires_at"), read(message, "revoked_at")),
+    ),
+    "update_states_from_pb": (
+        admin_pb2.ListUpdatesRequest,
+        lambda read, message: read(message.states),
+    ),
+}
+"""Decoders that read a part of a message: the message, and how they are called with it."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """
+    One function under attack.
+
+    Args:
+        name: Module and function.
+        decode: Reads bytes; whatever they are, only a ``ShareError`` may come out.
+        seeds: Bytes that it takes, or nearly.
+        mutate: Makes others of them.
+    """
+
+    name: str
+    decode: Callable[[bytes], object]
+    seeds: tuple[bytes, ...]
+    mutate: Callable[[bytes, random.Random], bytes]
+
+    def attack(self, data: bytes) -> bool:
+        """
+        Decode; say whether the bytes were taken.
+
+        Raises:
+            Exception: A bug: anything but a ShareError.
+        """
+        try:
+            self.decode(data)
+        except ShareError:
+            return False
+        return True
+
+
+def find_decoders() -> list[Decoder]:
+    """Return all decoders of the library."""
+    return [*_by_name(), *_by_hand()]
+
+
+def golden_payloads() -> tuple[bytes, ...]:
+    """Return a payload of each kind, as a release wrote it."""
+    return tuple(path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors")))
+
+
+def _by_name() -> Iterator[Decoder]:
+    for module in _wire_modules():
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ != module.__name__ or name.startswith("_"):
+                continue
+            label = f"{module.__name__.rpartition('.')[2]}.{name}"
+            if name.endswith("_from_pb"):
+                yield _message_decoder(label, function)
+            elif name.endswith("_from_bytes"):
+                arguments = _arguments(function)
+                decode = functools.partial(function, **arguments)
+                yield Decoder(label, decode, golden_payloads(), mutate_safetensors)
+
+
+def _wire_modules() -> Iterator[ModuleType]:
+    for info in pkgutil.iter_modules(share_dist.wire.__path__):
+        yield importlib.import_module(f"share_dist.wire.{info.name}")
+
+
+def _arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    _, *others = inspect.signature(function).parameters.values()
+    missing = [each.name for each in others if each.default is each.empty]
+    return {name: ARGUMENTS[name] for name in missing}
+
+
+def _message_decoder(label: str, function: Callable[..., Any]) -> Decoder:
+    first = next(iter(inspect.signature(function).parameters.values()))
+    arguments, annotation = _arguments(function), first.annotation
+    if isinstance(annotation, EnumTypeWrapper):
+        return Decoder(label, lambda data: function(_number(data)), (b"\x01",), mutate_bytes)
+    whole = (annotation, lambda read, message: read(message, **arguments))
+    kind, call = PARTS.get(function.__name__, whole)
+
+    def decode(data: bytes) -> object:
+        message = _parsed(kind, data)
+        return None if message is None else call(function, message)
+
+    return _decoder_of(label, kind, decode)
+
+
+def _decoder_of(label: str, kind: type[Message], decode: Callable[[bytes], object]) -> Decoder:
+    rng = random.Random(label)
+    seeds = tuple(populated(kind, rng) for _ in range(8))
+    return Decoder(label, decode, seeds, lambda data, each: mutate_message(data, kind, each))
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data[:4], "little", signed=True)
+
+
+def _parsed(kind: type[Message], data: bytes) -> Any:
+    """The message; None for bytes that gRPC itself refuses."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _by_hand() -> Iterator[Decoder]:
+    payloads = golden_payloads()
+    yield Decoder("tensors.note_of", tensors.note_of, payloads, mutate_safetensors)
+    yield Decoder("tensors.payload_sizes", tensors.payload_sizes, payloads, mutate_safetensors)
+    yield Decoder(
+        "chunks.ChunkJoiner, then update_from_wire", _decode_push, _push_seeds(), _mutate_frames
+    )
+    error_seeds = ((GOLDEN / "error.v1.pb").read_bytes(),)
+    yield Decoder("status.error_from_rpc", _decode_error, error_seeds, mutate_bytes)
+
+
+def _push_seeds() -> tuple[bytes, ...]:
+    """Pushes as they cross the wire, their messages behind their lengths."""
+    header = pb.UpdateHeader.FromString((GOLDEN / "update_header.v1.pb").read_bytes())
+    payload = (GOLDEN / "update.v1.safetensors").read_bytes()
+    return (_push_of(header, payload), _push_of(header, payload * 400))
+
+
+def _push_of(header: pb.UpdateHeader, payload: bytes) -> bytes:
+    announced, chunks = split_into_chunks(payload, MIN_CHUNK_BYTES)
+    header.payload.CopyFrom(announced)
+    pieces = [pb.PushUpdateRequest(chunk=chunk) for chunk in chunks]
+    return _framed([pb.PushUpdateRequest(header=header), *pieces])
+
+
+def _framed(messages: list[pb.PushUpdateRequest]) -> bytes:
+    parts = [message.SerializeToString() for message in messages]
+    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+
+
+def frames_of(data: bytes) -> list[bytes]:
+    """Part what ``_framed`` joined; a length that is too long takes what is there."""
+    frames = []
+    while data and len(frames) < 100:
+        end = 4 + int.from_bytes(data[:4], "little") % 2**24
+        frames.append(data[4:end])
+        data = data[end:]
+    return frames
+
+
+def _mutate_frames(data: bytes, rng: random.Random) -> bytes:
+    frames = frames_of(data) or [b""]
+    at = rng.randrange(len(frames))
+    match rng.randrange(5):
+        case 0:
+            rng.shuffle(frames)
+        case 1:
+            frames.append(frames[at])
+        case 2:
+            del frames[at]
+        case 3:
+            frames[at] = mutate_bytes(frames[at], rng)
+        case _:
+            frames[at] = mutate_message(frames[at], pb.PushUpdateRequest, rng)
+    return b"".join(len(frame).to_bytes(4, "little") + frame for frame in frames)
+
+
+def _decode_push(data: bytes) -> object:
+    """What a coordinator does with a push: the header, its chunks, the update."""
+    messages = [_parsed(pb.PushUpdateRequest, frame) for frame in frames_of(data)]
+    if not messages or None in messages:
+        return None
+    header = messages[0].header
+    joiner = ChunkJoiner(header.payload, LIMIT_BYTES)
+    for message in messages[1:]:
+        joiner.add(message.chunk)
+    return update_from_wire(header, joiner.finish())
+
+
+class _Refusal(grpc.RpcError):
+    """A failed call with what a peer put into its trailing metadata."""
+
+    def __init__(self, detail: bytes) -> None:
+        super().__init__()
+        self._detail = detail
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return ((DETAIL_KEY, self._detail),)
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.INTERNAL
+
+    def details(self) -> str:
+        return ""
+
+
+def _decode_error(data: bytes) -> object:
+    error = error_from_rpc(_Refusal(data), address="a:1")
+    return (str(error), error.details)
