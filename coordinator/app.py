@@ -30,6 +30,7 @@ from coordinator.metrics import Metrics, MetricsServer
 from coordinator.state import Coordinator, Lineage
 from coordinator.store.base import COORDINATOR, Catalog, Store
 from coordinator.versions import VersionCache
+from coordinator.web.server import WebServer
 from coordinator.writer import MergeWriter
 from share_dist.errors import ConfigError, StoreError, StoreFenced
 from share_dist.telemetry import Event, get_logger
@@ -63,6 +64,7 @@ class CoordinatorApp:
         self._clock = clock
         self._log = get_logger("coordinator")
         self._metrics_server: MetricsServer | None = None
+        self._web_server: WebServer | None = None
         self._server: grpc.aio.Server
         self._health: health.aio.HealthServicer
         self._ended: asyncio.Future[None]
@@ -80,6 +82,11 @@ class CoordinatorApp:
     def metrics_address(self) -> str | None:
         """Where metrics are served, if they are."""
         return self._metrics_server.address if self._metrics_server else None
+
+    @property
+    def web_address(self) -> str | None:
+        """Where the operator's page is, if it is served."""
+        return self._web_server.address if self._web_server else None
 
     async def __aenter__(self) -> Self:
         _forget_port(self._config.port_file)
@@ -212,6 +219,10 @@ class CoordinatorApp:
                 self.coordinator.metrics, self._config.metrics_listen
             )
             closing.push_async_callback(asyncio.to_thread, self._metrics_server.close)
+        if self._config.web_listen:
+            self._web_server = WebServer(self.coordinator, self._config.web_listen)
+            closing.push_async_callback(self._web_server.close)
+            await self._web_server.start()
         closing.push_async_callback(self._server.stop, self._config.grace_seconds)
         await self._server.start()
 

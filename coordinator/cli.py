@@ -54,6 +54,10 @@ def serve(
     metrics_listen: Annotated[
         str | None, typer.Option(help="Address to serve Prometheus metrics on.")
     ] = None,
+    web_listen: Annotated[
+        str | None,
+        typer.Option(help="Address to serve the operator's page on, such as 127.0.0.1:8080."),
+    ] = None,
     insecure: Annotated[
         bool | None,
         typer.Option("--insecure", help="Serve beyond this machine without encryption."),
@@ -81,6 +85,7 @@ def serve(
         "oversample": oversample,
         "metric": metric,
         "metrics_listen": metrics_listen,
+        "web_listen": web_listen,
         "insecure": insecure,
         "log_format": log_format,
     }
@@ -129,6 +134,7 @@ def _ready_line(running: "CoordinatorApp", *, as_json: bool) -> str:
         "address": running.address,
         "port": running.port,
         "metrics_address": running.metrics_address,
+        "web_address": running.web_address,
         "pid": os.getpid(),
         **running.facts(),
     }

@@ -164,6 +164,9 @@ class CoordinatorConfig(SubspaceConfig):
         default=False, description="Serve beyond this machine without encryption or authentication"
     )
     metrics_listen: str | None = Field(None, description="Address to serve Prometheus metrics on")
+    web_listen: str | None = Field(
+        None, description="Address to serve the operator's read-only page on; not served by default"
+    )
     subspaces: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Named subspaces beside 'default', each with the keys that it has for itself",
@@ -225,7 +228,7 @@ def load_config(
         config = CoordinatorConfig.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, str(file or "the flags"), CoordinatorConfig) from None
-    for key in ("listen", "metrics_listen"):
+    for key in ("listen", "metrics_listen", "web_listen"):
         _check_address(key, getattr(config, key), is_insecure_allowed=config.insecure)
     for name in config.subspaces:
         config.subspace(name)
@@ -277,7 +280,7 @@ def _check_address(key: str, address: str | None, *, is_insecure_allowed: bool) 
     if address is None:
         return
     host, _ = split_address(address, key)
-    if not is_insecure_allowed and not _is_loopback(host):
+    if not is_insecure_allowed and not is_loopback(host):
         raise ConfigError(
             f"{key} is {address!r}: anyone who reaches it could read and push, for nothing is "
             "encrypted or authenticated. Listen on 127.0.0.1 and reach it through a tunnel, or "
@@ -286,7 +289,8 @@ def _check_address(key: str, address: str | None, *, is_insecure_allowed: bool) 
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on a host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
