@@ -43,6 +43,7 @@ ShareError                        exit 1
 │  └─ StoreTooNew                           no status: met before a server listens
 ├─ TransportError                 exit 4    raised by the client only
 │  ├─ CoordinatorUnreachable                UNAVAILABLE
+│  ├─ UntrustedCoordinator                  no status: what a client finds in the handshake
 │  ├─ DeadlineExceeded                      DEADLINE_EXCEEDED
 │  └─ UnexpectedStatus                      no status: what a client makes of a foreign status
 └─ WorkerError                    exit 5    no status: a worker's own affair
@@ -382,6 +383,13 @@ class CoordinatorUnreachable(TransportError):
 
     status = "UNAVAILABLE"
     fields: ClassVar = {"address": str, "attempts": int, "seconds": float}
+
+
+class UntrustedCoordinator(TransportError):
+    """Who answers did not prove to be the coordinator: wrong authority, expired, other name, no TLS."""
+
+    no_status_reason = "found by a client in the handshake, before any call"
+    fields: ClassVar = {"address": str, "reason": str}
 
 
 class DeadlineExceeded(TransportError):

@@ -7,9 +7,10 @@ from dataclasses import replace
 from threading import Event
 from typing import Any, TypeVar, final
 
-import grpc
 import tenacity
 
+from share_dist.client import handshake
+from share_dist.client.credentials import Credentials
 from share_dist.client.download import download
 from share_dist.client.retry import RetryPolicy, call_with_retries
 from share_dist.client.watch import Watch
@@ -17,7 +18,7 @@ from share_dist.core.values import Coefficients, Fingerprint, Subspace, TaskUpda
 from share_dist.errors import ConfigError, MalformedMessage, ShapeMismatch, VersionCompacted
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
-from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, chunks_of
+from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, CutPayload, cut
 from share_dist.wire.codec import (
     fingerprint_from_pb,
     fingerprint_to_pb,
@@ -33,7 +34,6 @@ from share_dist.wire.codec import (
     update_header,
     update_to_bytes,
 )
-from share_dist.wire.options import CHANNEL_OPTIONS
 from share_dist.wire.records import (
     CoordinatorStatus,
     Lease,
@@ -73,6 +73,8 @@ class ShareClient:
         timeout_seconds: Deadline of a call, unless the call is given another.
         retry: Waits between attempts.
         max_payload_bytes: Refuse to pull more than this at once.
+        credentials: Who this is to the coordinator, and which one it trusts; without any,
+            it speaks unencrypted and shows nothing.
 
     Examples:
         It connects only when something is asked.
@@ -91,6 +93,7 @@ class ShareClient:
         timeout_seconds: float = 60.0,
         retry: RetryPolicy | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = address
         self.worker_id = worker_id
@@ -99,7 +102,8 @@ class ShareClient:
         self.lease: Lease | None = None
         self._retry = retry or RetryPolicy()
         self._max_payload_bytes = max_payload_bytes
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.credentials = credentials or Credentials()
+        self._channel = self.credentials.channel(address)
         self._stub: Any = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._is_closed = False
@@ -180,17 +184,17 @@ class ShareClient:
         """
         if update.lease_epoch == 0 and self.lease is not None:
             update = replace(update, lease_epoch=self.lease.lease_epoch)
-        payload = update_to_bytes(update)
+        pieces = cut(update_to_bytes(update))
         header = update_header(
             update,
             worker_id=self.worker_id,
             fingerprint_digest="" if self.fingerprint is None else self.fingerprint.digest,
-            payload=payload,
+            payload=pieces.header,
             wait=wait,
         )
 
         response = self._call(
-            lambda seconds: self._stub.PushUpdate(_push_requests(header, payload), timeout=seconds),
+            lambda seconds: self._stub.PushUpdate(_push_requests(header, pieces), timeout=seconds),
             timeout_seconds,
         )
         return receipt_from_pb(response)
@@ -315,6 +319,7 @@ class ShareClient:
             timeout_seconds=self.timeout_seconds if timeout_seconds is None else timeout_seconds,
             policy=self._retry,
             cancelled=cancelled,
+            explain=lambda: handshake.explain(self.address, self.credentials),
         )
 
     def _get_status(self, seconds: float) -> pb.GetStatusResponse:
@@ -351,9 +356,11 @@ def _optional_version(version: int | None, field: str) -> int | None:
     return None if version is None else require_count(version, field)
 
 
-def _push_requests(header: pb.UpdateHeader, payload: bytes) -> Iterator[pb.PushUpdateRequest]:
+def _push_requests(
+    header: pb.UpdateHeader, pieces: CutPayload
+) -> Iterator[pb.PushUpdateRequest]:
     yield pb.PushUpdateRequest(header=header)
-    for chunk in chunks_of(payload):
+    for chunk in pieces.chunks(header.first_chunk):
         yield pb.PushUpdateRequest(chunk=chunk)
 
 

@@ -10,13 +10,16 @@ from typing import TypeVar
 import grpc
 import tenacity
 
-from share_dist.errors import CoordinatorUnreachable, Overloaded, StoreUnavailable
+from share_dist.errors import CoordinatorUnreachable, Overloaded, ShareError, StoreUnavailable
 from share_dist.wire.status import error_from_rpc
 
 ResultT = TypeVar("ResultT")
 
 RETRIED = (CoordinatorUnreachable, Overloaded, StoreUnavailable)
 """Only what may pass by itself; every RPC is safe to repeat."""
+
+EXPLAINED_ATTEMPTS = 2
+"""Attempts after which it is looked why nobody answers; what is wrong then stays wrong."""
 
 _LAST_START = 0.8
 """Share of the time after which no attempt begins: one that begins at the very end only
@@ -57,6 +60,7 @@ def call_with_retries(
     timeout_seconds: float,
     policy: RetryPolicy,
     cancelled: threading.Event | None = None,
+    explain: Callable[[], ShareError | None] | None = None,
 ) -> ResultT:
     """
     Call until it succeeds, fails for good, or the time is up.
@@ -67,6 +71,7 @@ def call_with_retries(
         timeout_seconds: For all attempts and the waits between them.
         policy: The waits.
         cancelled: Ends the waiting early when set.
+        explain: Looks why nobody answered; what it finds is raised at once.
 
     Raises:
         CoordinatorUnreachable: No attempt got an answer; says how many there were.
@@ -84,7 +89,10 @@ def call_with_retries(
             return call(max(remaining, 0.0))
         except grpc.RpcError as exc:
             seconds = time.monotonic() - started
-            raise error_from_rpc(exc, address=address, attempts=attempts, seconds=seconds) from exc
+            error = error_from_rpc(exc, address=address, attempts=attempts, seconds=seconds)
+            if explain and attempts <= EXPLAINED_ATTEMPTS:
+                error = (isinstance(error, CoordinatorUnreachable) and explain()) or error
+            raise error from exc
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
