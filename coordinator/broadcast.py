@@ -103,6 +103,11 @@ class Broadcast:
         """How many watch now."""
         return len(self._watchers)
 
+    @property
+    def held_versions(self) -> tuple[int, ...]:
+        """What each watcher has seen; may be asked from any thread."""
+        return tuple(watcher.held_version for watcher in tuple(self._watchers))
+
     def publish(self, event: VersionEvent) -> tuple[Watcher, ...]:
         """
         Tell every watcher of a version that is in the store.

@@ -130,7 +130,9 @@ async def register(call: Call, worker_id: str, fingerprint: Fingerprint | None) 
         await _bind(call, fingerprint)
     owner = _owner(call, worker_id)
     epoch = await asyncio.to_thread(lineage.store.next_epoch, worker_id, by=owner)
-    lineage.leases.grant(worker_id, epoch, call.clock.monotonic_seconds())
+    lineage.leases.grant(
+        worker_id, epoch, call.clock.monotonic_seconds(), lineage.writer.snapshot.version
+    )
     lineage.log.info(Event.WORKER_REGISTERED.value, worker_id=worker_id, lease_epoch=epoch)
     return await _lease(lineage, worker_id, epoch)
 
@@ -164,7 +166,7 @@ async def announce_push(call: Call, push: AnnouncedPush) -> None:
         return
     try:
         now_seconds = call.clock.monotonic_seconds()
-        call.lineage.leases.renew(push.worker_id, push.lease_epoch, now_seconds)
+        call.lineage.leases.renew(push.worker_id, push.lease_epoch, now_seconds, push.base_version)
         await asyncio.to_thread(_check_announced, call, push)
     except ShareError as error:
         _note_refusal(call.lineage, push.update_id, push.task_id, error)
@@ -343,7 +345,9 @@ def _describe(call: Call, push: Push) -> DescribedUpdate:
 async def _admit(call: Call, push: Push, described: DescribedUpdate) -> UpdateRecord:
     lineage = call.lineage
     now_seconds = call.clock.monotonic_seconds()
-    lineage.leases.renew(push.worker_id, push.update.lease_epoch, now_seconds)
+    lineage.leases.renew(
+        push.worker_id, push.update.lease_epoch, now_seconds, push.update.base_version
+    )
     record, is_new = await asyncio.to_thread(_check_and_keep, call, push, described)
     if not is_new:
         _note_repeat(lineage, record)

@@ -28,11 +28,21 @@ FORGET_AFTER_LEASES = 100
 
 @dataclass(frozen=True, slots=True)
 class WorkerLease:
-    """One worker's lease, as of its newest registration or heartbeat."""
+    """
+    One worker's lease, as of its newest registration or heartbeat.
+
+    Args:
+        worker_id: Whose.
+        lease_epoch: Its fencing number.
+        heard_at_seconds: When the worker was last heard.
+        base_version: What it trains on, as far as is known: the version of its newest push, or
+            the one that was current when it registered; None after a restart.
+    """
 
     worker_id: str
     lease_epoch: int
     heard_at_seconds: float
+    base_version: int | None = None
 
 
 class Leases:
@@ -57,12 +67,19 @@ class Leases:
             for worker_id, lease_epoch in (epochs or {}).items()
         }
 
-    def grant(self, worker_id: str, lease_epoch: int, now_seconds: float) -> None:
+    def grant(
+        self,
+        worker_id: str,
+        lease_epoch: int,
+        now_seconds: float,
+        base_version: int | None = None,
+    ) -> None:
         """Give a worker a new lease; one with an older epoch ends."""
         self._forget_silent(now_seconds)
         held = self._leases.get(worker_id)
         if held is None or held.lease_epoch < lease_epoch:
-            self._leases[worker_id] = WorkerLease(worker_id, lease_epoch, now_seconds)
+            lease = WorkerLease(worker_id, lease_epoch, now_seconds, base_version)
+            self._leases[worker_id] = lease
 
     def require(self, worker_id: str, lease_epoch: int, now_seconds: float) -> WorkerLease:
         """
@@ -88,15 +105,22 @@ class Leases:
             current_epoch=lease.lease_epoch if lease else 0,
         )
 
-    def renew(self, worker_id: str, lease_epoch: int, now_seconds: float) -> None:
+    def renew(
+        self,
+        worker_id: str,
+        lease_epoch: int,
+        now_seconds: float,
+        base_version: int | None = None,
+    ) -> None:
         """
-        Note that the worker was heard.
+        Note that the worker was heard, and the base version of what it pushes.
 
         Raises:
             LeaseExpired: As ``require`` does.
         """
-        self.require(worker_id, lease_epoch, now_seconds)
-        self._leases[worker_id] = WorkerLease(worker_id, lease_epoch, now_seconds)
+        lease = self.require(worker_id, lease_epoch, now_seconds)
+        known = lease.base_version if base_version is None else base_version
+        self._leases[worker_id] = WorkerLease(worker_id, lease_epoch, now_seconds, known)
 
     def is_live(self, lease: WorkerLease, now_seconds: float) -> bool:
         """Whether a lease holds at this time."""

@@ -1,0 +1,185 @@
+"""
+Which old versions may go: all but the newest, and but those that someone still needs.
+
+Whoever is about to use an old version holds it first; nobody can begin to while
+versions are let go of, so a push never finds the version gone that it was let in with.
+
+::
+
+    versions 1..9, keep 3                     may go 1 2 3 4 5 6
+    u1, trained on 2, is parked               may go 1 3 4 5 6
+    a push trained on 5 is on its way         may go 1 3 4 6
+"""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from coordinator.broadcast import Broadcast
+from coordinator.clock import Clock
+from coordinator.leases import Leases
+from coordinator.store.base import Store, UpdateRecord
+from share_dist.errors import ConfigError
+from share_dist.wire.records import Compaction, UpdateState
+
+_PAGE = 1000
+
+WAITING = (UpdateState.PENDING, UpdateState.PARKED, UpdateState.QUARANTINED)
+"""States of updates that may yet be merged, each exactly as trained on its base version."""
+
+
+class Holds:
+    """Versions that calls in the air need; see the module."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[int] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, version: int) -> Iterator[None]:
+        """Keep a version from being let go of; that it is there is to be checked afterwards."""
+        with self._lock:
+            self._counts[version] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._counts[version] -= 1
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[frozenset[int]]:
+        """Say which versions are held; no other can be until this ends."""
+        with self._lock:
+            yield frozenset(+self._counts)
+
+
+@dataclass(frozen=True)
+class CompactionPlan:
+    """
+    What compacting would do.
+
+    Args:
+        versions: Those that may go.
+        kept: Versions beyond the newest that stay -> why.
+    """
+
+    versions: tuple[int, ...]
+    kept: Mapping[int, str]
+
+
+def plan_compaction(
+    kept: Collection[int],
+    current_version: int,
+    keep_versions: int,
+    needs: Iterable[tuple[int, str]],
+) -> CompactionPlan:
+    """
+    Choose the versions that may go.
+
+    Args:
+        kept: Versions whose tensors are kept.
+        current_version: The newest.
+        keep_versions: Keep so many of the newest.
+        needs: Version and the reason why it is needed.
+
+    Examples:
+        >>> plan_compaction({0, 1, 2, 3, 4}, 4, 2, [(1, "update u1 was trained on it")])
+        CompactionPlan(versions=(2,), kept={1: 'update u1 was trained on it'})
+    """
+    old = {version for version in kept if 0 < version <= current_version - keep_versions}
+    reasons: dict[int, str] = {}
+    for version, reason in needs:
+        if version in old:
+            reasons.setdefault(version, reason)
+    return CompactionPlan(tuple(sorted(old - reasons.keys())), dict(sorted(reasons.items())))
+
+
+class Compactor:
+    """
+    Lets go of one lineage's old versions. Used by its writer alone, between two merges.
+
+    Args:
+        store: Where the versions are.
+        broadcast: Knows the watchers.
+        leases: Knows the live workers.
+        holds: Versions that calls in the air need.
+        clock: The time.
+    """
+
+    def __init__(
+        self, store: Store, broadcast: Broadcast, leases: Leases, holds: Holds, clock: Clock
+    ) -> None:
+        self._store = store
+        self._broadcast = broadcast
+        self._leases = leases
+        self._holds = holds
+        self._clock = clock
+        self._seen_version = 0
+        self._kept: set[int] = set()
+
+    def compact(self, keep_versions: int, *, by: str, dry_run: bool = False) -> Compaction:
+        """
+        Let go of every version that is neither among the newest nor needed.
+
+        Args:
+            keep_versions: Keep so many of the newest.
+            by: Who asks.
+            dry_run: Only say what would go; ``freed_bytes`` then counts shared content too.
+
+        Raises:
+            ConfigError: ``keep_versions`` is below 1: the current version is always kept.
+        """
+        if keep_versions < 1:
+            raise ConfigError(
+                f"keep_versions is {keep_versions}: keep at least 1, the current version",
+                key="keep_versions",
+            )
+        self._learn_of_new_versions()
+        with self._holds.frozen() as held:
+            plan = plan_compaction(
+                self._kept, self._store.current_version, keep_versions, self._needs(held)
+            )
+            freed_bytes = self._bytes_of(plan.versions) if dry_run else self._let_go(plan, by)
+        return Compaction(plan.versions, freed_bytes, self._store.first_version, plan.kept)
+
+    def _let_go(self, plan: CompactionPlan, by: str) -> int:
+        if not plan.versions:
+            return 0
+        freed_bytes = self._store.compact(plan.versions, by=by)
+        self._kept.difference_update(plan.versions)
+        return freed_bytes
+
+    def _bytes_of(self, versions: Collection[int]) -> int:
+        return sum(
+            summary.stored_bytes
+            for version in versions
+            for summary in self._store.versions(version - 1, 1)
+        )
+
+    def _learn_of_new_versions(self) -> None:
+        """Remember which versions are kept: to ask for all of them after each merge would be slow."""
+        while summaries := self._store.versions(self._seen_version, _PAGE):
+            self._kept.update(s.event.version for s in summaries if s.is_kept)
+            self._seen_version = summaries[-1].event.version
+
+    def _needs(self, held: Collection[int]) -> Iterator[tuple[int, str]]:
+        for record in _all_waiting(self._store):
+            yield record.base_version, f"{record.state.value} update {record.update_id} was trained on it"  # fmt: skip
+        for version in held:
+            yield version, "a push that was trained on it is on its way"
+        now_seconds = self._clock.monotonic_seconds()
+        for lease in self._leases.all(now_seconds):
+            if lease.base_version is not None and self._leases.is_live(lease, now_seconds):
+                yield lease.base_version, f"live worker {lease.worker_id!r} trains on it"
+        for after_version in set(self._broadcast.held_versions):
+            for version in range(after_version + 1, self._store.current_version):
+                yield version, f"a watcher that holds version {after_version} has not seen it yet"
+
+
+def _all_waiting(store: Store) -> Iterator[UpdateRecord]:
+    before_sequence = 0
+    while records := store.updates(WAITING, before_sequence=before_sequence, limit=_PAGE):
+        yield from records
+        before_sequence = records[-1].sequence
