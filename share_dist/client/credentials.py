@@ -6,9 +6,8 @@ replaced is read again. No secret stands in a ``repr``, a log line or an error.
 """
 
 import ipaddress
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +20,6 @@ from share_dist.wire.options import CHANNEL_OPTIONS
 TOKEN_VARIABLE: Final = "SHARE_DIST_TOKEN"  # noqa: S105 - a name, no secret
 """Environment variable that holds a token."""
 
-_PATHS: Final = ("ca", "certificate", "key", "token_file")
 _MAX_TOKEN_CHARACTERS: Final = 1000
 
 
@@ -62,21 +60,11 @@ class Credentials:
                 key=missing,
             )
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Credentials":
-        """
-        Read ``SHARE_DIST_CA``, ``_CERTIFICATE``, ``_KEY``, ``_TOKEN_FILE`` and ``_TOKEN``.
-
-        Args:
-            environment: ``os.environ`` when absent.
-        """
-        environment = os.environ if environment is None else environment
-        paths = {
-            name: Path(value)
-            for name in _PATHS
-            if (value := environment.get(f"SHARE_DIST_{name.upper()}"))
-        }
-        return cls(**paths, token=environment.get(TOKEN_VARIABLE, ""))  # type: ignore[arg-type]
+    def with_token_of(self, environment: Mapping[str, str]) -> "Credentials":
+        """Return these with the token of ``SHARE_DIST_TOKEN``, unless they have one."""
+        if self.token or self.token_file:
+            return self
+        return replace(self, token=environment.get(TOKEN_VARIABLE, "").strip())
 
     @property
     def is_encrypted(self) -> bool:

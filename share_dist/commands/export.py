@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from share_dist.commands.connection import (
-    DEFAULT_ADDRESS,
-    AddressOption,
-    TimeoutOption,
-    connect,
-)
+from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
 from share_dist.commands.console import JsonOption, show, writing
 from share_dist.errors import ConfigError
 
@@ -23,6 +18,7 @@ if TYPE_CHECKING:
 HEAD_FILE = "head.safetensors"
 
 
+@connecting
 def export(
     task: Annotated[str, typer.Argument(help="The task, as `share-dist tasks` lists it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to make; see --force for one that is there.")],
@@ -31,8 +27,7 @@ def export(
     head_module: Annotated[str, typer.Option("--head-module", help=f"Where in that model the task's head belongs, such as classifier. [default: into {HEAD_FILE}, a file of its own]")] = "",
     conv1d: Annotated[bool, typer.Option("--conv1d", help="The adapted layers are Conv1D, as in GPT-2.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is in the directory; other files there stay.")] = False,
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: TimeoutOption = None,
+    connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -47,7 +42,7 @@ def export(
             f"{output} is there already: name another --output, or replace it with --force",
             key="output",
         )
-    with connect(address, timeout) as client:
+    with connection.client() as client:
         pulled = client.pull_task(task)
     lora = _lora(pulled, prefix, head_module)
     own_file = bool(pulled.head.tensors) and not lora.head

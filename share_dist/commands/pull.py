@@ -5,12 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from share_dist.commands.connection import (
-    DEFAULT_ADDRESS,
-    AddressOption,
-    TimeoutOption,
-    connect,
-)
+from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
 from share_dist.commands.console import JsonOption, show, writing
 from share_dist.errors import ConfigError
 
@@ -18,12 +13,12 @@ if TYPE_CHECKING:
     from share_dist.client import ShareClient
 
 
+@connecting
 def pull(
     output: Annotated[Path, typer.Option("--output", "-o", help="Safetensors file to write; one that is there is replaced.")],
     task: Annotated[str | None, typer.Option("--task", help="Pull this task's coefficients and head instead of the subspace.")] = None,
     version: Annotated[int | None, typer.Option("--version", min=0, help="Version of the subspace. [default: the newest]")] = None,
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: TimeoutOption = None,
+    connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -35,7 +30,7 @@ def pull(
         raise ConfigError(
             "a task is told in the newest version only: drop --version", key="version"
         )
-    with connect(address, timeout) as client:
+    with connection.client() as client:
         facts = _pull_subspace(client, version, output) if task is None else _pull_task(client, task, output)  # fmt: skip
     found = {"path": output, "file_bytes": output.stat().st_size, **facts}
     what = "the subspace" if task is None else f"task {task!r}"

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from share_dist.commands.base_model import ModelOption, fingerprint_of, rename_layers
-from share_dist.commands.connection import (
-    DEFAULT_ADDRESS,
-    AddressOption,
-    TimeoutOption,
-    connect,
-)
+from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
 from share_dist.commands.console import JsonOption, jsonable, rows, show
 from share_dist.errors import ConfigError, DeadlineExceeded, ShapeMismatch, ShareError
 
@@ -37,14 +32,14 @@ NOT_TAKEN = ("refused", "quarantined")
 """States of an update that will not be merged."""
 
 
+@connecting
 def push(
     adapter: Annotated[Path, typer.Argument(help="PEFT LoRA directory, trained anywhere, of any rank.", exists=True, file_okay=False)],
     task: Annotated[str | None, typer.Option("--task", help="What to call the task; a task of that name is replaced. [default: the folder's name]")] = None,
     worker: WorkerOption = "cli",
     model: ModelOption = None,
     wait: WaitOption = True,
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: TimeoutOption = None,
+    connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -54,17 +49,17 @@ def push(
     along as temporary factors.
     """
     task_id = task or adapter.resolve().name
-    receipts = _push_all({task_id: adapter}, worker, model, address, timeout, wait=wait)
+    receipts = _push_all({task_id: adapter}, worker, model, connection, wait=wait)
     _show(receipts, next(iter(_as_json(receipts))), as_json=as_json)
 
 
+@connecting
 def import_(
     adapters: Annotated[list[Path], typer.Argument(help="PEFT LoRA directories, of any ranks; each becomes the task of its folder's name.", exists=True, file_okay=False)],
     worker: WorkerOption = "cli",
     model: ModelOption = None,
     wait: WaitOption = True,
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: TimeoutOption = None,
+    connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -73,7 +68,7 @@ def import_(
     All are read and checked before the first is sent.
     """
     folders = _by_name(adapters)
-    receipts = _push_all(folders, worker, model, address, timeout, wait=wait)
+    receipts = _push_all(folders, worker, model, connection, wait=wait)
     _show(receipts, _as_json(receipts), as_json=as_json)
 
 
@@ -95,15 +90,14 @@ def _push_all(
     folders: Mapping[str, Path],
     worker: str,
     model: Path | None,
-    address: str,
-    timeout: float | None,
+    connection: Connection,
     *,
     wait: bool,
 ) -> "dict[str, Receipt]":
     from share_dist.adapters import load_lora
 
     loaded = {task_id: load_lora(folder) for task_id, folder in folders.items()}
-    with connect(address, timeout) as client:
+    with connection.client() as client:
         known = client.status()
         fingerprint = fingerprint_of(next(iter(loaded.values())), model, known.fingerprint)
         subspace = _newest(client, fingerprint, known.current_version)

@@ -2,12 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from share_dist.commands.connection import (
-    DEFAULT_ADDRESS,
-    AddressOption,
-    TimeoutOption,
-    connect,
-)
+from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
 from share_dist.commands.console import JsonOption, rows, show
 
 if TYPE_CHECKING:
@@ -16,15 +11,15 @@ if TYPE_CHECKING:
     from share_dist.wire.records import CoordinatorStatus
 
 
+@connecting
 def status(
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: TimeoutOption = None,
+    connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:
     """Show how a coordinator is: its version, how many tasks, which workers."""
-    with connect(address, timeout) as client:
+    with connection.client() as client:
         found = client.status()
-    show(found, as_json=as_json, table=lambda: _table(address, found))
+    show(found, as_json=as_json, table=lambda: _table(connection.address, found))
 
 
 def _table(address: str, found: "CoordinatorStatus") -> "Table":

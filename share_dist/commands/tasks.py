@@ -3,12 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from share_dist.commands.connection import (
-    DEFAULT_ADDRESS,
-    AddressOption,
-    TimeoutOption,
-    connect,
-)
+from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
 from share_dist.commands.console import JsonOption, rows, show
 
 if TYPE_CHECKING:
@@ -19,9 +14,9 @@ if TYPE_CHECKING:
 COLUMNS = ("task", "worker", "state", "version", "lag", "drift", "scores", "update bytes")
 
 
+@connecting
 def tasks(
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: TimeoutOption = None,
+    connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:
     """
@@ -30,9 +25,9 @@ def tasks(
     Lag: how many versions it was late. Drift: how far all later merges have
     moved it, Frobenius norm of the change of its dW.
     """
-    with connect(address, timeout) as client:
+    with connection.client() as client:
         found = client.tasks()
-    show(found, as_json=as_json, table=lambda: _table(address, found))
+    show(found, as_json=as_json, table=lambda: _table(connection.address, found))
 
 
 def _table(address: str, found: "Sequence[TaskSummary]") -> "Table | str":

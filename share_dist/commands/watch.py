@@ -5,23 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from share_dist.commands.connection import (
-    DEFAULT_ADDRESS,
-    AddressOption,
-    TimeoutOption,
-    connect,
-)
+from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
 from share_dist.commands.console import JsonOption, show
 
 if TYPE_CHECKING:
     from share_dist.wire.records import VersionEvent
 
 
+@connecting
 def watch(
     after_version: Annotated[int | None, typer.Option("--after", min=0, help="Begin with the version after this one; 0 tells all. [default: the current version]")] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after so many versions. [default: go on until Ctrl-C]")] = None,
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: TimeoutOption = None,
+    connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -30,7 +25,7 @@ def watch(
     Nothing is missed when the connection is cut, as long as the coordinator is
     back within --timeout.
     """
-    with connect(address, timeout) as client:
+    with connection.client() as client:
         for number, event in enumerate(client.watch(after_version), start=1):
             show(event, as_json=as_json, table=partial(_line, event))
             if number == count:
