@@ -109,6 +109,7 @@ async def _serve_until_told(config: "CoordinatorConfig", *, as_json: bool) -> No
     import signal
 
     from coordinator.app import build
+    from share_dist.errors import ExitCode
 
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -123,7 +124,7 @@ async def _serve_until_told(config: "CoordinatorConfig", *, as_json: bool) -> No
         "writer_failed. Every update that was acknowledged is in the store; start again",
         err=True,
     )
-    raise typer.Exit(1)
+    raise typer.Exit(ExitCode.FAILED)
 
 
 def _ready_line(running: "CoordinatorApp", *, as_json: bool) -> str:

@@ -60,9 +60,32 @@ over the wire and back.
 
 from __future__ import annotations
 
+import enum
 from typing import ClassVar, TypeAlias
 
 Detail: TypeAlias = int | float | str
+
+
+class ExitCode(enum.IntEnum):
+    """How a command ends. ``share_dist/errors.md`` has a section for each."""
+
+    OK = 0
+    FAILED = 1
+    """Something was refused, is broken, or did not reach what it had to."""
+    USAGE = 2
+    """A flag, an argument or a configuration cannot be used."""
+    STORE = 3
+    """The store cannot do what was asked of it."""
+    TRANSPORT = 4
+    """The coordinator could not be asked."""
+    WORKER = 5
+    """A worker cannot go on."""
+    ACCESS = 6
+    """The coordinator does not let this caller do this."""
+    FINDINGS = 7
+    """A check ran to its end, and found something to act upon."""
+    INTERRUPTED = 130
+    """Ctrl-C, as shells have it."""
 
 
 class ShareError(Exception):
@@ -86,7 +109,7 @@ class ShareError(Exception):
     no_status_reason: ClassVar[str] = "an umbrella: only its subclasses are raised"
     """Why there is no status; read by the test that walks this tree."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
     """Exit code of the command line when this error ends a command."""
 
     fields: ClassVar[dict[str, type[int | float | str]]] = {}
@@ -120,7 +143,7 @@ class ConfigError(ShareError):
     """A configuration, a flag or a call's arguments cannot be used: which key, what was read."""
 
     status = "INVALID_ARGUMENT"
-    exit_code = 2
+    exit_code = ExitCode.USAGE
     fields: ClassVar = {"key": str}
 
 
@@ -272,7 +295,7 @@ class WrongState(ShareError):
 class AccessError(ShareError):
     """The coordinator does not let this caller do this."""
 
-    exit_code = 6
+    exit_code = ExitCode.ACCESS
 
 
 class NotAuthenticated(AccessError):
@@ -327,7 +350,7 @@ class Overloaded(ShareError):
 class StoreError(ShareError):
     """The store cannot do what was asked of it."""
 
-    exit_code = 3
+    exit_code = ExitCode.STORE
 
 
 class StoreCorrupt(StoreError):
@@ -375,7 +398,7 @@ class StoreTooNew(StoreError):
 class TransportError(ShareError):
     """The coordinator could not be asked. Raised by the client only."""
 
-    exit_code = 4
+    exit_code = ExitCode.TRANSPORT
 
 
 class CoordinatorUnreachable(TransportError):
@@ -409,7 +432,7 @@ class UnexpectedStatus(TransportError):
 class WorkerError(ShareError):
     """A worker cannot go on."""
 
-    exit_code = 5
+    exit_code = ExitCode.WORKER
     no_status_reason = "a worker's own affair: it never crosses the wire"
 
 

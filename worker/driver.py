@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from share_dist.errors import ConfigError, ShareError, WorkerError
+from share_dist.errors import ConfigError, ExitCode, ShareError, WorkerError
 from worker.actor import Outcome, WorkerConfig
 from worker.cluster import place_actor, plan_places, ray_cluster
 from worker.display import ProgressDisplay
@@ -16,8 +16,6 @@ from worker.stream import read_stream
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Driver:
     _actors: dict[str, Any] = field(default_factory=dict)
     _running: dict[Any, str] = field(default_factory=dict)
 
-    def run(self) -> int:
+    def run(self) -> ExitCode:
         """
         Run everything.
 
@@ -88,11 +86,11 @@ class Driver:
             except KeyboardInterrupt:
                 self._stop()
                 display.say("stopped; --resume goes on")
-                return INTERRUPTED
+                return ExitCode.INTERRUPTED
             except ShareError:
                 self._stop()
                 raise
-        return 0
+        return ExitCode.OK
 
     def _worker_ids(self) -> list[str]:
         ids = [read_stream(path).worker_id for path in self.request.streams]

@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from share_dist.errors import ConfigError, ShareError
+from share_dist.errors import ConfigError, ExitCode, ShareError
 
 JsonOption = Annotated[
     bool,
@@ -25,9 +25,6 @@ JsonOption = Annotated[
         "--json", help="Print JSON on standard output, for scripts; an error is JSON as well."
     ),
 ]
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 WIDTH_OF_FILES = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how many there are."""
@@ -153,7 +150,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         sys.exit(_tell(_missing_extra(error), arguments))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
     except _UsageError as error:
         sys.exit(_tell_usage(error, arguments))
     sys.exit(code or 0)

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 from rich.console import Console
 
-from share_dist.commands.console import INTERRUPTED, JsonOption, jsonable
+from share_dist.commands.console import JsonOption, jsonable
 from share_dist.commands.processes import Child, share_dist_command, wait_for_file
-from share_dist.errors import ConfigError, ShareError, WorkerError
+from share_dist.errors import ConfigError, ExitCode, ShareError, WorkerError
 
 if TYPE_CHECKING:
     from share_dist.client import ShareClient
@@ -307,7 +307,7 @@ def _interrupt(child: Child, folder: RunFolder, say: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _results(folder: RunFolder, worker: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def error_classes() -> str:
         kind = getattr(errors, name)
         if not kind.__subclasses__():
             rows.append(
-                (f"`{name}`", kind.exit_code, kind.status or "-", first_sentence(kind.__doc__))
+                (f"`{name}`", int(kind.exit_code), kind.status or "-", first_sentence(kind.__doc__))
             )
     return table(["error", "exit code", "gRPC status", "meaning"], rows)
 
