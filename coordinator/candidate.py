@@ -106,7 +106,7 @@ def _event(outcome: MergeOutcome, served: ServedPayload, clock: Clock) -> Versio
         mean_energy_kept=report.mean_energy_kept,
         angle=report.angle,
         num_factors=report.num_factors,
-        subspace_bytes=len(served.payload),
+        subspace_bytes=served.num_bytes,
         drift=largest_drifts(report.drift),
         num_moved=sum(drift > 0 for drift in report.drift.values()),
         largest_drift=max(report.drift.values(), default=0.0),

@@ -25,7 +25,7 @@ from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb import coordinator_pb2_grpc as pb_grpc
 from share_dist.telemetry import Event
 from share_dist.wire import codec
-from share_dist.wire.chunks import ChunkJoiner, chunks_of
+from share_dist.wire.chunks import ChunkJoiner
 from share_dist.wire.status import error_to_trailers, status_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
@@ -40,13 +40,30 @@ async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.ai
     Returns:
         The health service; it says SERVING once the server does.
     """
-    pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(coordinator), server)  # type: ignore[no-untyped-call]
+    coordinator_service = CoordinatorService(coordinator)
+    pb_grpc.add_CoordinatorServicer_to_server(coordinator_service, server)  # type: ignore[no-untyped-call]
+    # in place of two generated ones, which would serialise every chunk anew for every reader
+    server.add_registered_method_handlers(SERVICE_NAME, _payload_handlers(coordinator_service))
     health_service = health.aio.HealthServicer()
     await health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return health_service
+
+
+def _payload_handlers(
+    coordinator_service: "CoordinatorService",
+) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """Let the calls that send payloads yield messages that are serialised already."""
+    streams = {
+        "PullSubspace": (coordinator_service.PullSubspace, pb.PullSubspaceRequest),
+        "PullTask": (coordinator_service.PullTask, pb.PullTaskRequest),
+    }
+    return {
+        name: grpc.unary_stream_rpc_method_handler(method, request_deserializer=request.FromString)
+        for name, (method, request) in streams.items()
+    }
 
 
 def _answering(method: MethodT) -> MethodT:
@@ -115,7 +132,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     @_answering
     async def PullSubspace(
         self, request: pb.PullSubspaceRequest, context: Any
-    ) -> AsyncIterator[pb.PullSubspaceResponse]:
+    ) -> AsyncIterator[bytes]:
         served = await handlers.pull_subspace(
             self._call(request, context),
             _optional(request, "version"),
@@ -123,7 +140,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             request.held_digest,
         )
         sent = served.served or ServedPayload.of(b"")
-        yield pb.PullSubspaceResponse(
+        header = pb.PullSubspaceResponse(
             header=pb.SubspaceHeader(
                 version=served.version,
                 not_modified=served.served is None,
@@ -133,28 +150,28 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
                 store_id=self._coordinator.catalog.store_id,
             )
         )
-        for chunk in chunks_of(sent.payload):
-            yield pb.PullSubspaceResponse(chunk=chunk)
+        yield header.SerializeToString()
+        for message in sent.messages:
+            yield message
 
     @override
     @_answering
-    async def PullTask(
-        self, request: pb.PullTaskRequest, context: Any
-    ) -> AsyncIterator[pb.PullTaskResponse]:
+    async def PullTask(self, request: pb.PullTaskRequest, context: Any) -> AsyncIterator[bytes]:
         served = await handlers.pull_task(
             self._call(request, context),
             codec.require_id(request.task_id, "task_id"),
             _optional(request, "version"),
         )
-        yield pb.PullTaskResponse(
+        header = pb.PullTaskResponse(
             header=pb.TaskHeader(
                 task=codec.task_summary_to_pb(served.summary),
                 version=served.version,
                 payload=served.served.header,
             )
         )
-        for chunk in chunks_of(served.served.payload):
-            yield pb.PullTaskResponse(chunk=chunk)
+        yield header.SerializeToString()
+        for message in served.served.messages:
+            yield message
 
     @override
     @_answering

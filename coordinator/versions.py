@@ -9,22 +9,36 @@ from typing import Generic, TypeVar
 from coordinator.store.base import Store, TaskEntry
 from share_dist.core.values import MergedTask, Subspace
 from share_dist.wire import codec
-from share_dist.wire.chunks import PayloadHeader, payload_header
+from share_dist.wire.chunks import PayloadHeader, cut, messages_of
 
 ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedPayload:
-    """Bytes that are ready to be sent, with what announces them: their digest is computed once."""
+    """
+    A payload that is ready to be sent: hashed, cut and serialised once, for every reader.
+
+    Args:
+        header: What announces it.
+        messages: Its chunks, as they are written to a stream.
+        loss: What its precision costs: largest relative Frobenius error; 0 for float32.
+    """
 
     header: PayloadHeader
-    payload: bytes
+    messages: tuple[bytes, ...] = ()
+    loss: float = 0.0
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the payload."""
+        return self.header.num_bytes
 
     @staticmethod
-    def of(payload: bytes) -> "ServedPayload":
-        """Announce a payload; takes as long as its digest."""
-        return ServedPayload(payload_header(payload), payload)
+    def of(payload: bytes, loss: float = 0.0) -> "ServedPayload":
+        """Announce a payload; takes as long as its digest and a copy."""
+        pieces = cut(payload)
+        return ServedPayload(pieces.header, messages_of(pieces), loss)
 
 
 @dataclass(frozen=True)

@@ -356,9 +356,7 @@ def _optional_version(version: int | None, field: str) -> int | None:
     return None if version is None else require_count(version, field)
 
 
-def _push_requests(
-    header: pb.UpdateHeader, pieces: CutPayload
-) -> Iterator[pb.PushUpdateRequest]:
+def _push_requests(header: pb.UpdateHeader, pieces: CutPayload) -> Iterator[pb.PushUpdateRequest]:
     yield pb.PushUpdateRequest(header=header)
     for chunk in pieces.chunks(header.first_chunk):
         yield pb.PushUpdateRequest(chunk=chunk)

@@ -3,12 +3,15 @@ A payload cut into chunks of about 1 MiB, and chunks joined to the payload again
 
 The header comes first and says how much will follow and in how many pieces, so that
 a receiver refuses too much before it keeps anything. It never holds more than an
-eighth above what has arrived, however small the pieces.
+eighth above what has arrived, however small the pieces. Each piece says the digest of
+all up to its end: what was damaged is known at once, and what came before it need not
+be sent again.
 """
 
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from share_dist.core.values import WIRE_VERSION
@@ -19,6 +22,7 @@ from share_dist.errors import (
     StreamTruncated,
     UnsupportedWireVersion,
 )
+from share_dist.pb import coordinator_pb2
 from share_dist.pb import tensor_pb2 as pb
 
 PayloadHeader: TypeAlias = pb.PayloadHeader
@@ -38,27 +42,74 @@ MAX_PAYLOAD_BYTES = 2**31
 """Largest payload that is taken, unless the receiver says otherwise."""
 
 
-def payload_header(payload: bytes, chunk_bytes: int = CHUNK_BYTES) -> pb.PayloadHeader:
-    """Announce a payload: its length, its number of chunks, its digest."""
-    return pb.PayloadHeader(
-        wire_version=WIRE_VERSION,
-        num_bytes=len(payload),
-        num_chunks=-(-len(payload) // chunk_bytes),
-        sha256=hashlib.sha256(payload).digest(),
+@dataclass(frozen=True)
+class CutPayload:
+    """
+    A payload with the digest up to the end of each of its chunks; made by ``cut``.
+
+    Args:
+        payload: The whole.
+        chunk_bytes: Length of every chunk but the last.
+        prefixes: SHA-256 up to the end of each chunk; the last one is that of the whole.
+    """
+
+    payload: bytes
+    chunk_bytes: int
+    prefixes: tuple[bytes, ...]
+
+    @property
+    def header(self) -> pb.PayloadHeader:
+        """What announces it: its length, its number of chunks, its digest."""
+        return pb.PayloadHeader(
+            wire_version=WIRE_VERSION,
+            num_bytes=len(self.payload),
+            num_chunks=len(self.prefixes),
+            sha256=self.prefix_sha256(len(self.prefixes)),
+        )
+
+    def prefix_sha256(self, num_chunks: int) -> bytes:
+        """Tell the SHA-256 of the first chunks."""
+        return self.prefixes[num_chunks - 1] if num_chunks else hashlib.sha256().digest()
+
+    def chunks(self, first_chunk: int = 0) -> Iterator[pb.Chunk]:
+        """Cut it; the pieces are made one at a time."""
+        for index in range(first_chunk, len(self.prefixes)):
+            start = index * self.chunk_bytes
+            yield pb.Chunk(
+                index=index,
+                data=self.payload[start : start + self.chunk_bytes],
+                prefix_sha256=self.prefixes[index],
+            )
+
+
+def cut(payload: bytes, chunk_bytes: int = CHUNK_BYTES) -> CutPayload:
+    """Make a payload ready to be announced and sent in chunks; it is hashed once."""
+    running, view, prefixes = hashlib.sha256(), memoryview(payload), []
+    for start in range(0, len(payload), chunk_bytes):
+        running.update(view[start : start + chunk_bytes])
+        prefixes.append(running.digest())
+    return CutPayload(payload, chunk_bytes, tuple(prefixes))
+
+
+def messages_of(pieces: CutPayload) -> tuple[bytes, ...]:
+    """
+    Write every chunk as the message that streams it, ready to be sent to any number of readers.
+
+    All streams of the protocol carry a chunk as field 2 of their message, so that these bytes
+    are a ``PullSubspaceResponse``, a ``PullTaskResponse`` and a ``PushUpdateRequest`` alike.
+    """
+    return tuple(
+        coordinator_pb2.PullSubspaceResponse(chunk=chunk).SerializeToString()
+        for chunk in pieces.chunks()
     )
-
-
-def chunks_of(payload: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[pb.Chunk]:
-    """Cut a payload; the pieces are made one at a time."""
-    for index, start in enumerate(range(0, len(payload), chunk_bytes)):
-        yield pb.Chunk(index=index, data=payload[start : start + chunk_bytes])
 
 
 def split_into_chunks(
     payload: bytes, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[pb.PayloadHeader, Iterator[pb.Chunk]]:
     """Announce a payload and cut it; ``join_chunks`` is the way back."""
-    return payload_header(payload, chunk_bytes), chunks_of(payload, chunk_bytes)
+    pieces = cut(payload, chunk_bytes)
+    return pieces.header, pieces.chunks()
 
 
 def join_chunks(
@@ -80,11 +131,14 @@ class ChunkJoiner:
     Args:
         header: What the sender announced.
         limit_bytes: Refuse a longer payload.
+        held: What came of the same payload before.
+        num_held_chunks: In so many chunks; the next one is due now.
 
     Raises:
         UnsupportedWireVersion: The header is of another wire version.
         MessageTooLarge: The announced payload is longer than ``limit_bytes``.
         MalformedMessage: The header contradicts itself.
+        StreamTruncated: More is held than was announced.
 
     Examples:
         >>> header, chunks = split_into_chunks(b"abcdef" * 20_000, chunk_bytes=100_000)
@@ -95,21 +149,35 @@ class ChunkJoiner:
         True
     """
 
-    def __init__(self, header: pb.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+    def __init__(
+        self,
+        header: pb.PayloadHeader,
+        limit_bytes: int = MAX_PAYLOAD_BYTES,
+        *,
+        held: bytes = b"",
+        num_held_chunks: int = 0,
+    ) -> None:
         _require_sound(header, limit_bytes)
         self._expected_digest = header.sha256
         self._expected_bytes = header.num_bytes
         self._expected_chunks = header.num_chunks
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256(held)
         # BytesIO and not bytearray: getvalue hands its bytes over without a second copy
         self._received = io.BytesIO()
-        self._num_chunks = 0
+        self._received.write(held)
+        self._num_chunks = num_held_chunks
+        if num_held_chunks > header.num_chunks or len(held) > header.num_bytes:
+            raise self._wrong_length(num_held_chunks, len(held))
 
-    def add(self, chunk: pb.Chunk) -> None:
+    def add(self, chunk: pb.Chunk) -> bytes:
         """
         Take the next chunk.
 
+        Returns:
+            Its bytes.
+
         Raises:
+            ChecksumMismatch: It, or one before it, was damaged on the way.
             MalformedMessage: It is empty, or not the next one in order.
             MessageTooLarge: It is larger than a chunk may be.
             StreamTruncated: It goes on after the announced end.
@@ -133,8 +201,11 @@ class ChunkJoiner:
                 limit_bytes=MAX_CHUNK_BYTES,
             )
         self._digest.update(data)
+        if chunk.prefix_sha256:
+            self._require_digest(chunk.prefix_sha256, f"up to the end of chunk {received}")
         self._received.write(data)
         self._num_chunks += 1
+        return data
 
     def finish(self) -> bytes:
         """
@@ -147,14 +218,18 @@ class ChunkJoiner:
         announced = (self._expected_chunks, self._expected_bytes)
         if (self._num_chunks, self._received.tell()) != announced:
             raise self._wrong_length(self._num_chunks, self._received.tell())
-        if self._digest.digest() != self._expected_digest:
-            raise ChecksumMismatch(
-                f"the payload's SHA-256 is {self._digest.hexdigest()}, announced was "
-                f"{self._expected_digest.hex()}: send it again",
-                expected=self._expected_digest.hex(),
-                found=self._digest.hexdigest(),
-            )
+        self._require_digest(self._expected_digest, "as a whole")
         return self._received.getvalue()
+
+    def _require_digest(self, expected: bytes, what: str) -> None:
+        found = self._digest.digest()
+        if found != expected:
+            raise ChecksumMismatch(
+                f"the payload's SHA-256 {what} is {found.hex()}, announced was {expected.hex()}: "
+                "send it again",
+                expected=expected.hex(),
+                found=found.hex(),
+            )
 
     def _wrong_length(self, received: int, num_bytes: int) -> StreamTruncated:
         return StreamTruncated(

@@ -32,7 +32,7 @@ from share_dist.wire.checks import (
     time_to_pb,
     told_drifts,
 )
-from share_dist.wire.chunks import payload_header
+from share_dist.wire.chunks import PayloadHeader
 from share_dist.wire.payloads import update_tensors_from_bytes
 from share_dist.wire.records import (
     CoordinatorStatus,
@@ -244,7 +244,7 @@ def update_header(
     *,
     worker_id: str,
     fingerprint_digest: str,
-    payload: bytes,
+    payload: PayloadHeader,
     wait: Wait,
     base_digest: str = "",
     subspace: str = "",
@@ -256,7 +256,7 @@ def update_header(
         update: What is pushed.
         worker_id: Who pushes.
         fingerprint_digest: Of the model that it was trained on.
-        payload: What ``update_to_bytes`` made of the same update.
+        payload: Announces what ``update_to_bytes`` made of the same update.
         wait: When the coordinator shall answer.
         base_digest: Of the version that it was trained against; empty: not checked.
         subspace: Which one it is for; empty for the default.
@@ -275,7 +275,7 @@ def update_header(
         num_samples=require_count(update.num_samples, "num_samples"),
         scores=_scores(update.scores),
         head=head_info_to_pb(update.head),
-        payload=payload_header(payload),
+        payload=payload,
         wait=wait_to_pb(wait),
         base_digest=base_digest,
         subspace=subspace,

@@ -7,6 +7,7 @@ from share_dist.client.client import _push_requests
 from share_dist.errors import UnknownTask
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
+from share_dist.wire.chunks import cut
 from share_dist.wire.codec import update_header, update_to_bytes
 from share_dist.wire.status import DETAIL_KEY
 from tests.client.conftest import update_of
@@ -23,9 +24,9 @@ def push(stub):
     update = update_of()
     payload = update_to_bytes(update)
     header = update_header(
-        update, worker_id="w0", fingerprint_digest="", payload=payload, wait="durable"
+        update, worker_id="w0", fingerprint_digest="", payload=cut(payload).header, wait="durable"
     )
-    return stub.PushUpdate(_push_requests(header, payload))
+    return stub.PushUpdate(_push_requests(header, cut(payload)))
 
 
 def test_faults_come_in_order_and_once(stub, coordinator):

@@ -24,6 +24,7 @@ from coordinator.app import CoordinatorApp, build
 from coordinator.candidate import make_candidate
 from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig, SubspaceConfig, load_config
+from coordinator.state import Lineage
 from coordinator.store import EncodedVersion, Store
 from coordinator.store.base import DescribedUpdate
 from coordinator.store.format import describe_update
@@ -130,6 +131,11 @@ def running(config: CoordinatorConfig, **options: Any) -> Iterator[CoordinatorAp
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def lineage_of(app: CoordinatorApp, name: str = "") -> Lineage:
+    """The parts that serve one of a coordinator's subspaces; the default one unless named."""
+    return app.coordinator.lineages.get(name)
 
 
 def wait_until(is_so: Callable[[], Any], seconds: float = 60.0) -> None:

@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from coordinator.clock import Clock
-from coordinator.store import DurableStore, MemoryStore
+from coordinator.store import MemoryCatalog
+from coordinator.store.durable import open_catalog
 from coordinator.store.format import encode_version
 from share_dist.core.merge import merge
 from share_dist.core.subspace import reconstruct
@@ -51,6 +52,7 @@ from share_dist.wire.status import error_from_rpc
 from tests.coordinator.support import (
     FINGERPRINT,
     client_of,
+    lineage_of,
     make_config,
     make_update,
     running,
@@ -109,7 +111,7 @@ def test_the_tail_never_leaves_the_coordinator(app, client):
     """Workers get the k broadcast factors; the oversampled columns stay where they are."""
     for task in ("cats", "dogs", "eels", "finches"):
         client.push(make_update(task), wait="merged")
-    kept = app.coordinator.store.subspace(4).layers["encoder.query"].a
+    kept = lineage_of(app).store.subspace(4).layers["encoder.query"].a
     assert (kept.num_factors, kept.num_columns) == (6, 8)
     pulled = client.pull()
     assert pulled.layers["encoder.query"].a.num_columns == 6
@@ -238,8 +240,8 @@ def test_a_stop_ends_watches_and_lets_waiters_go(tmp_path):
             stream = CoordinatorStub(channel).WatchVersions(pb.WatchVersionsRequest())
             watching = threads.submit(list, stream)
             pushing = threads.submit(push_as, app, "cats")
-            wait_until(app.coordinator.store.pending)
-            wait_until(lambda: app.coordinator.broadcast.num_watchers)
+            wait_until(lineage_of(app).store.pending)
+            wait_until(lambda: lineage_of(app).broadcast.num_watchers)
         assert pushing.result(30).state is UpdateState.PENDING
         assert watching.result(30) == []
     with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
@@ -292,13 +294,13 @@ def test_a_stop_finishes_the_merge_in_hand(tmp_path, held_merges):
 
 def wait_for_stop(app):
     """An event that is set once the coordinator has told its writer to stop."""
-    told, stop = threading.Event(), app.coordinator.writer.stop
+    told, stop = threading.Event(), lineage_of(app).writer.stop
 
     def tell():
         stop()
         told.set()
 
-    app.coordinator.writer.stop = tell
+    lineage_of(app).writer.stop = tell
     return told
 
 
@@ -520,7 +522,7 @@ def test_layers_that_cannot_be_sent_bind_no_store(tmp_path, name):
     with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
         with pytest.raises(MalformedMessage, match="cannot be sent under the name"):
             client.register(fingerprint=replace(FINGERPRINT, layers={name: LayerShape(4, 4)}))
-        assert app.coordinator.store.fingerprint() is None
+        assert lineage_of(app).store.fingerprint() is None
         client.register(fingerprint=FINGERPRINT)
 
 
@@ -530,7 +532,7 @@ def test_more_layers_than_a_payload_holds_bind_no_store(tmp_path):
     with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
         with pytest.raises((MalformedMessage, MessageTooLarge)):
             client.register(fingerprint=replace(FINGERPRINT, layers=layers))
-        assert app.coordinator.store.fingerprint() is None
+        assert lineage_of(app).store.fingerprint() is None
 
 
 def test_a_long_task_id_is_refused(client, stub):
@@ -547,7 +549,7 @@ def test_a_push_on_its_way_twice_is_admitted_once(app, client, monkeypatch):
     def unknown(_update):
         both.wait(30)
 
-    monkeypatch.setattr(app.coordinator.store, "repeat_of", unknown)
+    monkeypatch.setattr(lineage_of(app).store, "repeat_of", unknown)
     with ThreadPoolExecutor(2) as threads:
         pushes = [threads.submit(client.push, make_update("cats", lease_epoch=0)) for _ in "ab"]
         assert {push.result(60).update_id for push in pushes} == {"update-of-cats"}
@@ -563,8 +565,8 @@ def test_a_version_is_hashed_once(app, client, monkeypatch):
     client.push(make_update("cats"), wait="merged")
     client.pull()
     monkeypatch.setattr("share_dist.wire.chunks.hashlib.sha256", None)
-    assert app.coordinator.versions.served(1).header.num_bytes > 0
-    assert app.coordinator.versions.served(1) is app.coordinator.versions.served(1)
+    assert lineage_of(app).versions.served(1).header.num_bytes > 0
+    assert lineage_of(app).versions.served(1) is lineage_of(app).versions.served(1)
 
 
 def test_a_worker_needs_a_name(app):
@@ -603,7 +605,7 @@ def test_a_merge_that_raises_quarantines_its_culprit(app, client, monkeypatch):
 
 def test_a_merge_that_cannot_be_written_is_tried_again(app, client, monkeypatch):
     """A full disk at the commit postpones the merge; nothing is lost and nobody is blamed."""
-    commit, refusals = app.coordinator.store.commit, [1, 2]
+    commit, refusals = lineage_of(app).store.commit, [1, 2]
 
     def full_twice(value):
         if refusals:
@@ -611,7 +613,7 @@ def test_a_merge_that_cannot_be_written_is_tried_again(app, client, monkeypatch)
             raise StoreFull("no room")
         commit(value)
 
-    monkeypatch.setattr(app.coordinator.store, "commit", full_twice)
+    monkeypatch.setattr(lineage_of(app).store, "commit", full_twice)
     monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
     receipt = client.push(make_update(), wait="merged")
     assert (receipt.state, receipt.version, refusals) == (UpdateState.MERGED, 1, [])
@@ -658,14 +660,14 @@ def test_a_commit_that_fails_with_one_update_stops_no_other(tmp_path, monkeypatc
     monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
     config = make_config(tmp_path / "store", min_updates=3, max_wait_seconds=1e6)
     with running(config) as app, client_of(app.address) as client:
-        commit = app.coordinator.store.commit
+        commit = lineage_of(app).store.commit
 
         def refuse_ants(version):
             if "ants" in version.commit.tasks:
                 raise sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("NOT NULL"))
             commit(version)
 
-        monkeypatch.setattr(app.coordinator.store, "commit", refuse_ants)
+        monkeypatch.setattr(lineage_of(app).store, "commit", refuse_ants)
         client.register()
         for task in ("ants", "bees", "cats"):
             client.push(make_update(task, lease_epoch=0))
@@ -679,7 +681,7 @@ def test_the_database_itself_tells_bugs_from_disks(app, client):
     """A row that breaks a rule of the tables is not called a failing disk."""
     client.push(make_update("cats"), wait="merged")
     with pytest.raises(sqlalchemy.exc.IntegrityError):
-        app.coordinator.store._write(
+        lineage_of(app).store._write(
             lambda rows: rows.exec_driver_sql("INSERT INTO workers VALUES ('w', NULL)")
         )
 
@@ -694,7 +696,7 @@ def test_a_log_that_cannot_be_written_stops_no_merge(app, client, monkeypatch):
         def fail(self, *_args, **_fields):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(app.coordinator.writer, "_log", Broken())
+    monkeypatch.setattr(lineage_of(app).writer, "_log", Broken())
     for version, task in enumerate(("cats", "dogs"), 1):
         assert client.push(make_update(task, lease_epoch=0), wait="merged").version == version
 
@@ -708,7 +710,7 @@ def test_when_merging_ends_by_a_bug_everything_ends(tmp_path, monkeypatch):
         def broken(_merged):
             raise RuntimeError("a bug of ours")
 
-        monkeypatch.setattr(app.coordinator.writer, "_publish", broken)
+        monkeypatch.setattr(lineage_of(app).writer, "_publish", broken)
         client.push(make_update("cats", lease_epoch=0))
         loop = app._writing.get_loop()
         serving = asyncio.run_coroutine_threadsafe(serve(app), loop)
@@ -721,7 +723,7 @@ def test_when_merging_ends_by_a_bug_everything_ends(tmp_path, monkeypatch):
                     == health_pb2.HealthCheckResponse.NOT_SERVING
                 )
             )
-    DurableStore(store).close()
+    open_catalog(str(store)).close()
 
 
 async def serve(app):
@@ -734,7 +736,7 @@ def test_a_damaged_base_version_blames_no_update(tmp_path, monkeypatch):
     with running(make_config(tmp_path / "store")) as app, client_of(app.address) as client:
         client.register()
         client.push(make_update("cats", lease_epoch=0), wait="merged")
-        subspace = app.coordinator.versions.subspace
+        subspace = lineage_of(app).versions.subspace
         late, new = make_update("late"), make_update("new", base=client.pull())
 
         def all_but_the_first(version):
@@ -743,10 +745,10 @@ def test_a_damaged_base_version_blames_no_update(tmp_path, monkeypatch):
             return subspace(version)
 
         versions = SimpleNamespace(
-            subspace=all_but_the_first, remember=app.coordinator.versions.remember
+            subspace=all_but_the_first, remember=lineage_of(app).versions.remember
         )
         with monkeypatch.context() as patched:
-            patched.setattr(app.coordinator.writer, "_versions", versions)
+            patched.setattr(lineage_of(app).writer, "_versions", versions)
             assert client.push(late).state is UpdateState.PENDING
             assert client.push(new, wait="merged").version == 2
             assert client.status().num_pending == 1
@@ -862,7 +864,7 @@ def test_a_port_that_is_taken(app, tmp_path):
 
 def test_any_store_will_do(tmp_path):
     """The coordinator needs nothing of its store but the contract."""
-    with running(make_config(tmp_path), store=MemoryStore()) as app:
+    with running(make_config(tmp_path), catalog=MemoryCatalog()) as app:
         assert push_as(app, "cats").version == 1
         with client_of(app.address) as client:
             assert client.pull_task("cats").summary.worker_id == "cats"

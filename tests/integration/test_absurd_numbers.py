@@ -6,7 +6,7 @@ import pytest
 from share_dist.errors import LeaseExpired, MalformedMessage, VersionInFuture
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
-from share_dist.wire.chunks import chunks_of
+from share_dist.wire.chunks import cut
 from share_dist.wire.codec import update_header, update_to_bytes
 from share_dist.wire.status import error_from_rpc
 from tests.coordinator.support import FINGERPRINT, client_of, make_config, make_update, running
@@ -30,17 +30,17 @@ def stub(address):
 def push_of(**fields):
     """A push whose header says what no client of ours would send."""
     update = make_update("dogs")
-    payload = update_to_bytes(update)
+    pieces = cut(update_to_bytes(update))
     header = update_header(
         update,
         worker_id="w",
         fingerprint_digest=FINGERPRINT.digest,
-        payload=payload,
+        payload=pieces.header,
         wait="durable",
     )
     header.MergeFrom(pb.UpdateHeader(**fields))
     yield pb.PushUpdateRequest(header=header)
-    for chunk in chunks_of(payload):
+    for chunk in pieces.chunks():
         yield pb.PushUpdateRequest(chunk=chunk)
 
 

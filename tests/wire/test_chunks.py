@@ -21,6 +21,7 @@ from share_dist.wire.chunks import (
     MAX_CHUNK_BYTES,
     MIN_CHUNK_BYTES,
     ChunkJoiner,
+    cut,
     join_chunks,
     split_into_chunks,
 )
@@ -29,7 +30,7 @@ PAYLOAD = b"0123456789" * (MIN_CHUNK_BYTES // 4)
 """Two and a half of the smallest chunks: 163840 bytes."""
 
 
-def cut(payload: bytes = PAYLOAD) -> tuple[pb.PayloadHeader, list[pb.Chunk]]:
+def pieces_of(payload: bytes = PAYLOAD) -> tuple[pb.PayloadHeader, list[pb.Chunk]]:
     header, chunks = split_into_chunks(payload, MIN_CHUNK_BYTES)
     return header, list(chunks)
 
@@ -48,7 +49,7 @@ def test_joining_after_splitting_is_the_identity(payload, chunk_bytes):
 
 def test_an_empty_payload_has_no_chunks():
     """Nothing is sent for nothing."""
-    header, chunks = cut(b"")
+    header, chunks = pieces_of(b"")
 
     assert (header.num_chunks, chunks) == (0, [])
     assert join_chunks(header, chunks) == b""
@@ -79,7 +80,7 @@ def test_chunks_are_of_one_mebibyte():
 )
 def test_chunks_that_are_not_the_announced_ones_are_refused(order, error, message):
     """Order and number of chunks must be as announced."""
-    header, chunks = cut()
+    header, chunks = pieces_of()
 
     with pytest.raises(error, match=message):
         join_chunks(header, [chunks[index] for index in order])
@@ -87,7 +88,7 @@ def test_chunks_that_are_not_the_announced_ones_are_refused(order, error, messag
 
 def test_truncation_tells_how_many_chunks_came():
     """The error carries both numbers."""
-    header, chunks = cut()
+    header, chunks = pieces_of()
 
     with pytest.raises(StreamTruncated) as caught:
         join_chunks(header, chunks[:1])
@@ -96,19 +97,63 @@ def test_truncation_tells_how_many_chunks_came():
 
 def test_one_changed_bit_is_noticed():
     """The digest is that of the whole payload."""
-    header, chunks = cut()
-    changed = bytearray(chunks[1].data)
-    changed[-1] ^= 1
-    chunks[1].data = bytes(changed)
+    header, chunks = pieces_of()
+    for chunk in chunks:
+        chunk.ClearField("prefix_sha256")
+    damage(chunks[1])
 
-    with pytest.raises(ChecksumMismatch, match="send it again") as caught:
+    with pytest.raises(ChecksumMismatch, match=r"as a whole is .* send it again") as caught:
         join_chunks(header, chunks)
     assert caught.value.expected == hashlib.sha256(PAYLOAD).hexdigest()
 
 
+def damage(chunk: pb.Chunk) -> None:
+    changed = bytearray(chunk.data)
+    changed[-1] ^= 1
+    chunk.data = bytes(changed)
+
+
+def test_damage_is_known_at_the_chunk_that_has_it():
+    """A sender that says the digest of each prefix is told at once, before the rest is sent."""
+    header, chunks = pieces_of()
+    damage(chunks[1])
+    joiner = ChunkJoiner(header)
+    joiner.add(chunks[0])
+
+    with pytest.raises(ChecksumMismatch, match="up to the end of chunk 1") as caught:
+        joiner.add(chunks[1])
+    assert caught.value.expected == hashlib.sha256(PAYLOAD[: 2 * MIN_CHUNK_BYTES]).hexdigest()
+
+
+@pytest.mark.parametrize("num_held", [0, 1, 2, 3])
+def test_joining_goes_on_where_it_was_cut_off(num_held):
+    """What came before need not come again, and is part of what is checked at the end."""
+    pieces = cut(PAYLOAD, MIN_CHUNK_BYTES)
+    held = PAYLOAD[: num_held * MIN_CHUNK_BYTES]
+    assert hashlib.sha256(held).digest() == pieces.prefix_sha256(num_held)
+
+    joiner = ChunkJoiner(pieces.header, held=held, num_held_chunks=num_held)
+    for chunk in pieces.chunks(num_held):
+        joiner.add(chunk)
+    assert joiner.finish() == PAYLOAD
+
+
+def test_what_is_held_must_be_of_the_same_payload():
+    """Other bytes under the same number of chunks are noticed at the first chunk that follows."""
+    pieces = cut(PAYLOAD, MIN_CHUNK_BYTES)
+    joiner = ChunkJoiner(pieces.header, held=bytes(MIN_CHUNK_BYTES), num_held_chunks=1)
+
+    with pytest.raises(ChecksumMismatch, match="up to the end of chunk 1"):
+        joiner.add(next(pieces.chunks(1)))
+    with pytest.raises(StreamTruncated, match="4 with 163840 came"):
+        ChunkJoiner(pieces.header, held=PAYLOAD, num_held_chunks=4)
+    with pytest.raises(StreamTruncated, match="1 with 163841 came"):
+        ChunkJoiner(pieces.header, held=PAYLOAD + b"x", num_held_chunks=1)
+
+
 def test_a_payload_over_the_limit_is_refused_before_its_first_chunk():
     """The header alone is enough to refuse."""
-    header, _ = cut()
+    header, _ = pieces_of()
 
     with pytest.raises(
         MessageTooLarge, match="163840 bytes was announced, at most 163839"
@@ -119,7 +164,7 @@ def test_a_payload_over_the_limit_is_refused_before_its_first_chunk():
 
 def test_more_bytes_than_announced_are_not_kept():
     """A chunk that passes the announced length is refused as it arrives."""
-    header, chunks = cut()
+    header, chunks = pieces_of()
     chunks[2].data += b"x"
     joiner = ChunkJoiner(header)
     joiner.add(chunks[0])
@@ -131,8 +176,9 @@ def test_more_bytes_than_announced_are_not_kept():
 
 def test_fewer_bytes_than_announced_are_noticed():
     """The right number of chunks with too few bytes is truncated, too."""
-    header, chunks = cut()
+    header, chunks = pieces_of()
     chunks[2].data = chunks[2].data[:-1]
+    chunks[2].ClearField("prefix_sha256")
 
     with pytest.raises(StreamTruncated, match="3 with 163839 came"):
         join_chunks(header, chunks)
@@ -182,7 +228,7 @@ def test_a_giant_chunk_is_refused():
 
 def test_an_empty_chunk_is_refused():
     """Chunks that bring nothing cannot keep a stream alive."""
-    header, chunks = cut()
+    header, chunks = pieces_of()
 
     with pytest.raises(MalformedMessage, match="chunk 1 is empty"):
         join_chunks(header, [chunks[0], pb.Chunk(index=1)])
@@ -190,7 +236,7 @@ def test_an_empty_chunk_is_refused():
 
 def test_another_wire_version_is_named():
     """A payload of another release is refused with both versions."""
-    header, _ = cut()
+    header, _ = pieces_of()
     header.wire_version = 2
 
     with pytest.raises(UnsupportedWireVersion, match="wire version 2, this side 1") as caught:
@@ -210,7 +256,7 @@ def test_another_wire_version_is_named():
 )
 def test_headers_that_contradict_themselves_are_refused(changes, error):
     """A header is checked before a chunk is taken."""
-    header, _ = cut()
+    header, _ = pieces_of()
     for name, value in changes.items():
         setattr(header, name, value)
 
@@ -231,6 +277,7 @@ def test_headers_that_contradict_themselves_are_refused(changes, error):
             pb.Chunk,
             index=st.integers(0, 4),
             data=st.binary(max_size=5) | st.just(PAYLOAD[:MIN_CHUNK_BYTES]),
+            prefix_sha256=st.binary(max_size=33),
         ),
         max_size=5,
     ),

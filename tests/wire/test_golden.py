@@ -33,6 +33,7 @@ from share_dist.errors import BaseVersionTooOld
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb import error_pb2
 from share_dist.wire import codec
+from share_dist.wire.chunks import cut
 from share_dist.wire.records import VersionEvent
 from share_dist.wire.status import error_to_trailers
 from tests.equality import first_difference
@@ -105,7 +106,7 @@ def update_header() -> bytes:
         UPDATE,
         worker_id="w0",
         fingerprint_digest=FINGERPRINT.digest,
-        payload=codec.update_to_bytes(UPDATE),
+        payload=cut(codec.update_to_bytes(UPDATE)).header,
         wait="durable",
     )
     return header.SerializeToString(deterministic=True)

@@ -16,7 +16,7 @@ from share_dist.errors import MalformedMessage, ShareError, UpdateRefused
 from share_dist.pb import admin_pb2, tensor_pb2
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire import codec
-from share_dist.wire.chunks import chunks_of
+from share_dist.wire.chunks import cut
 from share_dist.wire.records import PRECISIONS, Lease, VersionEvent, VersionKind
 from tests import strategies
 from tests.equality import first_difference
@@ -164,7 +164,7 @@ def test_an_update_comes_back_from_header_and_payload(update):
         update,
         worker_id="w0",
         fingerprint_digest=FINGERPRINT.digest,
-        payload=payload,
+        payload=cut(payload).header,
         wait="durable",
     )
     received = pb.UpdateHeader.FromString(header.SerializeToString())
@@ -245,7 +245,11 @@ def test_a_header_at_its_bounds_is_taken():
         lease_epoch=2**63 - 1,
     )
     sent = codec.update_header(
-        update, worker_id="w" * 200, fingerprint_digest="f" * 64, payload=b"", wait="durable"
+        update,
+        worker_id="w" * 200,
+        fingerprint_digest="f" * 64,
+        payload=cut(b"").header,
+        wait="durable",
     )
 
     assert first_difference(codec.update_from_wire(sent, EMPTY_PAYLOAD), update) is None
@@ -269,7 +273,7 @@ def test_what_would_be_refused_is_not_sent(fields):
 
     with pytest.raises(MalformedMessage):
         codec.update_header(
-            update, worker_id="w", fingerprint_digest="", payload=b"", wait="durable"
+            update, worker_id="w", fingerprint_digest="", payload=cut(b"").header, wait="durable"
         )
 
 
@@ -519,15 +523,19 @@ def test_any_message_is_a_record_or_an_error_of_ours(decoder, data):
 
 
 def test_the_cost_of_a_push_is_as_specified():
-    """The messages of a push are its payload, a header below 1 KiB, and at most 16 bytes a chunk."""
+    """The messages of a push are its payload, a header below 1 KiB, and at most 50 bytes a chunk."""
     head = Head({"weight": torch.zeros(2**20)})
     update = TaskUpdate("u" * 200, "t" * 200, 2**40, {}, head, scores={"accuracy": 0.5})
     payload = codec.update_to_bytes(update)
     header = codec.update_header(
-        update, worker_id="w" * 200, fingerprint_digest="f" * 64, payload=payload, wait="merged"
+        update,
+        worker_id="w" * 200,
+        fingerprint_digest="f" * 64,
+        payload=cut(payload).header,
+        wait="merged",
     )
-    chunks = [pb.PushUpdateRequest(chunk=chunk).ByteSize() for chunk in chunks_of(payload)]
+    chunks = [pb.PushUpdateRequest(chunk=chunk).ByteSize() for chunk in cut(payload).chunks()]
 
     assert len(chunks) == 5
-    assert len(payload) < sum(chunks) <= len(payload) + 16 * len(chunks)
+    assert len(payload) < sum(chunks) <= len(payload) + 50 * len(chunks)
     assert pb.PushUpdateRequest(header=header).ByteSize() < 1024
