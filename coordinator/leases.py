@@ -127,16 +127,20 @@ class Leases:
         return now_seconds - lease.heard_at_seconds <= self.duration_seconds
 
     def all(self, now_seconds: float) -> tuple[WorkerLease, ...]:
-        """Every lease that holds, or did not long ago, by worker."""
-        self._forget_silent(now_seconds)
-        return tuple(lease for _, lease in sorted(self._leases.items()))
+        """Every lease that holds, or did not long ago, by worker; may be asked from any thread."""
+        oldest = self._oldest_told(now_seconds)
+        leases = sorted(tuple(self._leases.values()), key=lambda lease: lease.worker_id)
+        return tuple(lease for lease in leases if lease.heard_at_seconds >= oldest)
 
     def num_live(self, now_seconds: float) -> int:
         """How many leases hold at this time."""
         return sum(self.is_live(lease, now_seconds) for lease in tuple(self._leases.values()))
 
+    def _oldest_told(self, now_seconds: float) -> float:
+        return now_seconds - FORGET_AFTER_LEASES * self.duration_seconds
+
     def _forget_silent(self, now_seconds: float) -> None:
-        oldest = now_seconds - FORGET_AFTER_LEASES * self.duration_seconds
+        oldest = self._oldest_told(now_seconds)
         self._leases = {
             worker_id: lease
             for worker_id, lease in self._leases.items()
