@@ -1,0 +1,156 @@
+"""Whether two answers mean the same to the client that asked: all but what the moment or the machine decides."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, final
+
+import safetensors.torch
+import torch
+from google.protobuf.message import Message
+
+OF_THE_MOMENT = frozenset(
+    {"merged_at", "pushed_at", "started_at", "last_heartbeat_at", "newest_version_at", "created_at"}
+    | {"expires_at", "revoked_at", "at", "merge_duration", "release", "num_watchers", "bytes_in_flight"}
+)  # fmt: skip
+"""Times, and what else is never the same twice."""
+
+OF_THE_RELEASE = frozenset(
+    {"lease_duration", "subspace_bytes", "rotation_bytes", "stored_bytes", "message"}
+)
+"""A default, sizes that a newer release may do better, and sentences for people."""
+
+MADE_BY_THE_COORDINATOR = frozenset(
+    {"store_id", "digest", "parent_digest", "chain", "prefix_sha256", "token_id", "secret"}
+)
+"""Names that a coordinator makes up; a client only says them again."""
+
+_TOLERANCE = 1e-4
+
+
+@final
+class Names:
+    """Which name of today's coordinator stands for which of the recorded one."""
+
+    def __init__(self) -> None:
+        self._live: dict[str | bytes, str | bytes] = {}
+
+    def learn(self, recorded: str | bytes, live: str | bytes) -> bool:
+        """Take a pair; False when the recorded name already stands for something else."""
+        return self._live.setdefault(recorded, live) == live
+
+    def translate(self, data: bytes, message: Message) -> bytes:
+        """Say a recorded request in today's names; it stays as it was where it has none of them."""
+        return message.SerializeToString() if self._replace(message) else data
+
+    def _replace(self, message: Message) -> bool:
+        changed = False
+        for field, value in message.ListFields():
+            if field.is_repeated:
+                continue
+            if field.message_type is not None:
+                changed |= self._replace(value)
+            elif isinstance(value, str | bytes) and self._live.get(value, value) != value:
+                setattr(message, field.name, self._live[value])
+                changed = True
+        return changed
+
+
+def answers_differ(
+    recorded: Sequence[Message], live: Sequence[Message], names: Names
+) -> Iterator[str]:
+    """Name each difference between two lists of responses: headers, messages, and tensors joined from chunks."""
+    if recorded and "chunk" in recorded[0].DESCRIPTOR.fields_by_name:
+        yield from _differ(_part(recorded[:1]), _part(live[:1]), names, "header")
+        yield from _tensors_differ(_tensors(recorded[1:]), _tensors(live[1:]))
+        return
+    if len(recorded) != len(live):
+        yield f"{len(recorded)} messages were recorded, {len(live)} came"
+    for index, pair in enumerate(zip(recorded, live, strict=False)):
+        yield from _differ(*pair, names, str(index))
+
+
+def errors_differ(recorded: Any, live: Any, names: Names) -> Iterator[str]:
+    """Name each difference between two error details; newer ones may have more facts."""
+    if recorded.name != live.name:
+        yield f"error {recorded.name} became {live.name}"
+    for name, value in recorded.fields.items():
+        yield from _differ(value, live.fields[name], names, f"error.{name}")
+
+
+def _part(messages: Sequence[Any]) -> Any:
+    return messages[0].header if messages else None
+
+
+def _tensors(messages: Sequence[Any]) -> dict[str, torch.Tensor]:
+    payload = b"".join(message.chunk.data for message in messages)
+    running = hashlib.sha256()
+    for index, message in enumerate(messages):
+        running.update(message.chunk.data)
+        said = getattr(message.chunk, "prefix_sha256", b"")
+        assert (message.chunk.index, said or running.digest()) == (index, running.digest())
+    return safetensors.torch.load(payload) if payload else {}
+
+
+def _tensors_differ(
+    recorded: Mapping[str, torch.Tensor], live: Mapping[str, torch.Tensor]
+) -> Iterator[str]:
+    if recorded.keys() != live.keys():
+        yield f"tensors {sorted(recorded.keys() ^ live.keys())} are only on one side"
+    for name in recorded.keys() & live.keys():
+        ours, theirs = recorded[name], live[name]
+        if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+            yield f"{name}: {ours.dtype} {tuple(ours.shape)} became {theirs.dtype} {tuple(theirs.shape)}"
+        elif not torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE):
+            yield f"{name}: entries differ by {(ours - theirs).abs().max().item():.2g}"
+
+
+def _differ(recorded: Any, live: Any, names: Names, where: str) -> Iterator[str]:
+    if recorded is None or live is None:
+        if recorded is not live:
+            yield f"{where}: only one side has it"
+        return
+    for field in recorded.DESCRIPTOR.fields:
+        if not _is_compared(field):
+            continue
+        ours, theirs = getattr(recorded, field.name), getattr(live, field.name)
+        place = f"{where}.{field.name}"
+        if field.name in MADE_BY_THE_COORDINATOR:
+            if bool(ours) != bool(theirs) or not names.learn(ours, theirs):
+                yield f"{place}: {ours!r} became {theirs!r}"
+        elif field.has_presence and recorded.HasField(field.name) != live.HasField(field.name):
+            yield f"{place}: only one side has it"
+        else:
+            yield from _values_differ(ours, theirs, names, place)
+
+
+def _is_compared(field: Any) -> bool:
+    if field.containing_type.name == "PayloadHeader":
+        return bool(field.name == "wire_version")
+    return field.name not in OF_THE_MOMENT | OF_THE_RELEASE
+
+
+def _values_differ(ours: Any, theirs: Any, names: Names, where: str) -> Iterator[str]:
+    if isinstance(ours, Message):
+        yield from _differ(ours, theirs, names, where)
+    elif isinstance(ours, float):
+        if not math.isclose(ours, theirs, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+            yield f"{where}: {ours} became {theirs}"
+    elif isinstance(ours, bool | int | str | bytes):
+        if ours != theirs:
+            yield f"{where}: {ours!r} became {theirs!r}"
+    else:
+        yield from _all_differ(_by_key(ours), _by_key(theirs), names, where)
+
+
+def _all_differ(
+    ours: Mapping[Any, Any], theirs: Mapping[Any, Any], names: Names, where: str
+) -> Iterator[str]:
+    if ours.keys() != theirs.keys():
+        yield f"{where}: {sorted(ours.keys() ^ theirs.keys())} are only on one side"
+    for key in sorted(ours.keys() & theirs.keys()):
+        yield from _values_differ(ours[key], theirs[key], names, f"{where}[{key}]")
+
+
+def _by_key(values: Any) -> Mapping[Any, Any]:
+    return dict(values) if isinstance(values, Mapping) else dict(enumerate(values))
