@@ -54,7 +54,7 @@ async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.ai
 
 def _payload_handlers(
     coordinator_service: "CoordinatorService",
-) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
     """Let the calls that send payloads yield messages that are serialised already."""
     streams = {
         "PullSubspace": (coordinator_service.PullSubspace, pb.PullSubspaceRequest),
