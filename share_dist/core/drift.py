@@ -1,15 +1,16 @@
 """Drift: how a merge carries the tasks over, and the certificate of how far each one moved."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from share_dist.core.account import kept_energy, own_cut
 from share_dist.core.newcomers import Newcomer, delta_norm
-from share_dist.core.outcome import LayerRotation
+from share_dist.core.outcome import SideRotation
 from share_dist.core.values import (
     SIDES,
     LayerCoefficients,
@@ -25,29 +26,49 @@ from share_dist.core.values import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SideStep:
+    """
+    How one side of one layer gets to the next version, as its tasks see it.
+
+    Args:
+        rotation: Says old columns in new ones.
+        cut: Energy that the step cuts of all tasks.
+        residue: What the tasks that it took out add to the account of those that stay.
+    """
+
+    rotation: SideRotation
+    cut: float = 0.0
+    residue: float = 0.0
+
+
 def rotate_tasks(
     tasks: Mapping[str, MergedTask],
     old: Subspace,
     new: Subspace,
-    rotation: Mapping[str, LayerRotation],
+    sides: Mapping[str, Pair[SideStep]],
 ) -> tuple[dict[str, MergedTask], dict[str, float]]:
-    """Say every old task in the new columns, and certify how far each one moved."""
+    """
+    Say every old task in the new columns, and certify how far each one moved.
+
+    Args:
+        tasks: In the columns of ``old``.
+        old: The version before.
+        new: The next one.
+        sides: Layer name -> how each side gets there.
+    """
     layers: dict[str, dict[str, MergedLayer]] = defaultdict(dict)
     squares: dict[str, float] = dict.fromkeys(tasks, 0.0)
-    for name, turn in rotation.items():
+    for name, steps in sides.items():
         for members in _by_pseudo_rank(tasks, name):
-            before = Pair(*(
-                torch.stack([tasks[task].layers[name].coefficients[side] for task in members])
-                for side in SIDES
-            ))  # fmt: skip
-            after = Pair(turn.a.rotate(before.a), turn.b.rotate(before.b))
-            moved = _squared_drift(before, turn, old.layers[name], new.layers[name])
-            for index, task in enumerate(members):
-                layers[task][name] = replace(
-                    tasks[task].layers[name],
-                    coefficients=LayerCoefficients(after.a[index].clone(), after.b[index].clone()),
-                )
-                squares[task] += float(moved[index])
+            before = [tasks[task].layers[name] for task in members]
+            held, turned = _turn(before, steps)
+            moved = _squared_drift(held, turned, steps, old.layers[name], new.layers[name])
+            for task, layer, square in zip(
+                members, _settled(before, held, turned, steps), moved.tolist(), strict=True
+            ):
+                layers[task][name] = layer
+                squares[task] += square
     rotated = {task: MergedTask(task, new.version, layers[task]) for task in tasks}
     return rotated, {task: square**0.5 for task, square in squares.items()}
 
@@ -59,8 +80,54 @@ def _by_pseudo_rank(tasks: Mapping[str, MergedTask], name: str) -> list[list[str
     return list(groups.values())
 
 
+def _turn(
+    layers: Sequence[MergedLayer], steps: Pair[SideStep]
+) -> tuple[Pair[Tensor], Pair[Tensor]]:
+    """Stack the coefficients of tasks, ``(t, m, p)`` float64, and say them in the new columns."""
+    held = Pair(*(
+        torch.stack([layer.coefficients[side] for layer in layers]).double() for side in SIDES
+    ))  # fmt: skip
+    turned = Pair(*(
+        step.rotation.matrix[: held[side].shape[1]].mT @ held[side] for side, step in steps
+    ))  # fmt: skip
+    return held, turned
+
+
+def _settled(
+    layers: Sequence[MergedLayer], held: Pair[Tensor], turned: Pair[Tensor], steps: Pair[SideStep]
+) -> Iterator[MergedLayer]:
+    """Say tasks in the new columns, each with its account of what was cut."""
+    cuts = Pair(*(_cuts(layers, side, held[side], turned[side], steps[side].cut) for side in SIDES))
+    for index, layer in enumerate(layers):
+        yield replace(
+            layer,
+            coefficients=LayerCoefficients(*(
+                tensor[index].to(layer.coefficients[side].dtype) for side, tensor in turned
+            )),
+            cut_energy=Pair(*(layer.cut_energy[side] + cuts[side][index] for side in SIDES)),
+            cut_meanwhile=Pair(*(
+                layer.cut_meanwhile[side] + step.cut + step.residue for side, step in steps
+            )),
+        )  # fmt: skip
+
+
+def _cuts(
+    layers: Sequence[MergedLayer], side: Side, held: Tensor, turned: Tensor, cut: float
+) -> list[float]:
+    if cut == 0:
+        return [0.0] * len(layers)
+    grams = torch.stack([layer.grams[side] for layer in layers])
+    weights = grams.new_tensor([layer.weights[side] for layer in layers])
+    before, after = (weights * kept_energy(tensor, grams) for tensor in (held, turned))
+    return own_cut(before, after, cut, layers[0].coefficients[side].dtype).tolist()
+
+
 def _squared_drift(
-    before: Pair[Tensor], turn: LayerRotation, old: LayerSubspace, new: LayerSubspace
+    held: Pair[Tensor],
+    turned: Pair[Tensor],
+    steps: Pair[SideStep],
+    old: LayerSubspace,
+    new: LayerSubspace,
 ) -> Float[Tensor, " t"]:
     """
     Compute ``||dW(after) - dW(before)||_F^2`` of each task, as served, in one layer.
@@ -70,35 +137,49 @@ def _squared_drift(
     old_factors: dict[Side, Tensor] = {}
     new_factors: dict[Side, Tensor] = {}
     changes: dict[Side, Tensor] = {}
-    for side, coefficients in before:
-        U = turn[side].matrix
-        leading = U[:, : new[side].num_factors]
-        E = coefficients.double()
-        held = E.new_zeros(E.shape[0], U.shape[0], E.shape[2])
-        held[:, : old[side].num_factors] = E[:, : old[side].num_factors]
-        said = leading @ (leading[: E.shape[1]].mT @ E)
-        old_factors[side], new_factors[side], changes[side] = held, said, said - held
-
+    for side, E in held:
+        U, k_old, k_new = steps[side].rotation.matrix, old[side].num_factors, new[side].num_factors
+        was = E.new_zeros(E.shape[0], U.shape[0], E.shape[2])
+        was[:, :k_old] = E[:, :k_old]
+        said = U[:, :k_new] @ turned[side][:, :k_new]
+        old_factors[side], new_factors[side], changes[side] = was, said, said - was
     return squared_difference(old_factors, new_factors, changes)
 
 
 def settle(
-    update: TaskUpdate, newcomers: Mapping[str, Newcomer], new: Subspace
+    update: TaskUpdate,
+    newcomers: Mapping[str, Newcomer],
+    new: Subspace,
+    sides: Mapping[str, Pair[SideStep]],
 ) -> tuple[MergedTask, float]:
     """Say a new task in the new columns, and measure what of its ``dW`` the served ones lose."""
     layers, lost, whole = {}, 0.0, 0.0
     for name, layer in newcomers.items():
         bases = new.layers[name]
+        exact = Pair(*(bases[side].vectors.double().mT @ factor for side, factor in layer.factors))
         coefficients = LayerCoefficients(*(
-            (bases[side].vectors.double().mT @ factor).to(bases[side].vectors.dtype)
-            for side, factor in layer.factors
+            tensor.to(bases[side].vectors.dtype) for side, tensor in exact
         ))  # fmt: skip
         for side, tensor in coefficients:
             check_finite(tensor, name, side)
-        layers[name] = MergedLayer(coefficients, layer.grams, layer.weights)
+        own = Pair(*(
+            _newcomers_cut(layer, side, exact[side], step.cut, bases[side].vectors.dtype)
+            for side, step in sides[name]
+        ))  # fmt: skip
+        meanwhile = Pair(*(step.cut for _, step in sides[name]))
+        layers[name] = MergedLayer(coefficients, layer.grams, layer.weights, own, meanwhile)
         lost += _squared_loss(layer.factors, coefficients, bases)
         whole += delta_norm(layer.factors) ** 2
     return MergedTask(update.task_id, new.version, layers), (lost / whole) ** 0.5
+
+
+def _newcomers_cut(
+    layer: Newcomer, side: Side, coefficients: Tensor, cut: float, dtype: torch.dtype
+) -> float:
+    if cut == 0:
+        return 0.0
+    kept = layer.weights[side] * kept_energy(coefficients, layer.grams[side])
+    return float(own_cut(layer.columns[side].square().sum(), kept, cut, dtype))
 
 
 def _squared_loss(

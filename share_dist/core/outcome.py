@@ -43,11 +43,13 @@ class SideReport:
     What a merge did to one side of one layer.
 
     Args:
-        explained_energy: Share of this merge's energy in the ``k`` broadcast factors, 0 to 1.
-        cut_energy: Energy of the columns that were not kept at all (beyond ``m``).
+        explained_energy: Share of the energy of everything merged, as it was merged, that the
+            ``k`` broadcast factors hold, 0 to 1.
+        cut_energy: Energy of the columns that this merge did not keep at all (beyond ``m``).
         num_factors: ``k``.
         num_columns: ``m``.
         angle: Largest principal angle to the version before, radians.
+        residue_bound: What the tasks taken out may have left behind, as ``MergeReport`` says it.
     """
 
     explained_energy: float
@@ -55,6 +57,7 @@ class SideReport:
     num_factors: int
     num_columns: int
     angle: float
+    residue_bound: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class MergeReport:
         lag: Update -> versions between its base version and the one merged into.
         base_angle: Update -> largest principal angle between those two, radians.
         truncation: Update -> relative Frobenius error of its ``dW`` after the merge.
+        removed_task_ids: Tasks taken out for good, sorted.
     """
 
     version: int
@@ -81,6 +85,7 @@ class MergeReport:
     lag: Mapping[str, int]
     base_angle: Mapping[str, float]
     truncation: Mapping[str, float]
+    removed_task_ids: tuple[str, ...] = ()
 
     def _sides(self) -> list[SideReport]:
         return [report for layer in self.layers.values() for _, report in layer]
@@ -97,6 +102,17 @@ class MergeReport:
         return sum(side.explained_energy for side in sides) / len(sides) if sides else 1.0
 
     @property
+    def residue_bound(self) -> float:
+        """
+        How much of the tasks taken out, removed or replaced, may be left, relative to their own energy.
+
+        Bounds the nuclear norm of the difference between the second moment of the tasks that
+        stay, as it is kept, and what it would be had the others never come; the largest over layers and
+        sides. 0 says that nothing was cut while they were here: nothing of them is left.
+        """
+        return max((side.residue_bound for side in self._sides()), default=0.0)
+
+    @property
     def angle(self) -> float:
         """Largest principal angle to the version before, over layers and sides, radians."""
         return max((side.angle for side in self._sides()), default=0.0)
@@ -111,6 +127,7 @@ class MergeReport:
         return asdict(self) | {
             "lowest_energy_kept": self.lowest_energy_kept,
             "mean_energy_kept": self.mean_energy_kept,
+            "residue_bound": self.residue_bound,
             "angle": self.angle,
             "num_factors": self.num_factors,
         }

@@ -85,11 +85,14 @@ class Basis:
         num_factors: ``k``; the leading columns that are broadcast and used.
             The other ``m - k`` are the oversampled tail, which stays with the
             coordinator and keeps later merges near the optimum.
+        cut_energy: Energy of the tasks that are merged here which truncation has cut since
+            version 0: beside the energies, it makes up all that was ever merged. It stays with the tail.
     """
 
     vectors: Tensor
     energies: Tensor
     num_factors: int
+    cut_energy: float = 0.0
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.energies.shape != self.vectors.shape[1:]:
@@ -101,6 +104,11 @@ class Basis:
             raise ShapeMismatch(
                 f"a basis of {self.vectors.shape[1]} columns in {self.vectors.shape[0]} features "
                 f"cannot have num_factors={self.num_factors}: need 0 <= num_factors <= columns <= features"
+            )
+        if not (math.isfinite(self.cut_energy) and self.cut_energy >= 0):
+            raise NotFinite(
+                f"a basis has a cut_energy of {self.cut_energy}: need a number that is not negative",
+                num_entries=1,
             )
 
     @property
@@ -119,7 +127,7 @@ class Basis:
         return self.vectors[:, : self.num_factors]
 
     def without_tail(self) -> "Basis":
-        """The same basis with its ``k`` leading columns only."""
+        """The same basis with its ``k`` leading columns only, and no account of what was cut."""
         return Basis(
             self.leading.contiguous(), self.energies[: self.num_factors].clone(), self.num_factors
         )
@@ -381,11 +389,15 @@ class MergedLayer:
         grams: ``N_A = B.T B`` and ``N_B = A.T A`` of the raw factors as admitted, ``(p, p)``
             float64; the identity under the metric ``"factors"``.
         weights: The weight ``w`` of this task on each side.
+        cut_energy: Energy of this task that truncation has cut since it was merged.
+        cut_meanwhile: Energy cut of all tasks since then, as ``account`` keeps it.
     """
 
     coefficients: LayerCoefficients
     grams: Pair[Tensor]
     weights: Pair[float]
+    cut_energy: Pair[float] = Pair(0.0, 0.0)
+    cut_meanwhile: Pair[float] = Pair(0.0, 0.0)
 
 
 @dataclass(frozen=True)

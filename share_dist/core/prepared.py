@@ -1,0 +1,148 @@
+"""A merge up to where columns are chosen: the large products are done, and may be cut in several ways."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from share_dist.core.drift import SideStep, rotate_tasks, settle
+from share_dist.core.linalg import largest_angle
+from share_dist.core.newcomers import Newcomer, base_of, check_distinct, newcomers_of
+from share_dist.core.outcome import LayerRotation, MergeOutcome, MergeReport
+from share_dist.core.sides import MergedSide, SideSpectrum, Truncation, side_spectra
+from share_dist.core.values import LayerSubspace, MergedTask, Pair, Subspace, TaskUpdate
+
+
+@dataclass(frozen=True)
+class PreparedMerge:
+    """
+    One step of the lineage before anything is cut.
+
+    Args:
+        subspace: The current version.
+        tasks: The tasks that stay.
+        updates: What is merged, sorted by ``update_id``.
+        bases: Update -> the version that it was trained on.
+        newcomers: Update -> its layers as weighted columns.
+        sides: Layer name -> both sides after the small SVD.
+        removed_task_ids: Tasks taken out for good, sorted.
+    """
+
+    subspace: Subspace
+    tasks: Mapping[str, MergedTask]
+    updates: Sequence[TaskUpdate]
+    bases: Mapping[str, Subspace]
+    newcomers: Mapping[str, Mapping[str, Newcomer]]
+    sides: Mapping[str, Pair[SideSpectrum]]
+    removed_task_ids: tuple[str, ...] = ()
+
+    def cut(self, truncation: Truncation) -> MergeOutcome:
+        """Keep as many columns as a truncation says: the next version."""
+        merged = {
+            name: Pair(layer.a.cut(truncation), layer.b.cut(truncation))
+            for name, layer in self.sides.items()
+        }
+        new = replace(
+            self.subspace,
+            version=self.subspace.version + 1,
+            layers={
+                name: LayerSubspace(both.a.basis, both.b.basis) for name, both in merged.items()
+            },
+        )
+        steps = {
+            name: Pair(*(
+                SideStep(side.rotation, side.report.cut_energy, self.sides[name][which].taken_out.residue)
+                for which, side in both
+            ))
+            for name, both in merged.items()
+        }  # fmt: skip
+        tasks, drift = rotate_tasks(self.tasks, self.subspace, new, steps)
+        truncated = {}
+        for update in self.updates:
+            task, lost = settle(update, self.newcomers[update.update_id], new, steps)
+            tasks[update.task_id] = task
+            truncated[update.update_id] = lost
+        rotation = {
+            name: LayerRotation(both.a.rotation, both.b.rotation) for name, both in merged.items()
+        }
+        report = self._report(merged, drift, truncated)
+        return MergeOutcome(new, dict(sorted(tasks.items())), rotation, report)
+
+    def _report(
+        self,
+        merged: Mapping[str, Pair[MergedSide]],
+        drift: Mapping[str, float],
+        truncated: Mapping[str, float],
+    ) -> MergeReport:
+        current = self.subspace
+        return MergeReport(
+            version=current.version + 1,
+            update_ids=tuple(update.update_id for update in self.updates),
+            task_ids=tuple(update.task_id for update in self.updates),
+            layers={name: Pair(both.a.report, both.b.report) for name, both in merged.items()},
+            drift=drift,
+            lag={each.update_id: current.version - each.base_version for each in self.updates},
+            base_angle={
+                each.update_id: angle_between(self.bases[each.update_id], current)
+                for each in self.updates
+            },
+            truncation=truncated,
+            removed_task_ids=self.removed_task_ids,
+        )
+
+
+def prepare_merge(
+    subspace: Subspace,
+    tasks: Mapping[str, MergedTask],
+    updates: Sequence[TaskUpdate],
+    *,
+    bases: Mapping[int, Subspace] | None = None,
+    removed: Collection[str] = (),
+) -> PreparedMerge:
+    """
+    Do everything of a merge that does not depend on how many columns are kept.
+
+    Args:
+        subspace: The current version, with its oversampled tail.
+        tasks: Every task that is merged in it.
+        updates: At most one per task.
+        bases: Version -> subspace, for updates that were trained on an older version.
+        removed: Tasks of ``tasks`` to take out.
+
+    Raises:
+        ShapeMismatch: An update does not fit the subspace, or names a task twice.
+        BaseVersionTooOld: An update's base version is not in ``bases``.
+        VersionInFuture: An update's base version does not exist yet.
+        UpdateRefused: An update changes nothing in some layer.
+    """
+    # sorted by update_id: a merge must not depend on the order of arrival
+    updates = sorted(updates, key=lambda update: update.update_id)
+    check_distinct(updates)
+    bases_used = {update.update_id: base_of(subspace, update, bases or {}) for update in updates}
+    newcomers = {
+        update.update_id: newcomers_of(subspace, bases_used[update.update_id], update)
+        for update in updates
+    }
+    named = {*(update.task_id for update in updates), *removed}
+    leaving = [task for task_id, task in tasks.items() if task_id in named]
+    return PreparedMerge(
+        subspace=subspace,
+        tasks={task_id: task for task_id, task in tasks.items() if task_id not in named},
+        updates=updates,
+        bases=bases_used,
+        newcomers=newcomers,
+        sides=side_spectra(subspace, newcomers, leaving),
+        removed_task_ids=tuple(sorted(removed)),
+    )
+
+
+def angle_between(base: Subspace, current: Subspace) -> float:
+    """Find the largest principal angle between two versions, over layers and sides, radians."""
+    if base.version == current.version:
+        return 0.0
+    return max(
+        (
+            largest_angle(base.layers[name][side].leading, basis.leading)
+            for name, layer in current.layers.items()
+            for side, basis in layer
+        ),
+        default=0.0,
+    )
