@@ -251,6 +251,8 @@ class Finding:
     subject: str
     problem: str
     remedy: str
+    is_harmless: bool = False
+    """Nothing is lost: it is told only so that nobody wonders."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,68 +1,55 @@
-"""Files of tensors, named by the digest of their bytes and never changed."""
+"""Files of tensors, named by the digest of their bytes and never changed; local or anywhere."""
 
+import abc
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from typing_extensions import override
 
 from coordinator import faults
-from share_dist.errors import StoreCorrupt, StoreFull, StoreUnavailable
+from coordinator.store.format import digest_of
+from share_dist.errors import ConfigError, StoreCorrupt, StoreFull, StoreUnavailable
 from share_dist.files import make_folder, sync_folder
 
 Occasion: TypeAlias = Literal["update", "merge"]
 
+SUFFIX = ".safetensors"
+UNFINISHED = ".tmp"
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class BlobFolder:
+class Blobs(abc.ABC):
     """
-    One folder of blobs.
+    A place for blobs.
 
     Args:
-        path: The folder; made if it is not there. What a crash left half written is removed.
+        place: Where it is, as people are told.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        make_folder(path)
-        for unfinished in path.glob("*.tmp"):
-            unfinished.unlink()
+    def __init__(self, place: str) -> None:
+        self.place = place
 
-    def write(self, payload: bytes, occasion: Occasion) -> str:
+    @abc.abstractmethod
+    def write(self, digest: str, payload: bytes, occasion: Occasion) -> None:
         """
         Keep bytes; when this returns they survive a loss of power.
 
         Args:
+            digest: SHA-256 (hex) of the bytes.
             payload: The bytes.
             occasion: Why: names the fault points that are passed.
-
-        Returns:
-            The digest that is their name.
 
         Raises:
             StoreFull: There is no room; nothing was kept.
             StoreUnavailable: The disk fails; nothing was kept.
         """
-        digest = hashlib.sha256(payload).hexdigest()
-        final = self.path_of(digest)
-        # a name of its own: the same bytes may be written by two threads at once
-        unfinished = self.path / f"{uuid.uuid4().hex}.tmp"
-        with storage_errors(final, len(payload)):
-            try:
-                _write_through(unfinished, payload)
-                faults.reach(f"before-{occasion}-blob-rename")
-                unfinished.replace(final)
-            except OSError:
-                unfinished.unlink(missing_ok=True)
-                raise
-            sync_folder(self.path)
-        faults.reach(f"after-{occasion}-blob-rename")
-        return digest
 
     def read(self, digest: str) -> bytes:
         """
@@ -72,26 +59,193 @@ class BlobFolder:
             StoreCorrupt: They are gone, or are not what was written.
             StoreUnavailable: The disk fails.
         """
-        path = self.path_of(digest)
-        with storage_errors(path):
-            try:
-                payload = path.read_bytes()
-            except FileNotFoundError as error:
-                raise _corrupt(path, digest, "no file") from error
-        found = hashlib.sha256(payload).hexdigest()
-        if found != digest:
-            raise _corrupt(path, digest, found)
+        try:
+            payload = self._fetch(digest)
+        except FileNotFoundError as error:
+            raise corrupt(self.name_of(digest), digest, "no file") from error
+        require_digest(self.name_of(digest), digest, payload)
         return payload
 
-    def path_of(self, digest: str) -> Path:
-        """Where the bytes of a digest lie."""
-        return self.path / f"{digest}.safetensors"
+    @abc.abstractmethod
+    def digests(self) -> Iterator[str]:
+        """Every digest that is here."""
+
+    @abc.abstractmethod
+    def remove(self, digest: str) -> None:
+        """Remove the bytes of a digest, if they are here."""
+
+    @abc.abstractmethod
+    def remove_unfinished(self) -> None:
+        """Remove what a crash left half written."""
+
+    def name_of(self, digest: str) -> str:
+        """Where the bytes of a digest lie, as people are told."""
+        return f"{self.place}/{digest}{SUFFIX}"
+
+    @abc.abstractmethod
+    def _fetch(self, digest: str) -> bytes:
+        """Return bytes as they are there; ``FileNotFoundError`` if they are not."""
+
+
+class LocalBlobs(Blobs):
+    """
+    One folder of blobs.
+
+    Args:
+        path: The folder; made when the first blob is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    @override
+    def write(self, digest: str, payload: bytes, occasion: Occasion) -> None:
+        final = self.path / f"{digest}{SUFFIX}"
+        # a name of its own: the same bytes may be written by two threads at once
+        unfinished = self.path / f"{uuid.uuid4().hex}{UNFINISHED}"
+        with storage_errors(str(final), len(payload)):
+            make_folder(self.path)
+            try:
+                _write_through(unfinished, payload, occasion)
+                faults.reach(f"before-{occasion}-blob-rename")
+                unfinished.replace(final)
+            except OSError:
+                unfinished.unlink(missing_ok=True)
+                raise
+            faults.reach(f"after-{occasion}-blob-rename")
+            sync_folder(self.path)
+        faults.reach(f"after-{occasion}-blob-folder-sync")
+
+    @override
+    def digests(self) -> Iterator[str]:
+        return (file.stem for file in self.path.glob(f"*{SUFFIX}"))
+
+    @override
+    def remove(self, digest: str) -> None:
+        with storage_errors(self.name_of(digest)):
+            (self.path / f"{digest}{SUFFIX}").unlink(missing_ok=True)
+
+    @override
+    def remove_unfinished(self) -> None:
+        with storage_errors(self.place):
+            for unfinished in self.path.glob(f"*{UNFINISHED}"):
+                unfinished.unlink()
+
+    @override
+    def _fetch(self, digest: str) -> bytes:
+        with storage_errors(self.name_of(digest)):
+            return (self.path / f"{digest}{SUFFIX}").read_bytes()
+
+
+class RemoteBlobs(Blobs):
+    """
+    Blobs behind any URL that fsspec knows, such as ``s3://bucket/folder``.
+
+    An object store makes an object visible whole or not at all, so there is no renaming.
+
+    Args:
+        url: Where; each file system takes its credentials from where it always does.
+
+    Raises:
+        ConfigError: There is no such file system, or its package is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        super().__init__(url.rstrip("/"))
+        self._files: Any
+        try:
+            self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"blobs is {url}: {error}; install the package of that file system, or name a folder",
+                key="blobs",
+            ) from error
+        self._root = root.rstrip("/")
+
+    @override
+    def write(self, digest: str, payload: bytes, occasion: Occasion) -> None:
+        faults.reach(f"before-{occasion}-blob-write")
+        with storage_errors(self.name_of(digest), len(payload)):
+            self._files.pipe_file(self._path(digest), payload)
+        faults.reach(f"after-{occasion}-blob-write")
+
+    @override
+    def digests(self) -> Iterator[str]:
+        with storage_errors(self.place):
+            found = self._files.find(self._root)
+        names = (str(path).rpartition("/")[2] for path in found)
+        return (name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
+
+    @override
+    def remove(self, digest: str) -> None:
+        with (
+            storage_errors(self.name_of(digest)),
+            contextlib.suppress(FileNotFoundError),
+        ):
+            self._files.rm_file(self._path(digest))
+
+    @override
+    def remove_unfinished(self) -> None:
+        """Nothing is ever there by half."""
+
+    @override
+    def _fetch(self, digest: str) -> bytes:
+        with storage_errors(self.name_of(digest)):
+            payload: bytes = self._files.cat_file(self._path(digest))
+            return payload
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root}/{digest}{SUFFIX}"
+
+
+def open_blobs(url: str, store_id: str) -> Blobs:
+    """
+    Open the place for a catalog's blobs below a folder or URL that others may use as well.
+
+    Args:
+        url: A folder, ``file://...``, or what fsspec knows.
+        store_id: Of the catalog: each has a folder of its own, so that none removes another's.
+
+    Raises:
+        ConfigError: There is no such file system, or its package is not installed.
+    """
+    if "://" not in url:
+        return LocalBlobs(Path(url).absolute() / store_id)
+    if url.startswith("file://"):
+        return LocalBlobs(Path(url.removeprefix("file://")).absolute() / store_id)
+    return RemoteBlobs(f"{url.rstrip('/')}/{store_id}")
+
+
+def require_digest(name: str, digest: str, payload: bytes) -> None:
+    """
+    Raise unless bytes are those of a digest.
+
+    Raises:
+        StoreCorrupt: They are not.
+    """
+    found = digest_of(payload)
+    if found != digest:
+        raise corrupt(name, digest, found)
+
+
+def corrupt(name: str, expected: str, found: str) -> StoreCorrupt:
+    """Make the error for bytes that are not what was written."""
+    return StoreCorrupt(
+        f"{name} should hold bytes with digest {expected[:12]}, found {found[:12]}: "
+        "restore it from a backup of the store",
+        path=name,
+        expected=expected,
+        found=found,
+    )
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
+def storage_errors(name: str, needed_bytes: int = 0) -> Iterator[None]:
     """
-    Say what the operating system says in the project's own errors.
+    Say what the operating system says in the project's own errors; a missing file stays one.
 
     Raises:
         StoreFull: There is no room.
@@ -99,38 +253,33 @@ def storage_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
     """
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise full(path, needed_bytes) from error
+            raise full(name, needed_bytes) from error
         raise StoreUnavailable(
-            f"{path}: {error.strerror}: check the disk and its permissions", path=str(path)
+            f"{name}: {error.strerror or error}: check the disk and its permissions", path=name
         ) from error
 
 
-def full(path: Path, needed_bytes: int) -> StoreFull:
+def full(name: str, needed_bytes: int) -> StoreFull:
     """Make the error for a disk without room."""
-    free = shutil.disk_usage(path.parent).free
+    folder = Path(name).parent
+    free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     return StoreFull(
-        f"no room for {needed_bytes} bytes at {path}, {free} bytes are free: nothing was "
+        f"no room for {needed_bytes} bytes at {name}, {free} bytes are free: nothing was "
         "acknowledged; make room, and the same push will succeed",
-        path=str(path),
+        path=name,
         needed_bytes=needed_bytes,
         free_bytes=free,
     )
 
 
-def _write_through(path: Path, payload: bytes) -> None:
+def _write_through(path: Path, payload: bytes, occasion: Occasion) -> None:
+    faults.reach(f"before-{occasion}-blob-write")
     with path.open("wb") as file:
         file.write(payload)
         file.flush()
+        faults.reach(f"after-{occasion}-blob-write")
         os.fsync(file.fileno())
-
-
-def _corrupt(path: Path, expected: str, found: str) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"{path} should hold bytes with digest {expected[:12]}, found {found[:12]}: "
-        "restore this file from a copy of the store",
-        path=str(path),
-        expected=expected,
-        found=found,
-    )

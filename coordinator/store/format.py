@@ -1,17 +1,4 @@
-"""
-What the durable store looks like on disk.
-
-::
-
-    STORE/
-      lock                        who owns the store: pid and host
-      rows.sqlite                 everything but tensors; the tables below
-      blobs/<sha256>.safetensors  tensors, named by the digest of their bytes
-
-A row names a blob only once the blob is on disk under its final name. So a
-crash can leave a blob without a row, which is harmless, and never a row
-without its blob.
-"""
+"""Updates, versions and records as bytes and JSON: what the durable catalog keeps."""
 
 import hashlib
 import json
@@ -19,88 +6,19 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from typing import Any, Final
-
-from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, Row, Table, Text
+from typing import Any
 
 from coordinator.store.base import (
     DescribedUpdate,
     EncodedVersion,
     KeptTasks,
-    MergeMark,
     TaskEntry,
     UpdateRecord,
     VersionCommit,
 )
-from share_dist.core.values import Fingerprint, Head, LayerShape, TaskUpdate
+from share_dist.core.values import Fingerprint, LayerShape, TaskUpdate
 from share_dist.wire import codec
 from share_dist.wire.records import UpdateState, VersionEvent, VersionKind
-
-SCHEMA_VERSION: Final = 1
-"""Version of the tables and of the blobs' tensor names."""
-
-tables = MetaData()
-
-facts = Table(
-    "facts",
-    tables,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-)
-"""Single values: ``schema_version`` and ``fingerprint``."""
-
-workers = Table(
-    "workers",
-    tables,
-    Column("worker_id", Text, primary_key=True),
-    Column("lease_epoch", Integer, nullable=False),
-)
-
-updates = Table(
-    "updates",
-    tables,
-    Column("sequence", Integer, primary_key=True),
-    Column("update_id", Text, nullable=False, unique=True),
-    Column("task_id", Text, nullable=False, index=True),
-    Column("worker_id", Text, nullable=False),
-    Column("base_version", Integer, nullable=False),
-    Column("pushed_at", Float, nullable=False),
-    Column("content_digest", Text, nullable=False),
-    Column("update_bytes", Integer, nullable=False),
-    Column("head_bytes", Integer, nullable=False),
-    Column("num_samples", Integer, nullable=False),
-    Column("scores", Text, nullable=False),
-    Column("head", Text, nullable=False),
-    Column("state", Text, nullable=False, index=True),
-    Column("reason", Text, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("lag", Integer, nullable=False),
-    Column("angle", Float, nullable=False),
-    Column("truncation", Float, nullable=False),
-    Column("metadata", Text, nullable=False),
-    Column("blob", Text, nullable=False),
-    sqlite_autoincrement=True,
-)
-
-versions = Table(
-    "versions",
-    tables,
-    Column("version", Integer, primary_key=True, autoincrement=False),
-    Column("metric", Text, nullable=False),
-    Column("subspace_blob", Text, nullable=False),
-    Column("tasks_blob", Text, nullable=False),
-    Column("event", Text, nullable=False),
-    Column("report", Text, nullable=False),
-)
-
-tasks = Table(
-    "tasks",
-    tables,
-    Column("task_id", Text, primary_key=True),
-    Column("update_id", Text, ForeignKey("updates.update_id"), nullable=False),
-    Column("cumulative_drift", Float, nullable=False),
-)
-"""Merged tasks: the update that the current version holds of each."""
 
 
 def content_digest(metadata: str, payload_digest: str) -> str:
@@ -163,50 +81,6 @@ def describe_update(
         reason=reason,
     )
     return DescribedUpdate(record, metadata, payload, payload_digest)
-
-
-def record_to_row(described: DescribedUpdate, blob: str) -> dict[str, Any]:
-    """Turn a new record into a row of ``updates``."""
-    record = described.record
-    row = {name: getattr(record, name) for name in _PLAIN_FIELDS} | asdict(record.mark)
-    return row | {
-        "pushed_at": record.pushed_at.timestamp(),
-        "scores": to_json(record.scores),
-        "head": to_json(asdict(record.head)),
-        "state": record.state.value,
-        "metadata": described.metadata,
-        "blob": blob,
-    }
-
-
-def record_from_row(row: Row[Any]) -> UpdateRecord:
-    """Turn a row of ``updates`` into a record."""
-    head = json.loads(row.head)
-    return UpdateRecord(
-        sequence=row.sequence,
-        pushed_at=datetime.fromtimestamp(row.pushed_at, timezone.utc),
-        scores=json.loads(row.scores),
-        head=Head({}, head["task_type"], head["num_labels"], tuple(head["label_names"])),
-        state=UpdateState(row.state),
-        mark=MergeMark(row.lag, row.angle, row.truncation),
-        **{name: getattr(row, name) for name in _PLAIN_FIELDS},
-    )
-
-
-_PLAIN_FIELDS: Final = (
-    "update_id",
-    "task_id",
-    "worker_id",
-    "owner",
-    "base_version",
-    "content_digest",
-    "update_bytes",
-    "head_bytes",
-    "num_samples",
-    "reason",
-    "version",
-)
-"""Fields of a record that are columns as they are."""
 
 
 def fingerprint_to_json(fingerprint: Fingerprint) -> str:

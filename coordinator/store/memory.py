@@ -385,17 +385,22 @@ class MemoryStore(Store):
         with self._lock:
             gone = sorted({*versions} - self._compacted - {0, self.current_version})
             gone = [version for version in gone if version < self.current_version]
-            freed = sum(self._stored_bytes(version) for version in gone)
+            before = self._kept_payloads()
             self._compacted |= {*gone}
             if gone:
                 self._write(by, "versions_compacted", subject=f"{gone[0]}-{gone[-1]}")
-            return freed
+            return sum(map(len, before - self._kept_payloads()))
+
+    def _kept_payloads(self) -> set[bytes]:
+        kept = (version for version in range(1, self.current_version + 1) if self.is_kept(version))
+        return {payload for version in kept for payload in self._payloads(version)}
+
+    def _payloads(self, version: int) -> tuple[bytes, ...]:
+        kept = self._versions[version - 1]
+        return (kept.subspace, kept.tasks, kept.commit.rotation)
 
     def _stored_bytes(self, version: int) -> int:
-        if not self.is_kept(version):
-            return 0
-        kept = self._versions[version - 1]
-        return len(kept.subspace) + len(kept.tasks) + len(kept.commit.rotation)
+        return sum(map(len, self._payloads(version))) if self.is_kept(version) else 0
 
     # --- tasks ------------------------------------------------------------------------------
 

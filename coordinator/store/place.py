@@ -1,0 +1,48 @@
+"""Where a catalog is: a folder, or a database and a place for large payloads."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from coordinator.store.blobs import Blobs, LocalBlobs, open_blobs
+from coordinator.store.database import sqlite_url
+from share_dist.errors import ConfigError
+
+
+class Place:
+    """
+    Where a catalog is.
+
+    Args:
+        store: A folder, or a ``postgresql://`` URL.
+        blobs: A folder or URL for large payloads, in which each catalog has a folder of its own;
+            needed beside PostgreSQL. ``STORE/blobs`` where a folder is all that is given.
+
+    Raises:
+        ConfigError: No catalog can be there.
+    """
+
+    def __init__(self, store: str, blobs: str | None = None) -> None:
+        self.folder = None if "://" in store else Path(store).absolute()
+        self._blobs = blobs
+        try:
+            self.url = sqlite_url(self.folder) if self.folder else sa.make_url(store)
+        except (sa.exc.ArgumentError, ValueError) as error:
+            raise ConfigError(f"store is no URL of a database: {error}", key="store") from error
+        if self.folder is None and not blobs:
+            raise ConfigError(
+                "a store in PostgreSQL needs a place for large payloads: set blobs to a folder, or "
+                "to a URL such as s3://bucket/folder",
+                key="blobs",
+            )
+
+    def blobs(self, store_id: str) -> Blobs:
+        """
+        Return where a catalog's large payloads are.
+
+        Raises:
+            ConfigError: The URL names no file system that is installed.
+        """
+        if self._blobs:
+            return open_blobs(self._blobs, store_id)
+        return LocalBlobs(Path(str(self.folder)) / "blobs")
