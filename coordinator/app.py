@@ -23,6 +23,7 @@ from coordinator import service
 from coordinator.access import Access
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
+from coordinator.compaction import Compactor, Holds
 from coordinator.config import CoordinatorConfig, SubspaceConfig
 from coordinator.leases import Leases
 from coordinator.lineages import Lineages
@@ -259,8 +260,22 @@ def _lineage(
     leases = Leases(own.lease_seconds, store.epochs(), clock.monotonic_seconds())
     counted.num_watchers.set_function(lambda: broadcast.num_watchers)
     counted.num_live_workers.set_function(lambda: leases.num_live(clock.monotonic_seconds()))
-    writer = MergeWriter(own, store, versions, broadcast, counted, log, clock)
-    return Lineage(store.name, own, store, versions, leases, broadcast, writer, counted, log)
+    holds = Holds()
+    compactor = Compactor(store, broadcast, leases, holds, clock)
+    writer = MergeWriter(own, store, versions, broadcast, compactor, counted, log, clock)
+    return Lineage(
+        name=store.name,
+        config=own,
+        store=store,
+        versions=versions,
+        leases=leases,
+        broadcast=broadcast,
+        holds=holds,
+        compactor=compactor,
+        writer=writer,
+        metrics=counted,
+        log=log,
+    )
 
 
 def _check_metric(config: SubspaceConfig, store: Store) -> None:

@@ -26,7 +26,7 @@ from coordinator.state import Call, Coordinator, Lineage
 from coordinator.store.base import DescribedUpdate, Kept, UpdateRecord, not_owner
 from coordinator.store.format import describe_update
 from coordinator.versions import ServedPayload, Snapshot
-from share_dist.core.merge import angle_between
+from share_dist.core.prepared import angle_between
 from share_dist.core.values import WIRE_VERSION, Fingerprint, LayerUpdate, SideUpdate, TaskUpdate
 from share_dist.errors import (
     ConfigError,

@@ -8,6 +8,7 @@ from structlog.typing import FilteringBoundLogger
 from coordinator.access import Access, Principal
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
+from coordinator.compaction import Compactor, Holds
 from coordinator.config import CoordinatorConfig, SubspaceConfig
 from coordinator.leases import Leases
 from coordinator.lineages import Lineages
@@ -28,6 +29,8 @@ class Lineage:
     versions: VersionCache
     leases: Leases
     broadcast: Broadcast
+    holds: Holds
+    compactor: Compactor
     writer: MergeWriter
     metrics: SubspaceMetrics
     log: FilteringBoundLogger

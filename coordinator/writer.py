@@ -1,48 +1,61 @@
 """
-The one writer: merges what is pending, commits, and only then tells anyone.
+The one writer of a lineage: merges what is pending, commits, and only then tells anyone.
+
+What an operator asks for is done between two merges, so nothing else ever
+changes the lineage, or the state of an update, while a merge is in hand.
 
 ::
 
     pending u1 u2          decide -> merge u1 u2
-    merge in a thread      pushes go on being admitted: pending u1 u2 u3
+    merge in a thread      pushes go on being admitted: pending u1 u2 u3; a rollback is asked for
     commit version 1       u1 and u2 are merged, durably
     publish, release       watchers hear of version 1, who waited for u1 or u2 gets a receipt
-    pending u3             decide -> merge u3
+    rollback to 0          version 2 is committed and published, its caller hears of it
+    pending u3             decide -> merge u3, exactly as it was trained on version 0
 """
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from coordinator import faults
 from coordinator.broadcast import Broadcast, Watcher
-from coordinator.candidate import Candidate, make_candidate
+from coordinator.candidate import Candidate
+from coordinator.chronicle import Chronicle
 from coordinator.clock import Clock
+from coordinator.compaction import Compactor
 from coordinator.config import SubspaceConfig
-from coordinator.merging import merge_without_culprits
 from coordinator.metrics import SubspaceMetrics
-from coordinator.policy import Decision, PendingUpdate, decide
-from coordinator.store.base import COORDINATOR, Store, UpdateRecord, VersionCommit
+from coordinator.policy import PendingUpdate, decide
+from coordinator.preparation import Prepared, Preparer
+from coordinator.store.base import COORDINATOR, Store, UpdateRecord
 from coordinator.versions import Snapshot, VersionCache
-from share_dist.core.values import Subspace, TaskUpdate
-from share_dist.errors import StoreCorrupt, SubspaceError, WireError
-from share_dist.telemetry import Event
-from share_dist.wire.records import UpdateState
+from share_dist.errors import Overloaded
+from share_dist.wire.records import UpdateState, VersionKind
+
+ResultT = TypeVar("ResultT")
 
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """How long to wait after a merge that failed as a whole; the last one is repeated."""
 
+_STOPPING_RETRY_SECONDS = 2.0
+
+_PAGE = 1000
+
 
 @dataclass(frozen=True)
-class _Merged:
-    """What one step brought about: perhaps a version, perhaps updates set aside."""
+class _Job:
+    """Something to be done in a thread between two merges, and who waits for it."""
 
-    set_aside: tuple[UpdateRecord, ...]
-    candidate: Candidate | None = None
+    work: Callable[[], Any]
+    done: "asyncio.Future[Any]"
+    candidate_of: Callable[[Any], Candidate | None]
+    reason: str
 
 
 class MergeWriter:
@@ -54,6 +67,7 @@ class MergeWriter:
         store: Where updates come from and versions go.
         versions: Gives older versions for updates that were trained on them.
         broadcast: Told of each version once it is on disk.
+        compactor: Lets go of old versions.
         metrics: Counted in.
         log: Written to.
         clock: The time.
@@ -65,6 +79,7 @@ class MergeWriter:
         store: Store,
         versions: VersionCache,
         broadcast: Broadcast,
+        compactor: Compactor,
         metrics: SubspaceMetrics,
         log: FilteringBoundLogger,
         clock: Clock,
@@ -74,9 +89,11 @@ class MergeWriter:
         self._store = store
         self._versions = versions
         self._broadcast = broadcast
-        self._metrics = metrics
-        self._log = log
+        self._compactor = compactor
+        self._chronicle = Chronicle(metrics, log)
+        self._preparer = Preparer(config, store, versions, clock)
         self._clock = clock
+        self._jobs: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._turn = asyncio.Event()
         self._is_stopping = False
@@ -84,6 +101,9 @@ class MergeWriter:
         self._failures = 0
         self._failed: Sequence[str] = ()
         self._waiting_since: dict[str, float] = {}
+        # at the start too: the configuration may have changed
+        self._is_replay_due = True
+        self._is_compaction_due = True
 
     # --- asked by handlers ------------------------------------------------------------------
 
@@ -97,25 +117,81 @@ class MergeWriter:
             # taken before the store is read: a merge between the two must not be missed
             turn = self._turn
             record = await asyncio.to_thread(self._store.update_record, update_id)
-            is_settled = record.state is not UpdateState.PENDING
-            if self._is_stopped or (is_settled and record.version <= self.snapshot.version):
+            if self._is_stopped or record.state is not UpdateState.PENDING:
+                await self.reached(record.version)
                 return record
             await turn.wait()
+
+    async def reached(self, version: int) -> bool:
+        """
+        Wait until a version, or a later one, is what everyone is told; or until this writer stops.
+
+        Returns:
+            Whether it is.
+        """
+        while self.snapshot.version < version and not self._is_stopped:
+            await self._turn.wait()
+        return self.snapshot.version >= version
+
+    async def commit(
+        self, make: Callable[[Snapshot], Candidate], *, by: str, reason: str
+    ) -> Candidate:
+        """
+        Make the next version by other means than a merge, and tell everyone.
+
+        Args:
+            make: Makes it from the current version, in a thread; raises if that cannot be.
+            by: Who asks.
+            reason: A sentence for the log.
+
+        Raises:
+            Overloaded: The coordinator is stopping.
+        """
+
+        def work() -> Candidate:
+            candidate = make(self._current())
+            self._keep(candidate, by)
+            return candidate
+
+        return await self._do(work, lambda candidate: candidate, reason)
+
+    async def between_merges(self, work: Callable[[], ResultT]) -> ResultT:
+        """
+        Do something in a thread while no merge is in hand.
+
+        Raises:
+            Overloaded: The coordinator is stopping.
+        """
+        return await self._do(work, lambda _: None, "")
+
+    async def _do(
+        self,
+        work: Callable[[], ResultT],
+        candidate_of: Callable[[ResultT], Candidate | None],
+        reason: str,
+    ) -> ResultT:
+        if self._is_stopping:
+            raise _stopping()
+        done: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        self._jobs.append(_Job(work, done, candidate_of, reason))
+        self._wake.set()
+        return await done
 
     # --- the loop ---------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Merge until ``stop`` is called; the merge in hand is finished first."""
-        self._metrics.version.set(self.snapshot.version)
-        self._metrics.num_tasks.set(len(self.snapshot.tasks))
+        self._chronicle.begin(self.snapshot)
         try:
             while not self._is_stopping:
                 self._wake.clear()
+                await self._do_jobs()
                 pause_seconds = await self._step()
                 if pause_seconds != 0.0:
                     await self._sleep(pause_seconds)
         finally:
-            self._is_stopped = True
+            self._is_stopping = self._is_stopped = True
+            self._refuse_jobs()
             self._turn.set()
 
     def stop(self) -> None:
@@ -127,22 +203,51 @@ class MergeWriter:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
 
+    async def _do_jobs(self) -> None:
+        while self._jobs and not self._is_stopping:
+            job = self._jobs.popleft()
+            if not job.done.cancelled():
+                await self._do_job(job)
+
+    async def _do_job(self, job: _Job) -> None:
+        try:
+            result = await asyncio.to_thread(job.work)
+        except Exception as error:  # noqa: BLE001 - whoever asked is told, and merging goes on
+            if not job.done.done():
+                job.done.set_exception(error)
+            return
+        candidate = job.candidate_of(result)
+        slow = self._publish(candidate)
+        self._chronicle.tell(Prepared(candidate), slow, job.reason)
+        if not job.done.done():
+            job.done.set_result(result)
+
+    def _refuse_jobs(self) -> None:
+        while self._jobs:
+            job = self._jobs.popleft()
+            if not job.done.done():
+                job.done.set_exception(_stopping())
+
     async def _step(self) -> float | None:
         """Do what is due; return the seconds until there may be more, None if a push must come."""
         try:
+            await asyncio.to_thread(self._tidy)
             pending = await asyncio.to_thread(self._store.pending)
-            self._metrics.num_pending.set(len(pending))
+            self._chronicle.count_pending(len(pending))
             decision = decide(
                 self._clock.monotonic_seconds(), self._for_policy(pending), self._config.policy
             )
             if not decision.merge:
                 return decision.look_again_seconds
-            merged = await asyncio.to_thread(self._merge, self._choose(decision.which))
+            chosen = {*self._choose(decision.which)}
+            merged = await asyncio.to_thread(
+                self._merge, [record for record in pending if record.update_id in chosen]
+            )
         except Exception as error:  # noqa: BLE001 - the writer outlives any one merge: it tries again
             return self._postpone(error)
         self._failures = 0
-        slow = self._publish(merged)
-        self._tell(merged, slow, decision)
+        slow = self._publish(merged.candidate)
+        self._chronicle.tell(merged, slow, decision.reason)
         return 0.0
 
     def _for_policy(self, pending: Sequence[UpdateRecord]) -> list[PendingUpdate]:
@@ -170,154 +275,85 @@ class MergeWriter:
         if which != self._failed:
             self._failed, self._failures = which, 0
         start = self._failures % len(which)
-        return sorted((*which[start:], *which[:start])[: max(1, len(which) >> self._failures)])
+        return (*which[start:], *which[:start])[: max(1, len(which) >> self._failures)]
 
     def _postpone(self, error: Exception) -> float:
         seconds = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
         self._failures += 1
-        self._metrics.postponed_merges.inc()
         self._release_waiters()  # some may have been set aside before it failed
-        with contextlib.suppress(Exception):  # a log that fails must not end the merging
-            self._log.error(
-                Event.MERGE_POSTPONED.value,
-                error=type(error).__name__,
-                reason=str(error),
-                retry_after_seconds=seconds,
-                exc_info=error,
-            )
+        self._chronicle.tell_of_postponement(error, seconds)
         return seconds
 
     # --- in a thread ------------------------------------------------------------------------
 
-    def _merge(self, which: Sequence[str]) -> _Merged:
-        bases, updates, unreadable = self._load(which)
-        attempt = merge_without_culprits(
-            partial(
-                make_candidate,
-                current=self._current(),
-                bases=bases,
-                config=self._config,
-                clock=self._clock,
-            ),
-            updates,
-        )
-        culprits = {**unreadable, **attempt.culprits}
-        set_aside = tuple(
-            self._store.change_state(update_id, UpdateState.QUARANTINED, reason, by=COORDINATOR)
-            for update_id, reason in sorted(culprits.items())
-        )
-        candidate = attempt.result
-        if candidate is not None:
-            self._store.commit(candidate.version, by=COORDINATOR)
-            self._versions.remember(candidate.commit.subspace, candidate.served)
-        return _Merged(set_aside, candidate)
+    def _tidy(self) -> None:
+        """Do what an earlier step left to be done."""
+        if self._is_replay_due:
+            self._replay_parked()
+            self._is_replay_due = False
+        if self._is_compaction_due and self._config.keep_versions:
+            compaction = self._compactor.compact(self._config.keep_versions, by=COORDINATOR)
+            self._chronicle.tell_of_compaction(compaction)
+        self._is_compaction_due = False
+
+    def _replay_parked(self) -> None:
+        """Let what was parked be merged, if it fits now; what it replaces may have come meanwhile."""
+        before_sequence = 0
+        while parked := self._store.updates(
+            {UpdateState.PARKED}, before_sequence=before_sequence, limit=_PAGE
+        ):
+            for record in parked:
+                if not self._is_superseded(record):
+                    self._store.change_state(
+                        record.update_id, UpdateState.PENDING, "", by=COORDINATOR
+                    )
+            before_sequence = parked[-1].sequence
+
+    def _is_superseded(self, record: UpdateRecord) -> bool:
+        entry = self.snapshot.entries.get(record.task_id)
+        if entry is None:
+            return False
+        return self._store.update_record(entry.update_id).sequence > record.sequence
+
+    def _merge(self, records: Sequence[UpdateRecord]) -> Prepared:
+        prepared = self._preparer.prepare(records, self._current())
+        for update_id, aside in sorted(prepared.set_aside.items()):
+            self._store.change_state(update_id, aside.state, aside.reason, by=COORDINATOR)
+        if prepared.candidate is not None:
+            self._keep(prepared.candidate, COORDINATOR)
+        return prepared
+
+    def _keep(self, candidate: Candidate, by: str) -> None:
+        self._store.commit(candidate.version, by=by)
+        self._versions.remember(candidate.commit.subspace, candidate.served)
 
     def _current(self) -> Snapshot:
         # an empty subspace gets its layers when the store is bound, after this writer was made
         return self.snapshot if self.snapshot.version else Snapshot.load(self._store)
 
-    def _load(
-        self, update_ids: Sequence[str]
-    ) -> tuple[dict[int, Subspace], list[TaskUpdate], dict[str, str]]:
-        """
-        Read updates and the versions that they were trained on.
-
-        Returns:
-            The versions, the updates that can be merged, and why others never can.
-
-        Raises:
-            StoreCorrupt: Nothing is left, as the version that an update needs is damaged: an
-                operator can restore it, so the update stays pending.
-        """
-        bases: dict[int, Subspace] = {}
-        updates: list[TaskUpdate] = []
-        unreadable: dict[str, str] = {}
-        damaged: StoreCorrupt | None = None
-        for update_id in update_ids:
-            try:
-                update = self._store.load_update(update_id)
-            except (StoreCorrupt, WireError, SubspaceError) as error:
-                unreadable[update_id] = f"{type(error).__name__}: {error}"
-                continue
-            try:
-                bases[update.base_version] = self._versions.subspace(update.base_version)
-            except StoreCorrupt as error:
-                damaged = error
-            else:
-                updates.append(update)
-        if damaged and not updates and not unreadable:
-            raise damaged
-        return bases, updates, unreadable
-
     # --- afterwards -------------------------------------------------------------------------
 
-    def _publish(self, merged: _Merged) -> Sequence[Watcher]:
-        """Let the new version be seen; return the watchers that did not keep up."""
+    def _publish(self, candidate: Candidate | None) -> Sequence[Watcher]:
+        """Let a new version be seen; return the watchers that did not keep up."""
         faults.reach("before-broadcast")
         slow: Sequence[Watcher] = ()
-        if merged.candidate:
-            self.snapshot = merged.candidate.snapshot
-            slow = self._broadcast.publish(merged.candidate.commit.event)
+        if candidate:
+            self.snapshot = candidate.snapshot
+            slow = self._broadcast.publish(candidate.commit.event)
+            self._is_compaction_due = True
+            self._is_replay_due |= candidate.commit.event.kind is not VersionKind.MERGE
         self._release_waiters()
         return slow
 
     def _release_waiters(self) -> None:
-        """Let everyone who waits for an update look again."""
+        """Let everyone who waits for an update or a version look again."""
         turn, self._turn = self._turn, asyncio.Event()
         turn.set()
 
-    def _tell(self, merged: _Merged, slow: Sequence[Watcher], decision: Decision) -> None:
-        """Count and log; the version stands, whatever becomes of the words about it."""
-        try:
-            self._tell_of_set_aside(merged.set_aside)
-            if merged.candidate:
-                self._count(merged.candidate.commit)
-                self._tell_of_version(merged.candidate.commit, decision)
-            for watcher in slow:
-                self._log.info(Event.WATCHER_SLOW.value, after_version=watcher.held_version)
-        except Exception as error:  # noqa: BLE001 - pushes are acknowledged on, so merging must go on
-            with contextlib.suppress(Exception):
-                self._log.error(Event.REPORT_FAILED.value, exc_info=error)
 
-    def _tell_of_set_aside(self, set_aside: Sequence[UpdateRecord]) -> None:
-        for record in set_aside:
-            self._metrics.quarantined_updates.inc()
-            self._log.warning(
-                Event.UPDATE_QUARANTINED.value,
-                update_id=record.update_id,
-                task_id=record.task_id,
-                reason=record.reason,
-            )
-
-    def _count(self, commit: VersionCommit) -> None:
-        event = commit.event
-        self._metrics.version.set(commit.version)
-        self._metrics.num_tasks.set(len(commit.tasks))
-        self._metrics.num_factors.set(event.num_factors)
-        self._metrics.energy_kept.set(event.lowest_energy_kept)
-        self._metrics.merge_seconds.observe(event.merge_seconds)
-        self._metrics.merged_updates.inc(len(commit.marks))
-        for mark in commit.marks.values():
-            self._metrics.lag.observe(mark.lag)
-
-    def _tell_of_version(self, commit: VersionCommit, decision: Decision) -> None:
-        event = commit.event
-        for update_id, task_id in zip(event.update_ids, event.task_ids, strict=True):
-            mark = commit.marks[update_id]
-            self._log.info(
-                Event.UPDATE_MERGED.value,
-                update_id=update_id,
-                task_id=task_id,
-                version=commit.version,
-                lag=mark.lag,
-                angle=mark.angle,
-                truncation=mark.truncation,
-            )
-        self._log.info(
-            Event.VERSION_COMMITTED.value,
-            version=commit.version,
-            update_ids=event.update_ids,
-            mean_energy_kept=event.mean_energy_kept,
-            merge_seconds=event.merge_seconds,
-            reason=decision.reason,
-        )
+def _stopping() -> Overloaded:
+    return Overloaded(
+        f"the coordinator is stopping: ask again in {_STOPPING_RETRY_SECONDS:g} s, when another "
+        "may serve",
+        retry_after_seconds=_STOPPING_RETRY_SECONDS,
+    )

@@ -21,9 +21,10 @@ import torch
 from typing_extensions import Self
 
 from coordinator.app import CoordinatorApp, build
-from coordinator.candidate import make_candidate
+from coordinator.candidate import Stopwatch, candidate_of_merge
 from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig, SubspaceConfig, load_config
+from coordinator.screening import merge_of
 from coordinator.state import Lineage
 from coordinator.store import EncodedVersion, Store
 from coordinator.store.base import DescribedUpdate
@@ -231,11 +232,10 @@ def commit_of(
 ) -> EncodedVersion:
     """Merge updates of a store for real; what the coordinator's writer would commit."""
     updates = [store.load_update(update_id) for update_id in update_ids]
-    candidate = make_candidate(
-        updates,
-        current=Snapshot.load(store),
-        bases={update.base_version: store.subspace(update.base_version) for update in updates},
-        config=SubspaceConfig(num_factors=num_factors, oversample=oversample),
-        clock=Clock(unix_seconds=NOW.timestamp),
-    )
+    stopwatch = Stopwatch(Clock(unix_seconds=NOW.timestamp))
+    current = Snapshot.load(store)
+    bases = {update.base_version: store.subspace(update.base_version) for update in updates}
+    config = SubspaceConfig(num_factors=num_factors, oversample=oversample)
+    outcome = merge_of(updates, current, bases, config)
+    candidate = candidate_of_merge(outcome, current, stopwatch)
     return candidate.version
