@@ -55,6 +55,7 @@ seeds = st.integers(0, 2**32 - 1)
 versions = st.integers(0, 2**40)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(1e-300, 1e300)
+cut_energies = st.just(0.0) | positive
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 scores = st.dictionaries(texts, finite, max_size=3)
@@ -96,6 +97,7 @@ def bases(draw: Any, features: int) -> Basis:
         orthonormal(features, columns, draw(seeds)),
         torch.tensor(energies, dtype=torch.float64),
         num_factors=draw(st.integers(0, columns)),
+        cut_energy=draw(cut_energies),
     )
 
 
@@ -184,7 +186,11 @@ def merged_tasks(draw: Any) -> dict[str, MergedTask]:
             e = draw(layer_coefficients())
             p = e.pseudo_rank
             grams = Pair(*(matrix(p, p, draw(seeds), torch.float64) for _ in range(2)))
-            layers[name] = MergedLayer(e, grams, Pair(draw(positive), draw(positive)))
+            weights, own, meanwhile = (
+                Pair(draw(amounts), draw(amounts))
+                for amounts in (positive, cut_energies, cut_energies)
+            )
+            layers[name] = MergedLayer(e, grams, weights, own, meanwhile)
         tasks[task_id] = MergedTask(task_id, version, layers)
     return tasks
 

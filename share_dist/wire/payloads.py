@@ -19,6 +19,7 @@ from share_dist.core.values import (
     MergedTask,
     Metric,
     Pair,
+    Side,
     SideUpdate,
     Subspace,
     TaskUpdate,
@@ -36,10 +37,11 @@ MAX_STORED_HEADER_BYTES = 100_000_000
 
 def subspace_to_bytes(subspace: Subspace) -> bytes:
     """
-    Write all bases: ``vectors`` ``(d, k)``, ``energies`` ``(m,)`` and, where ``m > k``,
-    ``tail`` ``(d, m - k)``.
+    Write all bases: ``vectors`` ``(d, k)``, ``energies`` ``(m,)`` and, where there is any,
+    ``tail`` ``(d, m - k)`` and ``cut_energy`` ``(1,)``.
 
-    Send ``subspace.without_tail()``; the tail is for the coordinator's disk.
+    Send ``subspace.without_tail()``: the tail and the account of what was cut are for the
+    coordinator's disk, and for who asks for them.
     """
     return tensors_to_bytes(
         name_parts(
@@ -68,7 +70,9 @@ def subspace_from_bytes(
         NotOrthonormal: The columns of a basis are not orthonormal.
         NotFinite: An entry is no number.
     """
-    parts = parts_by_layer(tensors_from_bytes(data), ("vectors", "energies"), ("tail",))
+    parts = parts_by_layer(
+        tensors_from_bytes(data), ("vectors", "energies"), ("tail", "cut_energy")
+    )
     subspace = Subspace(
         {
             name: LayerSubspace(_basis(name, "a", pair.a), _basis(name, "b", pair.b))
@@ -190,8 +194,8 @@ def merged_tasks_to_bytes(tasks: Mapping[str, MergedTask]) -> bytes:
 
     Tasks with equal shapes in a layer are one group, as a file with a tensor for each task
     has more header than content. Group ``g`` has, per side, ``{g}.{side}.coefficients``
-    ``(t, m, p)``, ``grams`` ``(t, p, p)`` and ``weights`` ``(t,)``; the note beside the tensors
-    is JSON, ``{"tasks": [task id], "groups": [[layer, [index of a task]]]}``.
+    ``(t, m, p)``, ``grams`` ``(t, p, p)``, ``weights`` ``(t,)`` and, where anything was cut,
+    ``cuts`` ``(t, 2)``: of the task itself, and of all tasks meanwhile; the note beside the tensors is JSON, ``{"tasks": [task id], "groups": [[layer, [index of a task]]]}``.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, task in enumerate(tasks.values()):
@@ -224,7 +228,7 @@ def merged_tasks_from_bytes(data: bytes, *, version: int) -> dict[str, MergedTas
         max_header_bytes=MAX_STORED_HEADER_BYTES,
         may_have_note=True,
     )
-    stacks = parts_by_layer(tensors, ("coefficients", "grams", "weights"))
+    stacks = parts_by_layer(tensors, ("coefficients", "grams", "weights"), ("cuts",))
     if stacks.keys() != {str(group) for group in range(len(groups))}:
         raise MalformedMessage(
             f"{len(groups)} groups of tasks were announced, tensors are there for {len(stacks)}",
@@ -242,6 +246,8 @@ def _basis_parts(basis: Basis) -> Parts:
     parts = {"vectors": basis.leading, "energies": basis.energies}
     if basis.num_columns > basis.num_factors:
         parts["tail"] = basis.vectors[:, basis.num_factors :]
+    if basis.cut_energy:
+        parts["cut_energy"] = torch.tensor([basis.cut_energy], dtype=torch.float64)
     return parts
 
 
@@ -256,14 +262,32 @@ def _basis(layer: str, side: str, parts: Parts) -> Basis:
             layer=layer,
             side=side,
         )
+    _require_energies(layer, side, "energies", energies)
+    columns = vectors if tail is None else torch.cat([vectors, tail], dim=1)
+    return Basis(columns, energies, vectors.shape[1], _cut_energy(layer, side, parts))
+
+
+def _cut_energy(layer: str, side: str, parts: Parts) -> float:
+    cut = parts.get("cut_energy")
+    if cut is None:
+        return 0.0
+    _require_energies(layer, side, "cut_energy", cut)
+    if cut.shape != (1,):
+        raise ShapeMismatch(
+            f"{layer}, side {side}: cut_energy {tuple(cut.shape)} needs to be (1,)",
+            layer=layer,
+            side=side,
+        )
+    return float(cut)
+
+
+def _require_energies(layer: str, side: str, kind: str, energies: Tensor) -> None:
     if energies.dtype != torch.float64 or bool((energies < 0).any()):
         raise MalformedMessage(
-            f"{layer}, side {side}: energies need to be F64 and not negative",
-            field=f"{layer}.{side}.energies",
+            f"{layer}, side {side}: {kind} need to be F64 and not negative",
+            field=f"{layer}.{side}.{kind}",
         )
     check_finite(energies, layer, "a" if side == "a" else "b")
-    columns = vectors if tail is None else torch.cat([vectors, tail], dim=1)
-    return Basis(columns, energies, num_factors=vectors.shape[1])
 
 
 def _update_parts(update: SideUpdate) -> Parts:
@@ -313,26 +337,31 @@ def _members(note: str) -> tuple[list[str], list[tuple[str, list[int]]]]:
 
 
 def _group_parts(layers: Sequence[MergedLayer]) -> Pair[Parts]:
-    a, b = (
-        {
-            "coefficients": torch.stack([layer.coefficients[side] for layer in layers]),
-            "grams": torch.stack([layer.grams[side] for layer in layers]),
-            "weights": torch.tensor([layer.weights[side] for layer in layers], dtype=torch.float64),
-        }
-        for side in SIDES
-    )
-    return Pair(a, b)
+    return Pair(*(_stack(layers, side) for side in SIDES))
+
+
+def _stack(layers: Sequence[MergedLayer], side: Side) -> Parts:
+    parts = {
+        "coefficients": torch.stack([layer.coefficients[side] for layer in layers]),
+        "grams": torch.stack([layer.grams[side] for layer in layers]),
+        "weights": torch.tensor([layer.weights[side] for layer in layers], dtype=torch.float64),
+    }
+    cuts = [(layer.cut_energy[side], layer.cut_meanwhile[side]) for layer in layers]
+    if any(max(cut) > 0 for cut in cuts):
+        parts["cuts"] = torch.tensor(cuts, dtype=torch.float64)
+    return parts
 
 
 def _merged_layers(layer: str, stacks: Pair[Parts], num_tasks: int) -> list[MergedLayer]:
     p = stacks.a["coefficients"].shape[-1] if stacks.a["coefficients"].ndim else 0
     for side, parts in stacks:
-        found = [tuple(parts[kind].shape) for kind in ("coefficients", "grams", "weights")]
-        needed = [(num_tasks, *found[0][1:2], p), (num_tasks, p, p), (num_tasks,)]
-        if found != needed:
+        kinds = ("coefficients", "grams", "weights", *(["cuts"] if "cuts" in parts else []))
+        found = [tuple(parts[kind].shape) for kind in kinds]
+        needed = [(num_tasks, *found[0][1:2], p), (num_tasks, p, p), (num_tasks,), (num_tasks, 2)]
+        if found != needed[: len(found)]:
             raise ShapeMismatch(
                 f"{layer}, side {side}: coefficients, grams and weights of {num_tasks} tasks have "
-                f"the shapes {found}: need (t, m, p), (t, p, p) and (t,) with one p",
+                f"the shapes {found}: need (t, m, p), (t, p, p) and (t,) with one p, and (t, 2) for cuts",
                 layer=layer,
                 side=side,
             )
@@ -342,7 +371,13 @@ def _merged_layers(layer: str, stacks: Pair[Parts], num_tasks: int) -> list[Merg
         zip(stacks.a[kind], stacks.b[kind], strict=True) for kind in ("coefficients", "grams")
     )
     weights = zip(stacks.a["weights"].tolist(), stacks.b["weights"].tolist(), strict=True)
+    cuts = zip(_cuts(stacks.a, num_tasks), _cuts(stacks.b, num_tasks), strict=True)
     return [
-        MergedLayer(LayerCoefficients(*E), Pair(*N), Pair(*w))
-        for E, N, w in zip(coefficients, grams, weights, strict=True)
+        MergedLayer(LayerCoefficients(*E), Pair(*N), Pair(*w), Pair(a[0], b[0]), Pair(a[1], b[1]))
+        for E, N, w, (a, b) in zip(coefficients, grams, weights, cuts, strict=True)
     ]
+
+
+def _cuts(parts: Parts, num_tasks: int) -> list[list[float]]:
+    cuts = parts.get("cuts")
+    return [[0.0, 0.0]] * num_tasks if cuts is None else cuts.tolist()
