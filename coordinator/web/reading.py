@@ -21,8 +21,8 @@ from share_dist.wire.records import (
     VersionSummary,
 )
 
-VERSIONS_PER_PAGE = 50
-TASKS_PER_PAGE = 100
+VERSIONS_PER_PAGE = 20
+TASKS_PER_PAGE = 50
 UPDATES_PER_PAGE = 50
 
 SET_ASIDE = (UpdateState.QUARANTINED, UpdateState.PARKED)
