@@ -2,17 +2,18 @@
 
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from threading import Event
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import tenacity
+from typing_extensions import override
 
-from share_dist.client import handshake
+from share_dist.client.caller import Caller
 from share_dist.client.credentials import Credentials
 from share_dist.client.download import download
-from share_dist.client.retry import RetryPolicy, call_with_retries
+from share_dist.client.retry import RetryPolicy
 from share_dist.client.watch import Watch
 from share_dist.core.values import Coefficients, Fingerprint, Subspace, TaskUpdate
 from share_dist.errors import ConfigError, MalformedMessage, ShapeMismatch, VersionCompacted
@@ -43,8 +44,6 @@ from share_dist.wire.records import (
     Wait,
 )
 
-ResultT = TypeVar("ResultT")
-
 WATCH_STREAM_SECONDS = 600.0
 """A watching call is opened anew this often, in case a cut went unnoticed."""
 
@@ -57,7 +56,7 @@ def new_update_id() -> str:
 
 
 @final
-class ShareClient:
+class ShareClient(Caller):
     """
     A connection to one coordinator. It connects when it is first used.
 
@@ -95,31 +94,21 @@ class ShareClient:
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         credentials: Credentials | None = None,
     ) -> None:
-        self.address = address
+        super().__init__(address, timeout_seconds, retry, credentials)
         self.worker_id = worker_id
         self.fingerprint = fingerprint
-        self.timeout_seconds = timeout_seconds
         self.lease: Lease | None = None
-        self._retry = retry or RetryPolicy()
         self._max_payload_bytes = max_payload_bytes
-        self.credentials = credentials or Credentials()
-        self._channel = self.credentials.channel(address)
         self._stub: Any = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
-        self._is_closed = False
 
-    def __enter__(self) -> "ShareClient":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
+    @override
     def close(self) -> None:
         """End all watches and the connection."""
         self._is_closed = True
         for watch in list(self._watches):
             watch.close()
-        self._channel.close()
+        super().close()
 
     def register(
         self, worker_id: str | None = None, fingerprint: Fingerprint | None = None
@@ -302,25 +291,6 @@ class ShareClient:
     def status(self) -> CoordinatorStatus:
         """Ask how the coordinator is."""
         return status_from_pb(self._call(self._get_status))
-
-    def _call(
-        self,
-        attempt: Callable[[float], ResultT],
-        timeout_seconds: float | None = None,
-        cancelled: Event | None = None,
-    ) -> ResultT:
-        if self._is_closed:
-            raise ConfigError(
-                f"this client of {self.address} is closed: make another", key="client"
-            )
-        return call_with_retries(
-            attempt,
-            address=self.address,
-            timeout_seconds=self.timeout_seconds if timeout_seconds is None else timeout_seconds,
-            policy=self._retry,
-            cancelled=cancelled,
-            explain=lambda: handshake.explain(self.address, self.credentials),
-        )
 
     def _get_status(self, seconds: float) -> pb.GetStatusResponse:
         response: pb.GetStatusResponse = self._stub.GetStatus(
