@@ -233,7 +233,7 @@ def _check_norm(
         floor = max(limits.min_norm, measure.rounding)
         raise _refusal(
             update,
-            "zero-norm",
+            "norm",
             f"has ||dW|| = {measure.norm:.3g} in {name}, not above {floor:.3g}, which rounding alone "
             "may be: nothing was learnt there; train longer, or leave this layer out of the targets",
         )

@@ -65,8 +65,8 @@ def test_pseudo_ranks_may_differ_between_layers_but_not_between_sides():
     ("change", "reason", "sentence"),
     [
         ({"weight": 10.5}, "weight", "has weight 10.5: send at most 10"),
-        ({"scale": 0.0}, "zero-norm", "has ||dW|| = 0 in encoder.query, not above 1e-09"),
-        ({"scale": 1e-6}, "zero-norm", "nothing was learnt there"),
+        ({"scale": 0.0}, "norm", "has ||dW|| = 0 in encoder.query, not above 1e-09"),
+        ({"scale": 1e-6}, "norm", "nothing was learnt there"),
         ({"scale": 1e6}, "norm", "training has diverged"),
         ({"pseudo_rank": 257, "num_temporary": 1}, "pseudo-rank", "need 1 to 256"),
         ({"num_temporary": 257}, "temporary", "send at most 256"),
