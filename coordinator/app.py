@@ -19,7 +19,7 @@ from grpc_health.v1 import health
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import Self
 
-from coordinator import service
+from coordinator import handshakes, service, tls
 from coordinator.access import Access
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
@@ -28,6 +28,8 @@ from coordinator.config import CoordinatorConfig, SubspaceConfig
 from coordinator.leases import Leases
 from coordinator.lineages import Lineages
 from coordinator.metrics import Metrics, MetricsServer
+from coordinator.observation import observe
+from coordinator.refusals import Refusals
 from coordinator.state import Coordinator, Lineage
 from coordinator.store.base import COORDINATOR, Catalog, Store
 from coordinator.versions import VersionCache
@@ -98,7 +100,10 @@ class CoordinatorApp:
         async with contextlib.AsyncExitStack() as closing:
             closing.callback(catalog.close)
             closing.callback(self._say_stopped)
-            self.coordinator = self._compose(catalog)
+            refusals = Refusals(catalog.note, self._log, self._clock)
+            closing.push_async_callback(asyncio.to_thread, refusals.close)
+            closing.enter_context(handshakes.told(refusals.add_handshake))
+            self.coordinator = self._compose(catalog, refusals)
             # before anyone is served: whoever can reach a port can ask for any subspace of before
             closing.push_async_callback(self.coordinator.lineages.stop)
             for name in sorted({*self._config.names, *catalog.names()}):
@@ -186,7 +191,7 @@ class CoordinatorApp:
             inline_bytes=self._config.inline_bytes,
         )
 
-    def _compose(self, catalog: Catalog) -> Coordinator:
+    def _compose(self, catalog: Catalog, refusals: Refusals) -> Coordinator:
         metrics = Metrics()
         lineages = Lineages(
             catalog,
@@ -197,7 +202,7 @@ class CoordinatorApp:
             config=self._config,
             catalog=catalog,
             lineages=lineages,
-            access=Access(),
+            access=Access(self._config, catalog, self._clock, refusals),
             metrics=metrics,
             log=self._log,
             clock=self._clock,
@@ -207,14 +212,8 @@ class CoordinatorApp:
     async def _serve(self, closing: contextlib.AsyncExitStack) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = await service.attach(self._server, self.coordinator)
-        try:
-            self.port = self._server.add_insecure_port(self._config.listen)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"cannot listen on {self._config.listen}: another program may have the port; "
-                "choose another, or port 0",
-                key="listen",
-            ) from error
+        self.port = tls.add_port(self._server, self._config, self._log, self._clock)
+        self.coordinator.metrics.observe_with(partial(observe, self.coordinator))
         if self._config.metrics_listen:
             self._metrics_server = MetricsServer(
                 self.coordinator.metrics, self._config.metrics_listen
@@ -258,8 +257,6 @@ def _lineage(
         store.current_version, partial(_history, store), max_watchers=own.max_watchers
     )
     leases = Leases(own.lease_seconds, store.epochs(), clock.monotonic_seconds())
-    counted.num_watchers.set_function(lambda: broadcast.num_watchers)
-    counted.num_live_workers.set_function(lambda: leases.num_live(clock.monotonic_seconds()))
     holds = Holds()
     compactor = Compactor(store, broadcast, leases, holds, clock)
     writer = MergeWriter(own, store, versions, broadcast, compactor, counted, log, clock)

@@ -62,6 +62,18 @@ def serve(
         bool | None,
         typer.Option("--insecure", help="Serve beyond this machine without encryption."),
     ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Certificate of this coordinator; turns TLS on.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of --tls-certificate.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(help="Let only those in who show a certificate of these authorities."),
+    ] = None,
+    require_token: Annotated[
+        bool | None,
+        typer.Option("--require-token", help="Let only those in who show a token."),
+    ] = None,
     log_format: Annotated[
         str | None,
         typer.Option(help="How logs are written: console or json. [default: console]"),
@@ -87,6 +99,10 @@ def serve(
         "metrics_listen": metrics_listen,
         "web_listen": web_listen,
         "insecure": insecure,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "require_token": require_token,
         "log_format": log_format,
     }
     _serve(load_config(flags, config), as_json=as_json)
@@ -94,6 +110,12 @@ def serve(
 
 def _serve(config: "CoordinatorConfig", *, as_json: bool) -> None:
     import asyncio
+
+    if config.tls_certificate is not None:
+        # before anything that logs, and before gRPC is imported
+        from coordinator import handshakes
+
+        handshakes.listen()
 
     import torch
 

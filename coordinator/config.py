@@ -163,6 +163,17 @@ class CoordinatorConfig(SubspaceConfig):
     insecure: bool = Field(
         default=False, description="Serve beyond this machine without encryption or authentication"
     )
+    tls_certificate: Path | None = Field(
+        None, description="Certificate of this coordinator; with it, it speaks TLS only"
+    )
+    tls_key: Path | None = Field(None, description="Private key of tls_certificate")
+    tls_client_ca: Path | None = Field(
+        None, description="Authorities of which every client must show a certificate"
+    )
+    require_token: bool = Field(
+        default=False,
+        description="Every call must show a token; so it is with TLS that asks for no certificates",
+    )
     metrics_listen: str | None = Field(None, description="Address to serve Prometheus metrics on")
     web_listen: str | None = Field(
         None, description="Address to serve the operator's read-only page on; not served by default"
@@ -179,6 +190,17 @@ class CoordinatorConfig(SubspaceConfig):
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="What is logged"
     )
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether every call must show a token."""
+        is_open = self.tls_certificate is not None and self.tls_client_ca is None
+        return self.require_token or (is_open and not self.insecure)
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether everybody has to say who they are."""
+        return self.needs_token or self.tls_client_ca is not None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -228,8 +250,11 @@ def load_config(
         config = CoordinatorConfig.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, str(file or "the flags"), CoordinatorConfig) from None
-    for key in ("listen", "metrics_listen", "web_listen"):
-        _check_address(key, getattr(config, key), is_insecure_allowed=config.insecure)
+    _check_tls(config)
+    is_private = config.insecure or config.tls_certificate is not None
+    _check_address("listen", config.listen, is_allowed=is_private)
+    for key in ("metrics_listen", "web_listen"):
+        _check_address(key, getattr(config, key), is_allowed=config.insecure)
     for name in config.subspaces:
         config.subspace(name)
     return config
@@ -276,17 +301,36 @@ def _config_error(error: ValidationError, where: str, model: type[BaseModel]) ->
     return ConfigError(sentence, key=key)
 
 
-def _check_address(key: str, address: str | None, *, is_insecure_allowed: bool) -> None:
+def _check_tls(config: CoordinatorConfig) -> None:
+    for key, needed in (
+        ("tls_certificate", "tls_key"),
+        ("tls_key", "tls_certificate"),
+        ("tls_client_ca", "tls_certificate"),
+    ):
+        if getattr(config, key) is not None and getattr(config, needed) is None:
+            raise ConfigError(
+                f"{key} was given without {needed}: `share-dist certs` makes all that TLS needs",
+                key=needed,
+            )
+
+
+def _check_address(key: str, address: str | None, *, is_allowed: bool) -> None:
     if address is None:
         return
     host, _ = split_address(address, key)
-    if not is_insecure_allowed and not is_loopback(host):
-        raise ConfigError(
-            f"{key} is {address!r}: anyone who reaches it could read and push, for nothing is "
-            "encrypted or authenticated. Listen on 127.0.0.1 and reach it through a tunnel, or "
-            "pass --insecure if the network itself is trusted",
-            key=key,
-        )
+    if is_allowed or is_loopback(host):
+        return
+    remedy = (
+        "Give --tls-certificate and --tls-key, which `share-dist certs` makes; or listen"
+        if key == "listen"
+        else "Listen"
+    )
+    raise ConfigError(
+        f"{key} is {address!r}: anyone who reaches it could read what it says, for nothing is "
+        f"encrypted there. {remedy} on 127.0.0.1 and reach it through a tunnel; or pass --insecure "
+        "if the network itself is trusted",
+        key=key,
+    )
 
 
 def is_loopback(host: str) -> bool:

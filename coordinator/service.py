@@ -8,7 +8,7 @@ import asyncio
 import functools
 import inspect
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from typing_extensions import override
 
 from coordinator import handlers
+from coordinator.access import Principal
 from coordinator.state import Call, Coordinator
 from coordinator.versions import ServedPayload
 from share_dist.core.values import Fingerprint
@@ -26,9 +27,23 @@ from share_dist.pb import coordinator_pb2_grpc as pb_grpc
 from share_dist.telemetry import Event
 from share_dist.wire import codec
 from share_dist.wire.chunks import ChunkJoiner
+from share_dist.wire.records import DEFAULT_SUBSPACE, Role
 from share_dist.wire.status import error_to_trailers, status_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+
+ROLE_NEEDED: Mapping[str, Role] = {
+    "Register": "worker",
+    "Heartbeat": "worker",
+    "PushUpdate": "worker",
+    "GetUpload": "worker",
+    "PullSubspace": "reader",
+    "PullTask": "reader",
+    "ListTasks": "reader",
+    "WatchVersions": "reader",
+    "GetStatus": "reader",
+}
+"""What a caller must be in the subspace that it names."""
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
@@ -64,6 +79,20 @@ def _payload_handlers(
         name: grpc.unary_stream_rpc_method_handler(method, request_deserializer=request.FromString)
         for name, (method, request) in streams.items()
     }
+
+
+def let_in(coordinator: Coordinator, rpc: str, subspace: str, context: Any) -> Principal:
+    """
+    Say who makes a call, if they may.
+
+    Raises:
+        NotAuthenticated: Who calls is not known.
+        NotPermitted: Who calls has not the role that the call needs in the subspace.
+    """
+    principal = coordinator.access.identify(context)
+    # before the subspace is looked for: who has no role there need not hear which ones there are
+    coordinator.access.require(principal, subspace or DEFAULT_SUBSPACE, ROLE_NEEDED[rpc])
+    return principal
 
 
 def _answering(method: MethodT) -> MethodT:
@@ -105,16 +134,16 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             else None
         )
         worker_id = codec.require_id(request.worker_id, "worker_id")
-        principal = self._coordinator.access.identify(context)
+        principal = let_in(self._coordinator, "Register", request.subspace, context)
         await handlers.open_lineage(self._coordinator, principal, request.subspace)
-        lease = await handlers.register(self._call(request, context), worker_id, fingerprint)
-        return codec.lease_to_pb(lease)
+        call = self._call("Register", request, context)
+        return codec.lease_to_pb(await handlers.register(call, worker_id, fingerprint))
 
     @override
     @_answering
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         lease = await handlers.heartbeat(
-            self._call(request, context), request.worker_id, request.lease_epoch
+            self._call("Heartbeat", request, context), request.worker_id, request.lease_epoch
         )
         return codec.heartbeat_to_pb(lease)
 
@@ -124,7 +153,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self, requests: AsyncIterator[pb.PushUpdateRequest], context: Any
     ) -> pb.Receipt:
         header = await _push_header(requests)
-        call = self._call(header, context)
+        call = self._call("PushUpdate", header, context)
         push = await _receive_push(header, requests, call)
         return codec.receipt_to_pb(await handlers.push_update(call, push))
 
@@ -134,7 +163,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         self, request: pb.PullSubspaceRequest, context: Any
     ) -> AsyncIterator[bytes]:
         served = await handlers.pull_subspace(
-            self._call(request, context),
+            self._call("PullSubspace", request, context),
             _optional(request, "version"),
             _optional(request, "held_version"),
             request.held_digest,
@@ -158,7 +187,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     @_answering
     async def PullTask(self, request: pb.PullTaskRequest, context: Any) -> AsyncIterator[bytes]:
         served = await handlers.pull_task(
-            self._call(request, context),
+            self._call("PullTask", request, context),
             codec.require_id(request.task_id, "task_id"),
             _optional(request, "version"),
         )
@@ -176,7 +205,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     @override
     @_answering
     async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:
-        summaries, version = await handlers.list_tasks(self._call(request, context))
+        summaries, version = await handlers.list_tasks(self._call("ListTasks", request, context))
         tasks = [codec.task_summary_to_pb(summary) for summary in summaries]
         return pb.ListTasksResponse(tasks=tasks, current_version=version)
 
@@ -185,29 +214,30 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
     async def WatchVersions(
         self, request: pb.WatchVersionsRequest, context: Any
     ) -> AsyncIterator[pb.VersionEvent]:
+        call = self._call("WatchVersions", request, context)
         after_version = _optional(request, "after_version")
-        async for event in handlers.watch_versions(
-            self._call(request, context), after_version, request.after_digest
-        ):
+        async for event in handlers.watch_versions(call, after_version, request.after_digest):
+            # a watch lasts: what its caller was let in with may have ended since
+            self._coordinator.access.require_still(call.principal)
             yield codec.version_event_to_pb(event)
 
     @override
     @_answering
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
-        return codec.status_to_pb(await handlers.get_status(self._call(request, context)))
-
-    def _call(self, request: Any, context: Any) -> Call:
-        """Say who calls, and on which named subspace."""
-        return Call(
-            self._coordinator,
-            self._coordinator.lineages.get(request.subspace),
-            self._coordinator.access.identify(context),
-            context.peer(),
+        return codec.status_to_pb(
+            await handlers.get_status(self._call("GetStatus", request, context))
         )
+
+    def _call(self, rpc: str, request: Any, context: Any) -> Call:
+        """Say who calls, and on which named subspace."""
+        principal = let_in(self._coordinator, rpc, request.subspace, context)
+        lineage = self._coordinator.lineages.get(request.subspace)
+        return Call(self._coordinator, lineage, principal, context.peer())
 
     async def refuse(self, context: Any, rpc: str, error: Exception) -> NoReturn:
         """End a call with the status of an error; a bug of ours is logged and only named."""
         if isinstance(error, ShareError) and status_of(error) is not None:
+            self._coordinator.access.note_refusal(context, rpc, error)
             await context.abort(*error_to_trailers(error))
         incident_id = uuid.uuid4().hex[:12]
         self._coordinator.log.error(
