@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from share_dist.commands import (
+    certs,
     console,
     export,
     inspect,
@@ -65,6 +66,7 @@ for name, command in _COMMANDS.items():
     app.command(name)(command)
 
 app.add_typer(kit.app, name="kit")
+app.add_typer(certs.app, name="certs")
 
 for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
     app.add_typer(entry.load(), name=entry.name)

@@ -30,6 +30,7 @@ WIDTH_OF_FILES = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how many there are."""
 
 EXTRAS = {
+    "cryptography": "certs",
     "sqlalchemy": "coordinator",
     "prometheus_client": "coordinator",
     "grpc_health": "coordinator",
