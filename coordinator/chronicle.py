@@ -9,7 +9,6 @@ from coordinator.broadcast import Watcher
 from coordinator.metrics import SubspaceMetrics
 from coordinator.preparation import Prepared
 from coordinator.store.base import VersionCommit
-from coordinator.versions import Snapshot
 from share_dist.telemetry import Event
 from share_dist.wire.records import Compaction, UpdateState
 
@@ -31,16 +30,6 @@ class Chronicle:
     def __init__(self, metrics: SubspaceMetrics, log: FilteringBoundLogger) -> None:
         self._metrics = metrics
         self._log = log
-
-    def begin(self, snapshot: Snapshot) -> None:
-        """Count what was there when the writer began."""
-        self._metrics.version.set(snapshot.version)
-        self._metrics.num_tasks.set(len(snapshot.tasks))
-        self._metrics.num_factors.set(snapshot.subspace.num_factors)
-
-    def count_pending(self, num_pending: int) -> None:
-        """Count the updates that wait."""
-        self._metrics.num_pending.set(num_pending)
 
     def tell(self, prepared: Prepared, slow: Sequence[Watcher], reason: str) -> None:
         """
@@ -93,8 +82,7 @@ class Chronicle:
 
     def _tell_of_set_aside(self, prepared: Prepared) -> None:
         for update_id, aside in sorted(prepared.set_aside.items()):
-            if aside.state is UpdateState.QUARANTINED:
-                self._metrics.quarantined_updates.inc()
+            self._metrics.set_aside_updates(aside.state.value).inc()
             self._log.warning(
                 _EVENTS[aside.state].value,
                 update_id=update_id,
@@ -104,10 +92,6 @@ class Chronicle:
 
     def _count(self, commit: VersionCommit) -> None:
         event = commit.event
-        self._metrics.version.set(commit.version)
-        self._metrics.num_tasks.set(len(commit.tasks))
-        self._metrics.num_factors.set(event.num_factors)
-        self._metrics.energy_kept.set(event.lowest_energy_kept)
         self._metrics.merge_seconds.observe(event.merge_seconds)
         self._metrics.merged_updates.inc(len(commit.marks))
         for mark in commit.marks.values():

@@ -276,7 +276,7 @@ async def watch_versions(
 
 async def get_status(call: Call) -> CoordinatorStatus:
     """Tell how the coordinator is."""
-    return await asyncio.to_thread(_status, call)
+    return await asyncio.to_thread(describe, call)
 
 
 # --- register -----------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def _note_kept(lineage: Lineage, record: UpdateRecord) -> None:
     lineage.metrics.update_bytes.inc(record.update_bytes)
     if record.state is UpdateState.QUARANTINED:
         lineage.metrics.pushes("quarantined").inc()
-        lineage.metrics.quarantined_updates.inc()
+        lineage.metrics.set_aside_updates(record.state.value).inc()
         lineage.log.warning(
             Event.UPDATE_QUARANTINED.value,
             update_id=record.update_id,
@@ -502,7 +502,8 @@ def _unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:
     )
 
 
-def _status(call: Call) -> CoordinatorStatus:
+def describe(call: Call) -> CoordinatorStatus:
+    """Tell how the coordinator is; from any thread, as it reads the store."""
     coordinator, lineage, store = call.coordinator, call.lineage, call.lineage.store
     snapshot, now_seconds = lineage.writer.snapshot, call.clock.monotonic_seconds()
     return CoordinatorStatus(

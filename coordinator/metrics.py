@@ -1,13 +1,22 @@
-"""The catalogue of Prometheus metrics; every name begins with ``share_dist_``."""
+"""The catalogue of Prometheus metrics: ours begin with ``share_dist_``, the process's with ``process_``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from coordinator.config import split_address
 from share_dist.errors import ConfigError
+from share_dist.wire.records import CoordinatorStatus, VersionEvent
 
 if TYPE_CHECKING:
     from threading import Thread
@@ -17,11 +26,150 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _LAGS = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
+class Observed(NamedTuple):
+    """One named subspace as it is now: what ``GetStatus`` says, and its newest version if it has one."""
+
+    status: CoordinatorStatus
+    newest: VersionEvent | None
+
+
+class _Gauge(NamedTuple):
+    """
+    A gauge that is read from what is now.
+
+    Args:
+        description: What it means.
+        values: Its values by label; one under the empty text where there is no further label.
+        label: Name of the further label; empty for none.
+    """
+
+    description: str
+    values: Callable[[CoordinatorStatus], Mapping[str, float]]
+    label: str = ""
+
+
+def _one(
+    value: Callable[[CoordinatorStatus], float],
+) -> Callable[[CoordinatorStatus], dict[str, float]]:
+    return lambda status: {"": value(status)}
+
+
+_OF_STATUS: Final = {
+    "version": _Gauge("Current version.", _one(lambda status: status.current_version)),
+    "first_version": _Gauge(
+        "Oldest version from which every later one is kept.", _one(lambda s: s.first_version)
+    ),
+    "tasks": _Gauge("Tasks that the current version contains.", _one(lambda s: s.num_tasks)),
+    "waiting_updates": _Gauge(
+        "Updates that wait, by state: pending for a merge, quarantined or parked for a person.",
+        lambda s: {
+            "pending": s.num_pending,
+            "quarantined": s.num_quarantined,
+            "parked": s.num_parked,
+        },
+        "state",
+    ),
+    "watchers": _Gauge(
+        "Watchers, by state: synced, catching up, slow.",
+        lambda s: {
+            "synced": s.num_synced_watchers,
+            "catching up": s.num_catching_up_watchers,
+            "slow": s.num_slow_watchers,
+        },
+        "state",
+    ),
+    "live_workers": _Gauge(
+        "Workers whose lease holds.", _one(lambda s: sum(each.is_live for each in s.workers))
+    ),
+    "largest_worker_lag": _Gauge(
+        "Versions that the live worker furthest behind is behind, by its newest push.",
+        _one(
+            lambda s: max(
+                (
+                    s.current_version - w.base_version
+                    for w in s.workers
+                    if w.is_live and w.num_merged
+                ),
+                default=0,
+            )
+        ),
+    ),
+}
+
+_OF_NEWEST: Final[dict[str, tuple[str, Callable[[VersionEvent], float]]]] = {
+    "num_factors": ("Largest k of any side of any layer.", lambda event: event.num_factors),
+    "energy_kept": (
+        "Lowest share of energy that a side of a layer keeps.",
+        lambda event: event.lowest_energy_kept,
+    ),
+    "angle": (
+        "Largest principal angle of the newest version to the one before, radians.",
+        lambda event: event.angle,
+    ),
+    "largest_drift": (
+        "How far the newest version moved the task that it moved most.",
+        lambda event: event.largest_drift,
+    ),
+    "subspace_bytes": (
+        "Bytes of the newest version as it is pulled whole.",
+        lambda event: event.subspace_bytes,
+    ),
+    "rotation_bytes": (
+        "Bytes of the steps that lead to the newest version; 0 when there are none.",
+        lambda event: event.rotation_bytes,
+    ),
+    "version_time_seconds": (
+        "When the newest version came to be, seconds since 1970.",
+        lambda event: event.merged_at.timestamp(),
+    ),
+}
+
+
+class _Now(Collector):
+    """Gauges that are read when they are asked for, so that they are right after a restart too."""
+
+    def __init__(self) -> None:
+        self.observe: Callable[[], Iterable[Observed]] = tuple
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield every gauge, with one sample for each named subspace."""
+        observed = tuple(self.observe())
+        for name, gauge in _OF_STATUS.items():
+            labels = ["subspace", *([gauge.label] if gauge.label else [])]
+            family = GaugeMetricFamily(f"share_dist_{name}", gauge.description, labels=labels)
+            for status, _ in observed:
+                for label, value in gauge.values(status).items():
+                    family.add_metric([status.subspace, *([label] if label else [])], value)
+            yield family
+        for name, (description, value_of) in _OF_NEWEST.items():
+            family = GaugeMetricFamily(f"share_dist_{name}", description, labels=["subspace"])
+            for status, newest in observed:
+                if newest is not None:
+                    family.add_metric([status.subspace], value_of(newest))
+            yield family
+        in_flight = GaugeMetricFamily(
+            "share_dist_bytes_in_flight",
+            "Bytes of payloads on their way in and out, of all subspaces.",
+        )
+        for status, _ in observed[:1]:
+            in_flight.add_metric([], status.bytes_in_flight)
+        yield in_flight
+
+
 class Metrics:
     """All metrics of one coordinator, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._now = _Now()
+        self.registry.register(self._now)
+        ProcessCollector(registry=self.registry)
+        self.refused_calls = Counter(
+            "share_dist_refused_calls",
+            "Calls and handshakes that were not let in, by error.",
+            ["error"],
+            registry=self.registry,
+        )
         self._pushes = self._counter(
             "pushes",
             "Pushes, by what became of them: admitted, quarantined, repeated or refused.",
@@ -29,8 +177,10 @@ class Metrics:
         )
         self._update_bytes = self._counter("update_bytes", "Payload bytes of admitted updates.")
         self._merged_updates = self._counter("merged_updates", "Updates that a version contains.")
-        self._quarantined_updates = self._counter(
-            "quarantined_updates", "Updates kept aside for an operator since this process started."
+        self._set_aside_updates = self._counter(
+            "set_aside_updates",
+            "Updates set aside since this process started, by state: quarantined or parked.",
+            "state",
         )
         self._postponed_merges = self._counter(
             "postponed_merges", "Merges that failed as a whole and will be tried again."
@@ -41,42 +191,27 @@ class Metrics:
         self._lag = self._histogram(
             "lag", "Current version minus base version, at the merge.", _LAGS
         )
-        self._version = self._gauge("version", "Current version.")
-        self._num_tasks = self._gauge("tasks", "Tasks that the current version contains.")
-        self._num_pending = self._gauge("pending_updates", "Updates that wait for a merge.")
-        self._num_factors = self._gauge("num_factors", "Largest k of any side of any layer.")
-        self._energy_kept = self._gauge(
-            "energy_kept", "Lowest share of energy that a side of a layer keeps."
-        )
-        self._num_watchers = self._gauge("watchers", "Watchers now.")
-        self._num_live_workers = self._gauge("live_workers", "Workers whose lease holds.")
+
+    def observe_with(self, observe: Callable[[], Iterable[Observed]]) -> None:
+        """Let gauges be read from what this returns, from any thread, whenever they are asked for."""
+        self._now.observe = observe
 
     def of(self, subspace: str) -> "SubspaceMetrics":
-        """Return the metrics of one named subspace."""
+        """Return what is counted in one named subspace."""
         return SubspaceMetrics(
             pushes=lambda outcome: self._pushes.labels(subspace, outcome),
             update_bytes=self._update_bytes.labels(subspace),
             merged_updates=self._merged_updates.labels(subspace),
-            quarantined_updates=self._quarantined_updates.labels(subspace),
+            set_aside_updates=lambda state: self._set_aside_updates.labels(subspace, state),
             postponed_merges=self._postponed_merges.labels(subspace),
             merge_seconds=self._merge_seconds.labels(subspace),
             lag=self._lag.labels(subspace),
-            version=self._version.labels(subspace),
-            num_tasks=self._num_tasks.labels(subspace),
-            num_pending=self._num_pending.labels(subspace),
-            num_factors=self._num_factors.labels(subspace),
-            energy_kept=self._energy_kept.labels(subspace),
-            num_watchers=self._num_watchers.labels(subspace),
-            num_live_workers=self._num_live_workers.labels(subspace),
         )
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(
             f"share_dist_{name}", description, ["subspace", *labels], registry=self.registry
         )
-
-    def _gauge(self, name: str, description: str) -> Gauge:
-        return Gauge(f"share_dist_{name}", description, ["subspace"], registry=self.registry)
 
     def _histogram(self, name: str, description: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(
@@ -90,22 +225,15 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class SubspaceMetrics:
-    """The metrics of one named subspace; ``pushes`` is asked for by outcome."""
+    """What is counted in one named subspace; some by a label, such as the outcome of a push."""
 
     pushes: Callable[[str], Counter]
     update_bytes: Counter
     merged_updates: Counter
-    quarantined_updates: Counter
+    set_aside_updates: Callable[[str], Counter]
     postponed_merges: Counter
     merge_seconds: Histogram
     lag: Histogram
-    version: Gauge
-    num_tasks: Gauge
-    num_pending: Gauge
-    num_factors: Gauge
-    energy_kept: Gauge
-    num_watchers: Gauge
-    num_live_workers: Gauge
 
 
 class MetricsServer:

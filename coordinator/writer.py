@@ -181,7 +181,6 @@ class MergeWriter:
 
     async def run(self) -> None:
         """Merge until ``stop`` is called; the merge in hand is finished first."""
-        self._chronicle.begin(self.snapshot)
         try:
             while not self._is_stopping:
                 self._wake.clear()
@@ -233,7 +232,6 @@ class MergeWriter:
         try:
             await asyncio.to_thread(self._tidy)
             pending = await asyncio.to_thread(self._store.pending)
-            self._chronicle.count_pending(len(pending))
             decision = decide(
                 self._clock.monotonic_seconds(), self._for_policy(pending), self._config.policy
             )
