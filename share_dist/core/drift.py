@@ -27,14 +27,14 @@ from share_dist.core.values import (
 
 
 @dataclass(frozen=True, slots=True)
-class SideStep:
+class SideTurn:
     """
     How one side of one layer gets to the next version, as its tasks see it.
 
     Args:
         rotation: Says old columns in new ones.
-        cut: Energy that the step cuts of all tasks.
-        residue: What the tasks that it took out add to the account of those that stay.
+        cut: Energy that the merge cuts of all tasks.
+        residue: What the tasks that it takes out add to the account of those that stay.
     """
 
     rotation: SideRotation
@@ -46,7 +46,7 @@ def rotate_tasks(
     tasks: Mapping[str, MergedTask],
     old: Subspace,
     new: Subspace,
-    sides: Mapping[str, Pair[SideStep]],
+    turns: Mapping[str, Pair[SideTurn]],
 ) -> tuple[dict[str, MergedTask], dict[str, float]]:
     """
     Say every old task in the new columns, and certify how far each one moved.
@@ -55,17 +55,17 @@ def rotate_tasks(
         tasks: In the columns of ``old``.
         old: The version before.
         new: The next one.
-        sides: Layer name -> how each side gets there.
+        turns: Layer name -> how each side gets there.
     """
     layers: dict[str, dict[str, MergedLayer]] = defaultdict(dict)
     squares: dict[str, float] = dict.fromkeys(tasks, 0.0)
-    for name, steps in sides.items():
+    for name, both in turns.items():
         for members in _by_pseudo_rank(tasks, name):
             before = [tasks[task].layers[name] for task in members]
-            held, turned = _turn(before, steps)
-            moved = _squared_drift(held, turned, steps, old.layers[name], new.layers[name])
+            held, turned = _turn(before, both)
+            moved = _squared_drift(held, turned, both, old.layers[name], new.layers[name])
             for task, layer, square in zip(
-                members, _settled(before, held, turned, steps), moved.tolist(), strict=True
+                members, _settled(before, held, turned, both), moved.tolist(), strict=True
             ):
                 layers[task][name] = layer
                 squares[task] += square
@@ -81,23 +81,23 @@ def _by_pseudo_rank(tasks: Mapping[str, MergedTask], name: str) -> list[list[str
 
 
 def _turn(
-    layers: Sequence[MergedLayer], steps: Pair[SideStep]
+    layers: Sequence[MergedLayer], turns: Pair[SideTurn]
 ) -> tuple[Pair[Tensor], Pair[Tensor]]:
     """Stack the coefficients of tasks, ``(t, m, p)`` float64, and say them in the new columns."""
     held = Pair(*(
         torch.stack([layer.coefficients[side] for layer in layers]).double() for side in SIDES
     ))  # fmt: skip
     turned = Pair(*(
-        step.rotation.matrix[: held[side].shape[1]].mT @ held[side] for side, step in steps
+        turn.rotation.matrix[: held[side].shape[1]].mT @ held[side] for side, turn in turns
     ))  # fmt: skip
     return held, turned
 
 
 def _settled(
-    layers: Sequence[MergedLayer], held: Pair[Tensor], turned: Pair[Tensor], steps: Pair[SideStep]
+    layers: Sequence[MergedLayer], held: Pair[Tensor], turned: Pair[Tensor], turns: Pair[SideTurn]
 ) -> Iterator[MergedLayer]:
     """Say tasks in the new columns, each with its account of what was cut."""
-    cuts = Pair(*(_cuts(layers, side, held[side], turned[side], steps[side].cut) for side in SIDES))
+    cuts = Pair(*(_cuts(layers, side, held[side], turned[side], turns[side].cut) for side in SIDES))
     for index, layer in enumerate(layers):
         yield replace(
             layer,
@@ -106,7 +106,7 @@ def _settled(
             )),
             cut_energy=Pair(*(layer.cut_energy[side] + cuts[side][index] for side in SIDES)),
             cut_meanwhile=Pair(*(
-                layer.cut_meanwhile[side] + step.cut + step.residue for side, step in steps
+                layer.cut_meanwhile[side] + turn.cut + turn.residue for side, turn in turns
             )),
         )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _cuts(
 def _squared_drift(
     held: Pair[Tensor],
     turned: Pair[Tensor],
-    steps: Pair[SideStep],
+    turns: Pair[SideTurn],
     old: LayerSubspace,
     new: LayerSubspace,
 ) -> Float[Tensor, " t"]:
@@ -138,7 +138,7 @@ def _squared_drift(
     new_factors: dict[Side, Tensor] = {}
     changes: dict[Side, Tensor] = {}
     for side, E in held:
-        U, k_old, k_new = steps[side].rotation.matrix, old[side].num_factors, new[side].num_factors
+        U, k_old, k_new = turns[side].rotation.matrix, old[side].num_factors, new[side].num_factors
         was = E.new_zeros(E.shape[0], U.shape[0], E.shape[2])
         was[:, :k_old] = E[:, :k_old]
         said = U[:, :k_new] @ turned[side][:, :k_new]
@@ -150,7 +150,7 @@ def settle(
     update: TaskUpdate,
     newcomers: Mapping[str, Newcomer],
     new: Subspace,
-    sides: Mapping[str, Pair[SideStep]],
+    turns: Mapping[str, Pair[SideTurn]],
 ) -> tuple[MergedTask, float]:
     """Say a new task in the new columns, and measure what of its ``dW`` the served ones lose."""
     layers, lost, whole = {}, 0.0, 0.0
@@ -163,10 +163,10 @@ def settle(
         for side, tensor in coefficients:
             check_finite(tensor, name, side)
         own = Pair(*(
-            _newcomers_cut(layer, side, exact[side], step.cut, bases[side].vectors.dtype)
-            for side, step in sides[name]
+            _newcomers_cut(layer, side, exact[side], turn.cut, bases[side].vectors.dtype)
+            for side, turn in turns[name]
         ))  # fmt: skip
-        meanwhile = Pair(*(step.cut for _, step in sides[name]))
+        meanwhile = Pair(*(turn.cut for _, turn in turns[name]))
         layers[name] = MergedLayer(coefficients, layer.grams, layer.weights, own, meanwhile)
         lost += _squared_loss(layer.factors, coefficients, bases)
         whole += delta_norm(layer.factors) ** 2

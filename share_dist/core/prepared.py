@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from share_dist.core.drift import SideStep, rotate_tasks, settle
+from share_dist.core.drift import SideTurn, rotate_tasks, settle
 from share_dist.core.linalg import largest_angle
 from share_dist.core.newcomers import Newcomer, base_of, check_distinct, newcomers_of
 from share_dist.core.outcome import LayerRotation, MergeOutcome, MergeReport
@@ -14,7 +14,7 @@ from share_dist.core.values import LayerSubspace, MergedTask, Pair, Subspace, Ta
 @dataclass(frozen=True)
 class PreparedMerge:
     """
-    One step of the lineage before anything is cut.
+    A merge or a removal before anything is cut.
 
     Args:
         subspace: The current version.
@@ -47,17 +47,17 @@ class PreparedMerge:
                 name: LayerSubspace(both.a.basis, both.b.basis) for name, both in merged.items()
             },
         )
-        steps = {
+        turns = {
             name: Pair(*(
-                SideStep(side.rotation, side.report.cut_energy, self.sides[name][which].taken_out.residue)
+                SideTurn(side.rotation, side.report.cut_energy, self.sides[name][which].taken_out.residue)
                 for which, side in both
             ))
             for name, both in merged.items()
         }  # fmt: skip
-        tasks, drift = rotate_tasks(self.tasks, self.subspace, new, steps)
+        tasks, drift = rotate_tasks(self.tasks, self.subspace, new, turns)
         truncated = {}
         for update in self.updates:
-            task, lost = settle(update, self.newcomers[update.update_id], new, steps)
+            task, lost = settle(update, self.newcomers[update.update_id], new, turns)
             tasks[update.task_id] = task
             truncated[update.update_id] = lost
         rotation = {

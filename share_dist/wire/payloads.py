@@ -262,16 +262,24 @@ def _basis(layer: str, side: str, parts: Parts) -> Basis:
             layer=layer,
             side=side,
         )
-    _require_energies(layer, side, "energies", energies)
+    require_energies(layer, side, "energies", energies)
     columns = vectors if tail is None else torch.cat([vectors, tail], dim=1)
-    return Basis(columns, energies, vectors.shape[1], _cut_energy(layer, side, parts))
+    return Basis(columns, energies, vectors.shape[1], cut_energy_of(layer, side, parts))
 
 
-def _cut_energy(layer: str, side: str, parts: Parts) -> float:
+def cut_energy_of(layer: str, side: str, parts: Parts) -> float:
+    """
+    Read the cut energy of one side of one layer; 0 where it was left out.
+
+    Raises:
+        ShapeMismatch: It is not one number.
+        MalformedMessage: It is negative, or not F64.
+        NotFinite: It is no number.
+    """
     cut = parts.get("cut_energy")
     if cut is None:
         return 0.0
-    _require_energies(layer, side, "cut_energy", cut)
+    require_energies(layer, side, "cut_energy", cut)
     if cut.shape != (1,):
         raise ShapeMismatch(
             f"{layer}, side {side}: cut_energy {tuple(cut.shape)} needs to be (1,)",
@@ -281,7 +289,14 @@ def _cut_energy(layer: str, side: str, parts: Parts) -> float:
     return float(cut)
 
 
-def _require_energies(layer: str, side: str, kind: str, energies: Tensor) -> None:
+def require_energies(layer: str, side: str, kind: str, energies: Tensor) -> None:
+    """
+    Raise unless these can be energies.
+
+    Raises:
+        MalformedMessage: They are negative, or not F64.
+        NotFinite: They are no numbers.
+    """
     if energies.dtype != torch.float64 or bool((energies < 0).any()):
         raise MalformedMessage(
             f"{layer}, side {side}: {kind} need to be F64 and not negative",
