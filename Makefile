@@ -2,6 +2,7 @@
 #   PYTHON           the interpreter to make .venv with (python3)
 #   TORCH_INDEX_URL  an index to take torch from, such as PyTorch's CPU index
 #   CONSTRAINTS      the tested set of versions (constraints.txt); empty for none
+#   SHARE_DIST_NO_NODE=1  go without the JavaScript client's test, where there is no Node.js
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -9,6 +10,8 @@ BIN := $(VENV)/bin
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 PB := share_dist/pb
+JAVASCRIPT := tests/interop/javascript
+NODE_MODULES := $(JAVASCRIPT)/node_modules/.package-lock.json
 # Small matrices are slower on two contended threads than on one.
 export OMP_NUM_THREADS ?= 1
 
@@ -39,10 +42,14 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAIN) -e '.[dev]'
 	@touch $@
 
+# Where there is no npm nothing is done: the test that needs it fails, and says what to do.
+$(NODE_MODULES): $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json
+	@if [ "$(SHARE_DIST_NO_NODE)" != 1 ] && command -v npm >/dev/null; then cd $(JAVASCRIPT) && npm ci --loglevel=error && touch ../../../$@; fi
+
 quickstart: $(VENV)/.quickstart
 	$(BIN)/share-dist quickstart $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(NODE_MODULES)
 	$(BIN)/python -m pytest -m "not system and not packaging" $(ARGS)
 
 lint: $(VENV)/.dev
@@ -69,4 +76,4 @@ protos: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/$(PB)/*.proto
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(JAVASCRIPT)/node_modules runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

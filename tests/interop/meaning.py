@@ -17,8 +17,12 @@ OF_THE_MOMENT = frozenset(
 
 OF_THE_RELEASE = frozenset(
     {"lease_duration", "subspace_bytes", "rotation_bytes", "stored_bytes", "message"}
+    | {"lowest_energy_kept", "mean_energy_kept"}
 )
-"""A default, sizes that a newer release may do better, and sentences for people."""
+"""
+What a newer release may do differently: a default, sizes, sentences for people, and two figures
+for people, which were shares of one merge's energy and are shares of all that was ever merged.
+"""
 
 MADE_BY_THE_COORDINATOR = frozenset(
     {"store_id", "digest", "parent_digest", "chain", "prefix_sha256", "token_id", "secret"}

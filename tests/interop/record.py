@@ -14,15 +14,17 @@ import grpc
 from share_dist.pb import coordinator_pb2, error_pb2
 from tests.coordinator.support import make_config, running
 from tests.interop.conversation import FOLDER, Conversation, Schema
-from tests.interop.scenarios import SCENARIOS
+from tests.interop.scenarios import CONFIG, SCENARIOS
 from tests.interop.servers import BytesServer, Recorder
 
 
 def record(release: str) -> Conversation:
     """Let the client and the coordinator that are installed talk, and write it down."""
     with tempfile.TemporaryDirectory() as folder:
-        config = make_config(Path(folder) / "store")
-        with running(config) as app, grpc.insecure_channel(app.address) as channel:
+        with (
+            running(make_config(Path(folder) / "store", **CONFIG)) as app,
+            grpc.insecure_channel(app.address) as channel,
+        ):
             recorder = Recorder(channel)
             with BytesServer(recorder) as proxy:
                 results = SCENARIOS[release](proxy.address)

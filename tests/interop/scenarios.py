@@ -30,6 +30,8 @@ from share_dist.errors import ShareError
 
 SHAPES = {"encoder.query": LayerShape(12, 10), "encoder.value": LayerShape(12, 8)}
 FINGERPRINT = Fingerprint("5a" * 32, SHAPES)
+CONFIG = {"num_factors": 6, "oversample": 2}
+"""So small that merges turn the factors, move tasks and cut energy away."""
 LABELS = ("négatif", "positif")
 
 

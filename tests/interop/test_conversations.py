@@ -12,7 +12,7 @@ from share_dist.pb import coordinator_pb2, error_pb2
 from tests.coordinator.support import make_config, running
 from tests.interop.conversation import ERROR_KEY, FOLDER, Call, Conversation, Schema
 from tests.interop.meaning import Names, answers_differ, errors_differ
-from tests.interop.scenarios import SCENARIOS
+from tests.interop.scenarios import CONFIG, SCENARIOS
 from tests.interop.servers import BytesServer, Echo
 
 TODAY = Schema.of([coordinator_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR])
@@ -31,7 +31,7 @@ def test_an_older_client_is_answered_as_it_was(conversation, tmp_path):
     """Each recorded request, byte for byte, gets an answer from today's coordinator that means the same to who asked."""
     names = Names()
     with (
-        running(make_config(tmp_path / "store"), catalog=MemoryCatalog()) as app,
+        running(make_config(tmp_path / "store", **CONFIG), catalog=MemoryCatalog()) as app,
         grpc.insecure_channel(app.address) as channel,
     ):
         differences = [
