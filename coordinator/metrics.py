@@ -1,7 +1,8 @@
 """The catalogue of Prometheus metrics: ours begin with ``share_dist_``, the process's with ``process_``."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import (
@@ -11,7 +12,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from coordinator.config import split_address
@@ -31,6 +32,13 @@ class Observed(NamedTuple):
 
     status: CoordinatorStatus
     newest: VersionEvent | None
+
+
+class Observation(NamedTuple):
+    """What is now: every named subspace, and how many callers were refused since the start, by action."""
+
+    subspaces: tuple[Observed, ...] = ()
+    num_refused: Mapping[str, int] = MappingProxyType({})
 
 
 class _Gauge(NamedTuple):
@@ -129,11 +137,11 @@ class _Now(Collector):
     """Gauges that are read when they are asked for, so that they are right after a restart too."""
 
     def __init__(self) -> None:
-        self.observe: Callable[[], Iterable[Observed]] = tuple
+        self.observe: Callable[[], Observation] = Observation
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield every gauge, with one sample for each named subspace."""
-        observed = tuple(self.observe())
+    def collect(self) -> Iterator[Metric]:
+        """Yield every gauge, with one sample for each named subspace, and what was refused."""
+        observed, num_refused = self.observe()
         for name, gauge in _OF_STATUS.items():
             labels = ["subspace", *([gauge.label] if gauge.label else [])]
             family = GaugeMetricFamily(f"share_dist_{name}", gauge.description, labels=labels)
@@ -154,6 +162,14 @@ class _Now(Collector):
         for status, _ in observed[:1]:
             in_flight.add_metric([], status.bytes_in_flight)
         yield in_flight
+        refused = CounterMetricFamily(
+            "share_dist_refused_access",
+            "Calls and handshakes that were not let in, by action as the audit log has it.",
+            labels=["action"],
+        )
+        for action, number in num_refused.items():
+            refused.add_metric([action], number)
+        yield refused
 
 
 class Metrics:
@@ -164,12 +180,6 @@ class Metrics:
         self._now = _Now()
         self.registry.register(self._now)
         ProcessCollector(registry=self.registry)
-        self.refused_calls = Counter(
-            "share_dist_refused_calls",
-            "Calls and handshakes that were not let in, by error.",
-            ["error"],
-            registry=self.registry,
-        )
         self._pushes = self._counter(
             "pushes",
             "Pushes, by what became of them: admitted, quarantined, repeated or refused.",
@@ -192,7 +202,7 @@ class Metrics:
             "lag", "Current version minus base version, at the merge.", _LAGS
         )
 
-    def observe_with(self, observe: Callable[[], Iterable[Observed]]) -> None:
+    def observe_with(self, observe: Callable[[], Observation]) -> None:
         """Let gauges be read from what this returns, from any thread, whenever they are asked for."""
         self._now.observe = observe
 

@@ -87,10 +87,17 @@ class Refusals:
         self._log = log
         self._clock = clock
         self._window = Window()
+        self._num_refused = {"access_refused": 0, "handshake_refused": 0}
         self._lock = threading.Lock()
         self._waiting: queue.SimpleQueue[AuditEntry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="refusals", daemon=True)
         self._thread.start()
+
+    @property
+    def num_refused(self) -> dict[str, int]:
+        """Action -> how many were refused since this process started, written or not."""
+        with self._lock:
+            return dict(self._num_refused)
 
     def add(
         self, action: str, *, peer: str, detail: str, principal: str = UNKNOWN, subspace: str = "", subject: str = ""
@@ -108,6 +115,7 @@ class Refusals:
         """
         host = host_of(peer)
         with self._lock:
+            self._num_refused[action] = self._num_refused.get(action, 0) + 1
             if not self._window.take(host, self._clock.monotonic_seconds()):
                 return
         # what a peer says must not look like another line of the log
