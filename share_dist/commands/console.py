@@ -26,6 +26,10 @@ JsonOption = Annotated[
     ),
 ]
 
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do it without asking; needed where nobody can answer.")
+]
+
 WIDTH_OF_FILES = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how many there are."""
 
@@ -33,6 +37,9 @@ EXTRAS = {
     "cryptography": "certs",
     "sqlalchemy": "coordinator",
     "prometheus_client": "coordinator",
+    "jinja2": "coordinator",
+    "starlette": "coordinator",
+    "uvicorn": "coordinator",
     "grpc_health": "coordinator",
     "grpc_reflection": "coordinator",
     "ray": "worker",
@@ -40,7 +47,6 @@ EXTRAS = {
     "datasets": "worker",
     "sklearn": "worker",
     "peft": "quickstart",
-    "jinja2": "quickstart",
     "matplotlib": "quickstart",
 }
 """Package that may be missing -> the extra of share-dist that brings it."""
@@ -59,6 +65,29 @@ def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None
         typer.echo(rendered)
     else:
         _console().print(rendered)
+
+
+def confirm(what: str, *, yes: bool, as_json: bool) -> None:
+    """
+    Ask before something that cannot simply be undone.
+
+    Args:
+        what: What will be done, as a verb and its objects.
+        yes: It was answered already.
+        as_json: A program reads, which cannot answer.
+
+    Raises:
+        ConfigError: Nobody is there to be asked.
+        typer.Abort: The answer was no.
+    """
+    if yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise ConfigError(
+            f"this would {what}, and nobody is here to be asked: say --yes if it shall be done",
+            key="yes",
+        )
+    typer.confirm(f"This will {what}. Go on?", abort=True, err=True)
 
 
 def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
