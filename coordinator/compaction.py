@@ -165,7 +165,7 @@ class Compactor:
             self._seen_version = summaries[-1].event.version
 
     def _needs(self, held: Collection[int]) -> Iterator[tuple[int, str]]:
-        for record in _all_waiting(self._store):
+        for record in waiting_updates(self._store):
             yield record.base_version, f"{record.state.value} update {record.update_id} was trained on it"  # fmt: skip
         for version in held:
             yield version, "a push that was trained on it is on its way"
@@ -178,7 +178,8 @@ class Compactor:
                 yield version, f"a watcher that holds version {after_version} has not seen it yet"
 
 
-def _all_waiting(store: Store) -> Iterator[UpdateRecord]:
+def waiting_updates(store: Store) -> Iterator[UpdateRecord]:
+    """Yield every update that may yet be merged, newest first."""
     before_sequence = 0
     while records := store.updates(WAITING, before_sequence=before_sequence, limit=_PAGE):
         yield from records

@@ -1,15 +1,8 @@
-"""
-The gRPC service: decode, call a handler, encode; nothing else.
-
-Whatever a method raises becomes a status in one place, ``_answering``.
-"""
+"""The gRPC service: decode, call a handler, encode; nothing else."""
 
 import asyncio
-import functools
-import inspect
-import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,18 +10,16 @@ from grpc_reflection.v1alpha import reflection
 from typing_extensions import override
 
 from coordinator import handlers
-from coordinator.access import Principal
+from coordinator.answering import Servicer, answering
 from coordinator.state import Call, Coordinator
 from coordinator.versions import ServedPayload
 from share_dist.core.values import Fingerprint
-from share_dist.errors import MalformedMessage, ShareError
+from share_dist.errors import MalformedMessage
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb import coordinator_pb2_grpc as pb_grpc
-from share_dist.telemetry import Event
 from share_dist.wire import codec
 from share_dist.wire.chunks import ChunkJoiner
-from share_dist.wire.records import DEFAULT_SUBSPACE, Role
-from share_dist.wire.status import error_to_trailers, status_of
+from share_dist.wire.records import Role
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
 
@@ -44,8 +35,6 @@ ROLE_NEEDED: Mapping[str, Role] = {
     "GetStatus": "reader",
 }
 """What a caller must be in the subspace that it names."""
-
-MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 
 async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.aio.HealthServicer:
@@ -81,52 +70,11 @@ def _payload_handlers(
     }
 
 
-def let_in(coordinator: Coordinator, rpc: str, subspace: str, context: Any) -> Principal:
-    """
-    Say who makes a call, if they may.
-
-    Raises:
-        NotAuthenticated: Who calls is not known.
-        NotPermitted: Who calls has not the role that the call needs in the subspace.
-    """
-    principal = coordinator.access.identify(context)
-    # before the subspace is looked for: who has no role there need not hear which ones there are
-    coordinator.access.require(principal, subspace or DEFAULT_SUBSPACE, ROLE_NEEDED[rpc])
-    return principal
-
-
-def _answering(method: MethodT) -> MethodT:
-    """Let a servicer's method raise errors of ours: the peer gets each as its status."""
-    if inspect.isasyncgenfunction(method):
-
-        @functools.wraps(method)
-        async def stream(self: "CoordinatorService", request: Any, context: Any) -> Any:
-            try:
-                async for response in method(self, request, context):
-                    yield response
-            except Exception as error:  # noqa: BLE001 - all are said as a status, none to the peer in full
-                await self.refuse(context, method.__name__, error)
-
-        return stream  # type: ignore[return-value]
-
-    @functools.wraps(method)
-    async def unary(self: "CoordinatorService", request: Any, context: Any) -> Any:
-        try:
-            return await method(self, request, context)
-        except Exception as error:  # noqa: BLE001 - all are said as a status, none to the peer in full
-            return await self.refuse(context, method.__name__, error)
-
-    return unary  # type: ignore[return-value]
-
-
-class CoordinatorService(pb_grpc.CoordinatorServicer):
+class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
     """The protocol's methods, under the protocol's names."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
     @override
-    @_answering
+    @answering
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
         fingerprint = (
             codec.fingerprint_from_pb(request.fingerprint)
@@ -134,13 +82,13 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             else None
         )
         worker_id = codec.require_id(request.worker_id, "worker_id")
-        principal = let_in(self._coordinator, "Register", request.subspace, context)
+        principal = self.let_in(context, request.subspace, ROLE_NEEDED["Register"])
         await handlers.open_lineage(self._coordinator, principal, request.subspace)
         call = self._call("Register", request, context)
         return codec.lease_to_pb(await handlers.register(call, worker_id, fingerprint))
 
     @override
-    @_answering
+    @answering
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         lease = await handlers.heartbeat(
             self._call("Heartbeat", request, context), request.worker_id, request.lease_epoch
@@ -148,7 +96,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return codec.heartbeat_to_pb(lease)
 
     @override
-    @_answering
+    @answering
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest], context: Any
     ) -> pb.Receipt:
@@ -158,7 +106,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
         return codec.receipt_to_pb(await handlers.push_update(call, push))
 
     @override
-    @_answering
+    @answering
     async def PullSubspace(
         self, request: pb.PullSubspaceRequest, context: Any
     ) -> AsyncIterator[bytes]:
@@ -184,7 +132,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             yield message
 
     @override
-    @_answering
+    @answering
     async def PullTask(self, request: pb.PullTaskRequest, context: Any) -> AsyncIterator[bytes]:
         served = await handlers.pull_task(
             self._call("PullTask", request, context),
@@ -203,14 +151,14 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             yield message
 
     @override
-    @_answering
+    @answering
     async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:
         summaries, version = await handlers.list_tasks(self._call("ListTasks", request, context))
         tasks = [codec.task_summary_to_pb(summary) for summary in summaries]
         return pb.ListTasksResponse(tasks=tasks, current_version=version)
 
     @override
-    @_answering
+    @answering
     async def WatchVersions(
         self, request: pb.WatchVersionsRequest, context: Any
     ) -> AsyncIterator[pb.VersionEvent]:
@@ -222,7 +170,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
             yield codec.version_event_to_pb(event)
 
     @override
-    @_answering
+    @answering
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         return codec.status_to_pb(
             await handlers.get_status(self._call("GetStatus", request, context))
@@ -230,24 +178,9 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     def _call(self, rpc: str, request: Any, context: Any) -> Call:
         """Say who calls, and on which named subspace."""
-        principal = let_in(self._coordinator, rpc, request.subspace, context)
+        principal = self.let_in(context, request.subspace, ROLE_NEEDED[rpc])
         lineage = self._coordinator.lineages.get(request.subspace)
         return Call(self._coordinator, lineage, principal, context.peer())
-
-    async def refuse(self, context: Any, rpc: str, error: Exception) -> NoReturn:
-        """End a call with the status of an error; a bug of ours is logged and only named."""
-        if isinstance(error, ShareError) and status_of(error) is not None:
-            self._coordinator.access.note_refusal(context, rpc, error)
-            await context.abort(*error_to_trailers(error))
-        incident_id = uuid.uuid4().hex[:12]
-        self._coordinator.log.error(
-            Event.REQUEST_FAILED.value, rpc=rpc, incident_id=incident_id, exc_info=error
-        )
-        await context.abort(
-            grpc.StatusCode.INTERNAL,
-            f"{rpc} failed inside the coordinator: look for incident {incident_id} in its log",
-        )
-        raise AssertionError("abort always raises")
 
 
 async def _push_header(requests: AsyncIterator[pb.PushUpdateRequest]) -> pb.UpdateHeader:

@@ -1,0 +1,483 @@
+"""What an operator asks for, on values and records: one function per call, no gRPC in sight."""
+
+import asyncio
+import difflib
+import itertools
+from collections.abc import Collection, Iterator
+
+from coordinator.access import Principal
+from coordinator.candidate import (
+    Candidate,
+    Stopwatch,
+    candidate_of_removal,
+    candidate_of_rollback,
+    largest_drifts,
+)
+from coordinator.compaction import waiting_updates
+from coordinator.comparison import compare
+from coordinator.screening import merge_of, truncation_of
+from coordinator.state import Call, Coordinator, Lineage
+from coordinator.store.base import Store, UpdateRecord, not_owner
+from coordinator.versions import Snapshot
+from share_dist.core.measure import measure_update
+from share_dist.core.outcome import MergeOutcome
+from share_dist.core.prepared import prepare_merge
+from share_dist.core.removal import remove_tasks
+from share_dist.core.values import Subspace, TaskUpdate
+from share_dist.errors import ConfigError, SubspaceError, UnknownTask, WrongState
+from share_dist.telemetry import Event
+from share_dist.wire.records import (
+    AuditEntry,
+    Compaction,
+    LayerMeasure,
+    Receipt,
+    Removal,
+    SubspaceSummary,
+    TaskMove,
+    UpdateInspection,
+    UpdateState,
+    UpdateSummary,
+    VersionDiff,
+    VersionEvent,
+    VersionKind,
+    VersionSummary,
+)
+
+PAGE = 1000
+"""Most records of one answer; a servicer may cut it shorter, for its bytes."""
+
+_REPEAT_WITHIN_VERSIONS = 100
+"""How far back a removal is looked for that is asked for again, as its answer may have been lost."""
+
+
+# --- what is there ------------------------------------------------------------------------------
+
+
+async def list_subspaces(
+    coordinator: Coordinator, principal: Principal
+) -> tuple[SubspaceSummary, ...]:
+    """Describe every named subspace; of one in which the caller may do nothing, only its name."""
+    return await asyncio.to_thread(
+        lambda: tuple(
+            _subspace_summary(lineage, coordinator.access.role(principal, lineage.name) or "")
+            for lineage in coordinator.lineages.all()
+        )
+    )
+
+
+def _subspace_summary(lineage: Lineage, role: str) -> SubspaceSummary:
+    if not role:
+        return SubspaceSummary(lineage.name, None, 0, 0, 0, 0)
+    snapshot, store = lineage.writer.snapshot, lineage.store
+    return SubspaceSummary(
+        name=lineage.name,
+        fingerprint=store.fingerprint(),
+        current_version=snapshot.version,
+        first_version=store.first_version,
+        num_tasks=len(snapshot.tasks),
+        num_pending=store.num_updates(UpdateState.PENDING),
+        role=role,
+    )
+
+
+async def list_versions(
+    call: Call, after_version: int, page_size: int
+) -> tuple[tuple[VersionSummary, ...], int]:
+    """Return the oldest versions after one, and the current version."""
+    store, current_version = call.lineage.store, call.lineage.writer.snapshot.version
+    found = await asyncio.to_thread(store.versions, after_version, _limit(page_size))
+    # a version is in the store a moment before everyone may know of it
+    return tuple(each for each in found if each.event.version <= current_version), current_version
+
+
+async def diff_versions(call: Call, version_a: int, version_b: int) -> VersionDiff:
+    """
+    Say what lies between two versions.
+
+    Raises:
+        VersionInFuture: One does not exist yet.
+        VersionCompacted: One is no longer kept.
+    """
+    store = call.lineage.store
+    return await asyncio.to_thread(
+        lambda: compare(Snapshot.load(store, version_a), Snapshot.load(store, version_b))
+    )
+
+
+async def task_history(call: Call, task_id: str) -> tuple[TaskMove, ...]:
+    """
+    Say how far each version moved a task, oldest first; of versions that did, or that merged it.
+
+    Raises:
+        UnknownTask: It was never pushed.
+    """
+    return await asyncio.to_thread(_history, call.lineage, task_id)
+
+
+def _history(lineage: Lineage, task_id: str) -> tuple[TaskMove, ...]:
+    if lineage.store.owner(task_id) is None:
+        raise unknown_task(lineage.writer.snapshot, task_id)
+    moves = (_move(lineage.store, event, task_id) for event in _events(lineage.store, 0))
+    return tuple(move for move in moves if move.drift > 0 or move.is_own_merge)
+
+
+def _move(store: Store, event: VersionEvent, task_id: str) -> TaskMove:
+    is_own_merge = event.kind is VersionKind.MERGE and task_id in event.task_ids
+    drift = store.drift(event.version).get(task_id, 0.0) if event.num_moved else 0.0
+    return TaskMove(event.version, drift, is_own_merge, event.update_ids)
+
+
+def _events(store: Store, after_version: int) -> Iterator[VersionEvent]:
+    while events := store.events(after_version, PAGE):
+        yield from events
+        after_version = events[-1].version
+
+
+async def list_audit(
+    coordinator: Coordinator, after_sequence: int, page_size: int
+) -> tuple[AuditEntry, ...]:
+    """Return the oldest lines of the audit log after one."""
+    return await asyncio.to_thread(coordinator.catalog.audit, after_sequence, _limit(page_size))
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+
+async def rollback(call: Call, version: int, reason: str) -> VersionEvent:
+    """
+    Make a new version with the content of an old one; the lineage between stays.
+
+    Asked again at once, it is answered as the first time.
+
+    Args:
+        call: By whom, and in which subspace.
+        version: The old one; 0 for the empty subspace.
+        reason: Kept with the new version's report.
+
+    Raises:
+        VersionInFuture: There is no such version yet.
+        VersionCompacted: It is no longer kept.
+        WrongState: It holds a task that was removed since.
+        ConfigError: It is the current version.
+    """
+    lineage = call.lineage
+    repeated = await asyncio.to_thread(_repeated_rollback, lineage, version)
+    if repeated is not None:
+        return repeated
+
+    def make(current: Snapshot) -> Candidate:
+        stopwatch = Stopwatch(call.clock)
+        lineage.store.require_version(version)
+        if version == current.version:
+            raise ConfigError(
+                f"version {version} is the current one: there is nothing to go back to",
+                key="version",
+            )
+        target = Snapshot.load(lineage.store, version)
+        _require_nothing_dropped(lineage.store, target)
+        origin = origin_of(lineage.store, version)
+        return candidate_of_rollback(target, origin, reason, current, stopwatch)
+
+    with lineage.holds.hold(version):
+        sentence = f"rollback to version {version}: {reason}"
+        made = await lineage.writer.commit(make, by=call.principal.name, reason=sentence)
+    lineage.writer.notify()
+    return made.commit.event
+
+
+def origin_of(store: Store, version: int) -> VersionEvent | None:
+    """Return the event of the merge or removal that made a version's content; None for nothing."""
+    while version:
+        (event,) = store.events(version - 1, 1)
+        if event.kind is not VersionKind.ROLLBACK:
+            return event
+        version = event.content_version
+    return None
+
+
+def _repeated_rollback(lineage: Lineage, version: int) -> VersionEvent | None:
+    store, current_version = lineage.store, lineage.writer.snapshot.version
+    if not 0 <= version < current_version:
+        return None
+    (newest,) = store.events(current_version - 1, 1)
+    origin = origin_of(store, version)
+    is_same = newest.content_version == (origin.version if origin else 0)
+    return newest if newest.kind is VersionKind.ROLLBACK and is_same else None
+
+
+def _require_nothing_dropped(store: Store, target: Snapshot) -> None:
+    """What was taken out stays out: a rollback must not bring it back unnoticed."""
+    for task_id, entry in target.entries.items():
+        if store.update_record(entry.update_id).state is UpdateState.DROPPED:
+            raise WrongState(
+                f"version {target.version} holds task {task_id!r} by update {entry.update_id}, "
+                "which was removed or dropped since: go back to a version without it, or push it "
+                "again after going back to an earlier one",
+                subject=task_id,
+                state=UpdateState.DROPPED.value,
+            )
+
+
+async def compact(call: Call, keep_versions: int, *, dry_run: bool) -> Compaction:
+    """
+    Let go of old versions, but for those that someone still needs.
+
+    Raises:
+        ConfigError: ``keep_versions`` is below 1.
+    """
+    lineage = call.lineage
+    compaction = await lineage.writer.between_merges(
+        lambda: lineage.compactor.compact(keep_versions, by=call.principal.name, dry_run=dry_run)
+    )
+    if compaction.versions and not dry_run:
+        lineage.log.info(
+            Event.VERSIONS_COMPACTED.value,
+            versions=compaction.versions,
+            freed_bytes=compaction.freed_bytes,
+            kept=dict(compaction.kept),
+        )
+    return compaction
+
+
+# --- tasks --------------------------------------------------------------------------------------
+
+
+async def remove_task(call: Call, task_id: str, reason: str, worker_id: str = "") -> Removal:
+    """
+    Take a task out of the subspace, and drop all updates of it.
+
+    Asked again at once, it is answered as the first time.
+
+    Args:
+        call: By whom: an administrator, or the owner of the task.
+        task_id: The task, merged or waiting.
+        reason: Kept with the new version's report.
+        worker_id: Who asks, where nobody is authenticated; empty for the operator.
+
+    Raises:
+        UnknownTask: It was never pushed, or is gone.
+        NotPermitted: It belongs to somebody else.
+    """
+    lineage = call.lineage
+    await asyncio.to_thread(_require_owner, call, task_id, worker_id)
+    repeated = await asyncio.to_thread(_repeated_removal, lineage, task_id)
+    if repeated is not None:
+        return repeated
+
+    def make(current: Snapshot) -> Candidate:
+        stopwatch = Stopwatch(call.clock)
+        outcome = _without(lineage, current, task_id)
+        return candidate_of_removal(outcome, task_id, reason, current, stopwatch)
+
+    sentence = f"task {task_id!r} was taken out: {reason}"
+    made = await lineage.writer.commit(make, by=call.principal.name, reason=sentence)
+    lineage.writer.notify()
+    return _removal(made.commit.event, made.commit.report)
+
+
+def _require_owner(call: Call, task_id: str, worker_id: str) -> None:
+    """Raise unless the caller is an administrator who acts as one, or the owner of a task."""
+    access, store = call.coordinator.access, call.lineage.store
+    owner = store.owner(task_id)
+    if owner is None:
+        raise unknown_task(call.lineage.writer.snapshot, task_id)
+    if access.role(call.principal, call.lineage.name) == "admin" and not worker_id:
+        return
+    claimed = access.owner(call.principal, worker_id)
+    if claimed != owner:
+        raise not_owner(f"task {task_id!r}", owner, claimed)
+
+
+def _repeated_removal(lineage: Lineage, task_id: str) -> Removal | None:
+    store, current_version = lineage.store, lineage.writer.snapshot.version
+    if not _is_gone(lineage, task_id):
+        return None
+    recent = _events(store, max(0, current_version - _REPEAT_WITHIN_VERSIONS))
+    found = [e for e in recent if e.kind is VersionKind.REMOVAL and task_id in e.task_ids]
+    return _removal(found[-1], store.report(found[-1].version)) if found else None
+
+
+def _removal(event: VersionEvent, report: object) -> Removal:
+    assert isinstance(report, dict), report
+    return Removal(event, float(report["residue_bound"]))
+
+
+def _is_gone(lineage: Lineage, task_id: str) -> bool:
+    """Whether nothing of a task that was pushed once is left to be taken out."""
+    store = lineage.store
+    if store.task_summary(task_id).state is not UpdateState.DROPPED:
+        return False
+    return all(record.task_id != task_id for record in waiting_updates(store))
+
+
+def _without(lineage: Lineage, current: Snapshot, task_id: str) -> MergeOutcome:
+    config = lineage.config
+    if task_id in current.tasks:
+        return remove_tasks(
+            current.subspace,
+            current.tasks,
+            (task_id,),
+            config.num_factors,
+            config.energy,
+            oversample=config.oversample,
+            keeps_factors=config.drift_budget is not None,
+        )
+    if _is_gone(lineage, task_id):
+        raise unknown_task(current, task_id)
+    # it waits, or was rolled back: the subspace stays as it is, and its updates are dropped
+    return prepare_merge(current.subspace, current.tasks, ()).cut(truncation_of(config))
+
+
+def unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:
+    """Make the error for a task of which nothing is here, with the nearest names that are."""
+    compared = itertools.islice(snapshot.tasks, PAGE)
+    nearest = difflib.get_close_matches(task_id, compared, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(map(repr, nearest))}?" if nearest else "see the list of tasks"
+    return UnknownTask(
+        f"nothing is here of a task {task_id!r}: {hint}",
+        task_id=task_id,
+        nearest=", ".join(nearest),
+    )
+
+
+# --- updates ------------------------------------------------------------------------------------
+
+
+async def list_updates(
+    call: Call, states: Collection[UpdateState], before_sequence: int, page_size: int
+) -> tuple[UpdateSummary, ...]:
+    """Return updates by state, newest first."""
+    records = await asyncio.to_thread(
+        lambda: call.lineage.store.updates(
+            states, before_sequence=before_sequence, limit=_limit(page_size)
+        )
+    )
+    return tuple(map(_update_summary, records))
+
+
+async def inspect_update(call: Call, update_id: str) -> UpdateInspection:
+    """
+    Measure an update, and what it alone would do to others.
+
+    Raises:
+        UnknownUpdate: It was never kept.
+        VersionCompacted: The version that it was trained on is no longer kept.
+        StoreCorrupt: What is on disk is not what was written.
+    """
+    return await asyncio.to_thread(_inspect, call.lineage, update_id)
+
+
+def _inspect(lineage: Lineage, update_id: str) -> UpdateInspection:
+    record = lineage.store.update_record(update_id)
+    with lineage.holds.hold(record.base_version):
+        update = lineage.store.load_update(update_id)
+        base = lineage.versions.subspace(record.base_version)
+    current = lineage.writer.snapshot
+    measures = measure_update(update, base, lineage.versions.subspace(current.version))
+    return UpdateInspection(
+        update=_update_summary(record),
+        layers=tuple(
+            LayerMeasure(
+                layer=name,
+                norm=measure.norm,
+                largest_singular=measure.largest_singular,
+                smallest_singular=measure.smallest_singular,
+                energy_outside=measure.energy_outside,
+            )
+            for name, measure in measures.items()
+        ),
+        influence=_influence(lineage, record, update, base),
+    )
+
+
+def _influence(
+    lineage: Lineage, record: UpdateRecord, update: TaskUpdate, base: Subspace
+) -> dict[str, float]:
+    if record.state is UpdateState.MERGED:
+        return {}
+    try:
+        outcome = merge_of(
+            [update], lineage.writer.snapshot, {update.base_version: base}, lineage.config
+        )
+    except (SubspaceError, ArithmeticError):
+        return {}  # what cannot be merged moves nobody; the reason of its state says why
+    return largest_drifts(outcome.report.drift)
+
+
+async def replay_update(call: Call, update_id: str, reason: str) -> Receipt:
+    """
+    Let an update that was set aside or rolled back be merged after all.
+
+    Who replays what was quarantined consents to what was suspicious about it. A drift budget
+    holds as before. Asked again, it is answered as the first time.
+
+    Raises:
+        UnknownUpdate: It was never kept.
+        WrongState: It was dropped or refused.
+        VersionCompacted: The version that it was trained on is no longer kept.
+    """
+    return await _change(call, update_id, UpdateState.PENDING, reason)
+
+
+async def drop_update(call: Call, update_id: str, reason: str) -> Receipt:
+    """
+    Give an update that waits or was set aside up for good.
+
+    Asked again, it is answered as the first time.
+
+    Raises:
+        UnknownUpdate: It was never kept.
+        WrongState: It is merged: remove its task, or roll back.
+    """
+    return await _change(call, update_id, UpdateState.DROPPED, reason)
+
+
+_DONE_BEFORE = {
+    UpdateState.PENDING: {UpdateState.PENDING, UpdateState.MERGED},
+    UpdateState.DROPPED: {UpdateState.DROPPED},
+}
+"""Asked-for state -> those in which nothing is left to be done."""
+
+_WORDS = {
+    UpdateState.PENDING: ("replayed", Event.UPDATE_REPLAYED),
+    UpdateState.DROPPED: ("dropped", Event.UPDATE_DROPPED),
+}
+
+
+async def _change(call: Call, update_id: str, state: UpdateState, reason: str) -> Receipt:
+    lineage, by = call.lineage, call.principal.name
+    verb, event = _WORDS[state]
+    sentence = f"{verb} by {by}: {reason}" if reason else f"{verb} by {by}"
+
+    def work() -> tuple[UpdateRecord, bool]:
+        record = lineage.store.update_record(update_id)
+        if record.state in _DONE_BEFORE[state]:
+            return record, False
+        if state is UpdateState.PENDING:
+            lineage.store.require_version(record.base_version)
+        return lineage.store.change_state(update_id, state, sentence, by=by), True
+
+    record, is_changed = await lineage.writer.between_merges(work)
+    if is_changed:
+        lineage.log.info(
+            event.value, update_id=update_id, task_id=record.task_id, principal=by, reason=reason
+        )
+        lineage.writer.notify()
+    return record.receipt()
+
+
+def _update_summary(record: UpdateRecord) -> UpdateSummary:
+    return UpdateSummary(
+        sequence=record.sequence,
+        receipt=record.receipt(),
+        task_id=record.task_id,
+        worker_id=record.worker_id,
+        base_version=record.base_version,
+        pushed_at=record.pushed_at,
+        update_bytes=record.update_bytes,
+        digest=record.content_digest,
+    )
+
+
+def _limit(page_size: int) -> int:
+    return min(page_size or PAGE, PAGE)
