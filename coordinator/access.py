@@ -31,6 +31,7 @@ from share_dist.errors import (
     ShareError,
     UpdateConflict,
 )
+from share_dist.identity import identity_of
 from share_dist.wire.records import ROLES, Role, Token
 
 TOKEN_PREFIX: Final = "sd"  # noqa: S105 - what tokens begin with
@@ -267,8 +268,6 @@ class Access:
         return self._tokens[token_id]
 
     def _identify_certificate(self, shown: Mapping[str, Sequence[bytes]]) -> Principal:
-        from share_dist.certificates import identity_of
-
         uris = [uri.decode(errors="replace") for uri in shown.get(_PEER_URI, ())]
         identity = identity_of(uris)
         if identity is None:

@@ -23,22 +23,10 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from share_dist.errors import ConfigError
-from share_dist.wire.records import ROLES, Role
-
-URN: Final = "urn:share-dist"
-
-NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
-"""What a principal is called: it stands in certificates, file names and the audit log."""
+from share_dist.identity import URN, Identity, identity_of
 
 BACKDATED: Final = timedelta(minutes=5)
 """Certificates hold from so long ago, for machines whose clocks are late."""
-
-
-class Identity(NamedTuple):
-    """Who a client's certificate says it is, and the most that it may be."""
-
-    name: str
-    role: Role
 
 
 class Issued(NamedTuple):
@@ -76,57 +64,6 @@ class Described:
     def days_left(self, now: datetime) -> float:
         """Days until it ends; below zero once it has."""
         return (self.not_after - now) / timedelta(days=1)
-
-
-def require_name(name: str) -> str:
-    """
-    Return a principal's name.
-
-    Raises:
-        ConfigError: It is too long, or has characters that no name has.
-
-    Examples:
-        >>> require_name("north@example.org")
-        'north@example.org'
-    """
-    if NAME_PATTERN.fullmatch(name):
-        return name
-    raise ConfigError(
-        f"{name[:100]!r} is no name: give 1 to 100 letters, digits and . _ @ + -, beginning with a "
-        "letter or a digit",
-        key="name",
-    )
-
-
-def require_role(role: str) -> Role:
-    """
-    Return a role.
-
-    Raises:
-        ConfigError: There is none of this name.
-    """
-    if role in ROLES:
-        return role
-    raise ConfigError(
-        f"there is no role {role[:100]!r}: choose one of {', '.join(ROLES)}", key="role"
-    )
-
-
-def identity_of(uris: Sequence[str]) -> Identity | None:
-    """
-    Read who a certificate's URIs name; None where none of them is ours, or where two are.
-
-    Examples:
-        >>> identity_of(["https://example.org", "urn:share-dist:worker:north"])
-        Identity(name='north', role='worker')
-    """
-    ours = [uri for uri in uris if uri.startswith(f"{URN}:")]
-    if len(ours) != 1:
-        return None
-    role, _, name = ours[0][len(URN) + 1 :].partition(":")
-    if role not in ROLES or not NAME_PATTERN.fullmatch(name):
-        return None
-    return Identity(name, role)
 
 
 def make_authority(name: str, valid: timedelta, now: datetime) -> Issued:

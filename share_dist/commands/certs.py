@@ -10,6 +10,7 @@ import typer
 
 from share_dist.commands.console import JsonOption, rows, show
 from share_dist.errors import ConfigError
+from share_dist.identity import Identity, require_name, require_role
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,9 +104,7 @@ def client(
     from share_dist import certificates
 
     _require_own_file(name)
-    identity = certificates.Identity(
-        certificates.require_name(name), certificates.require_role(role)
-    )
+    identity = Identity(require_name(name), require_role(role))
     now = certificates.now()
     issued = certificates.make_client(identity, _authority(folder), timedelta(days=days), now)
     _show(_write(folder, name, issued, force=force), as_json=as_json)
@@ -171,8 +170,6 @@ def _authority(folder: Path) -> "Issued":
 
 
 def _require_own_file(name: str) -> None:
-    from share_dist.certificates import require_name
-
     if require_name(name) == AUTHORITY:
         raise ConfigError(
             f"{name!r} is what the authority's own files are called: choose another name",

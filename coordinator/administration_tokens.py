@@ -1,0 +1,157 @@
+"""What an administrator does with tokens: make one, list them, end one."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from coordinator.access import EVERY_SUBSPACE, TOKEN_PREFIX, Principal, digest_of
+from coordinator.lineages import MAX_NAME_CHARACTERS
+from coordinator.state import Coordinator
+from coordinator.store.base import TokenRecord
+from share_dist.errors import ConfigError, NotPermitted, UnknownToken
+from share_dist.identity import require_name, require_role
+from share_dist.wire.records import DEFAULT_SUBSPACE, Token
+
+MAX_SUBSPACES = 100
+MAX_VALID_SECONDS = 100 * 365 * 86400
+
+
+class NewToken(NamedTuple):
+    """A token as it is kept, and its secret, which is said once and kept nowhere."""
+
+    record: TokenRecord
+    secret: str
+
+
+def new_token(
+    principal: str, role: str, subspaces: Sequence[str], valid_seconds: int, now: datetime
+) -> NewToken:
+    """
+    Make a token with 256 random bits.
+
+    Args:
+        principal: Whom it speaks for.
+        role: What it allows.
+        subspaces: Where; none means the default one, ``*`` every one.
+        valid_seconds: How long; 0 means until it is revoked.
+        now: From when.
+
+    Raises:
+        ConfigError: One of these cannot be used.
+    """
+    subspaces = tuple(dict.fromkeys(subspaces)) or (DEFAULT_SUBSPACE,)
+    _require_subspaces(subspaces)
+    if not 0 <= valid_seconds <= MAX_VALID_SECONDS:
+        raise ConfigError(
+            f"a token cannot hold for {valid_seconds} s: give 0 for no end, or at most "
+            f"{MAX_VALID_SECONDS} s",
+            key="valid_seconds",
+        )
+    token_id = secrets.token_hex(6)
+    secret = f"{TOKEN_PREFIX}_{token_id}_{secrets.token_urlsafe(32)}"
+    expires_at = now + timedelta(seconds=valid_seconds) if valid_seconds else None
+    token = Token(token_id, require_name(principal), require_role(role), subspaces, now, expires_at)
+    return NewToken(TokenRecord(token, digest_of(secret)), secret)
+
+
+async def create_token(
+    coordinator: Coordinator,
+    principal: Principal,
+    name: str,
+    role: str,
+    subspaces: Sequence[str],
+    valid_seconds: int,
+) -> tuple[Token, str]:
+    """
+    Make a token that speaks for somebody.
+
+    Args:
+        coordinator: Where it counts.
+        principal: Who makes it.
+        name: Whom it speaks for.
+        role: What it allows.
+        subspaces: Where; none means the default one, ``*`` every one.
+        valid_seconds: How long; 0 means until it is revoked.
+
+    Returns:
+        The token and its secret.
+
+    Raises:
+        NotPermitted: The caller is no administrator of all of these subspaces.
+        ConfigError: One of the arguments cannot be used.
+    """
+    made = new_token(name, role, subspaces, valid_seconds, coordinator.clock.now())
+    token = made.record.token
+    coordinator.access.require_admin(principal, token.subspaces)
+    await asyncio.to_thread(coordinator.catalog.add_token, made.record, by=principal.name)
+    coordinator.access.remember(token)
+    return token, made.secret
+
+
+async def list_tokens(coordinator: Coordinator, principal: Principal) -> tuple[Token, ...]:
+    """
+    Return every token of whose subspaces the caller is an administrator, oldest first.
+
+    Raises:
+        NotPermitted: The caller is no administrator anywhere.
+    """
+    _require_admin_somewhere(principal)
+    tokens = await asyncio.to_thread(coordinator.catalog.tokens)
+    return tuple(token for token in tokens if _may_manage(coordinator, principal, token))
+
+
+async def revoke_token(coordinator: Coordinator, principal: Principal, token_id: str) -> Token:
+    """
+    End a token; the next call that shows it is refused, and watches that began with it end.
+
+    Raises:
+        UnknownToken: There is none of this id, or none that the caller may end.
+        NotPermitted: The caller is no administrator anywhere.
+    """
+    known = {token.token_id: token for token in await list_tokens(coordinator, principal)}
+    if token_id not in known:
+        raise UnknownToken(
+            f"there is no token {token_id[:100]!r} here that you may end: `share-dist tokens list` "
+            "shows them",
+            token_id=token_id[:100],
+        )
+    at = coordinator.clock.now()
+    revoke = coordinator.catalog.revoke_token
+    token = await asyncio.to_thread(revoke, token_id, at=at, by=principal.name)
+    coordinator.access.remember(token)
+    return token
+
+
+def _require_admin_somewhere(principal: Principal) -> None:
+    if principal.most == "admin":
+        return
+    raise NotPermitted(
+        f"{principal.name} is a {principal.most}, and tokens are an administrator's: ask one",
+        principal=principal.name,
+        held=principal.most,
+        needed="admin",
+    )
+
+
+def _may_manage(coordinator: Coordinator, principal: Principal, token: Token) -> bool:
+    try:
+        coordinator.access.require_admin(principal, token.subspaces)
+    except NotPermitted:
+        return False
+    return True
+
+
+def _require_subspaces(subspaces: Sequence[str]) -> None:
+    for name in subspaces:
+        if name != EVERY_SUBSPACE and not (
+            0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable() and " " not in name
+        ):
+            raise ConfigError(f"{name[:100]!r} is no name of a subspace", key="subspaces")
+    if len(subspaces) > MAX_SUBSPACES:
+        raise ConfigError(
+            f"{len(subspaces)} subspaces are too many for one token: name at most {MAX_SUBSPACES}, or "
+            f"{EVERY_SUBSPACE} for every one",
+            key="subspaces",
+        )
