@@ -6,10 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from coordinator import handlers
+from coordinator import administration, handlers
 from coordinator.access import Principal
 from coordinator.state import Call, Coordinator, Lineage
-from coordinator.store.base import UpdateRecord
 from coordinator.web.history import History, VersionPoint, thinned
 from coordinator.web.view import Cursor, Page
 from share_dist.wire.records import (
@@ -86,13 +85,8 @@ class Reading:
 
     async def subspaces(self, principal: Principal) -> tuple[SubspaceSummary, ...]:
         """Describe every subspace that the principal may read."""
-        access = self._coordinator.access
-        seen = [
-            (lineage, role)
-            for lineage in self._coordinator.lineages.all()
-            if (role := access.role(principal, lineage.name))
-        ]
-        return tuple([await asyncio.to_thread(_subspace_summary, *each) for each in seen])
+        found = await administration.list_subspaces(self._coordinator, principal)
+        return tuple(each for each in found if each.role)
 
     async def status(self, principal: Principal, subspace: str) -> CoordinatorStatus:
         """Say how one subspace is, as ``GetStatus`` does."""
@@ -100,10 +94,10 @@ class Reading:
 
     async def versions(self, principal: Principal, asked: Asked) -> tuple[VersionSummary, ...]:
         """Describe a page of versions, newest first."""
-        store = self._call(principal, asked.subspace).lineage.store
-        end = asked.before_version or store.current_version + 1
+        call = self._call(principal, asked.subspace)
+        end = _end(asked, call.lineage.writer.snapshot.version)
         after = max(end - 1 - VERSIONS_PER_PAGE, 0)
-        found = await asyncio.to_thread(store.versions, after, VERSIONS_PER_PAGE)
+        found, _ = await administration.list_versions(call, after, VERSIONS_PER_PAGE)
         return tuple(version for version in reversed(found) if version.event.version < end)
 
     async def tasks(self, principal: Principal, asked: Asked) -> tuple[TaskSummary, ...]:
@@ -115,9 +109,8 @@ class Reading:
         self, principal: Principal, subspace: str, states: Collection[UpdateState]
     ) -> tuple[UpdateSummary, ...]:
         """Describe the newest updates in one of these states."""
-        store = self._call(principal, subspace).lineage.store
-        records = await asyncio.to_thread(store.updates, states, limit=UPDATES_PER_PAGE)
-        return tuple(_update_summary(record) for record in records)
+        call = self._call(principal, subspace)
+        return await administration.list_updates(call, states, 0, UPDATES_PER_PAGE)
 
     async def points(self, principal: Principal, subspace: str) -> Sequence[VersionPoint]:
         """Return one point per version, oldest first; the history is read only once."""
@@ -142,29 +135,9 @@ def _extend(history: History, lineage: Lineage) -> None:
             return
 
 
-def _subspace_summary(lineage: Lineage, role: str) -> SubspaceSummary:
-    return SubspaceSummary(
-        name=lineage.name,
-        fingerprint=lineage.store.fingerprint(),
-        current_version=lineage.store.current_version,
-        first_version=lineage.store.first_version,
-        num_tasks=len(lineage.writer.snapshot.tasks),
-        num_pending=lineage.store.num_updates(UpdateState.PENDING),
-        role=role,
-    )
-
-
-def _update_summary(record: UpdateRecord) -> UpdateSummary:
-    return UpdateSummary(
-        sequence=record.sequence,
-        receipt=record.receipt(),
-        task_id=record.task_id,
-        worker_id=record.worker_id,
-        base_version=record.base_version,
-        pushed_at=record.pushed_at,
-        update_bytes=record.update_bytes,
-        digest=record.content_digest,
-    )
+def _end(asked: Asked, current_version: int) -> int:
+    """The version before which the shown ones lie."""
+    return min(asked.before_version or current_version + 1, current_version + 1)
 
 
 def _older_versions(asked: Asked, subspace: str, shown: Sequence[VersionSummary]) -> Cursor:

@@ -94,12 +94,13 @@ def remove(
     """
     with connection.admin() as client:
         confirm(f"take {task!r} out of {connection.subspace!r}", yes=yes, as_json=as_json)
-        event, residue_bound = client.remove_task(task, reason, worker_id=worker)
+        removal = client.remove_task(task, reason, worker_id=worker)
     show(
-        {"event": event, "residue_bound": residue_bound},
+        removal,
         as_json=as_json,
         table=lambda: (
-            f"version {event.version} is without {task!r}; at most {residue_bound:.3g} of its "
+            f"version {removal.event.version} is without {task!r}; at most "
+            f"{removal.residue_bound:.3g} of its "
             "energy may be left, relative to its own"
         ),
     )
