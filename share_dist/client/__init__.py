@@ -1,8 +1,9 @@
 """The blocking client of a coordinator."""
 
+from share_dist.client.admin import AdminClient
 from share_dist.client.client import ShareClient, new_update_id
 from share_dist.client.credentials import Credentials
 from share_dist.client.retry import RetryPolicy
 from share_dist.client.watch import Watch
 
-__all__ = ["Credentials", "RetryPolicy", "ShareClient", "Watch", "new_update_id"]
+__all__ = ["AdminClient", "Credentials", "RetryPolicy", "ShareClient", "Watch", "new_update_id"]
