@@ -70,6 +70,17 @@ class Process:
         return is_local and not _is_there(self.pid, self.started)
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who may write, as others see it; ``seconds_left`` is of its lease."""
+
+    pid: int
+    host: str
+    fence: int
+    seconds_left: float
+    is_provably_dead: bool
+
+
 class Ownership:
     """
     The lease of one catalog, as one opening of it holds it.
@@ -151,14 +162,28 @@ class Ownership:
 
     def _seconds_left(self, rows: sa.Connection, held: sa.Row[Any]) -> float:
         """Tell how long a lease lasts; a clock that was set back must not make it longer."""
-        if self._database.is_sqlite and held.boot_id and held.boot_id == self._process.boot_id:
-            return float(held.expires_since_boot - _seconds_since_boot())
-        left = float(held.expires_at - self._database.now(rows))
+        left = _seconds_left(self._database, rows, held)
         if left > held.lease_seconds:
             # an owner that lives renews it soon; a dead one's lease now ends by today's clock
             left = float(held.lease_seconds)
             rows.execute(sa.update(owner).values(self._expiry(rows, left)))
         return left
+
+
+def owner_of(database: Database, rows: sa.Connection) -> Owner | None:
+    """Return who owns a catalog; None if nobody's lease lasts."""
+    held = rows.execute(sa.select(owner)).one_or_none()
+    left = _seconds_left(database, rows, held) if held else 0.0
+    if held is None or left <= 0:
+        return None
+    return Owner(held.pid, held.host, held.fence, left, _process_of(held).is_provably_dead())
+
+
+def _seconds_left(database: Database, rows: sa.Connection, held: sa.Row[Any]) -> float:
+    # within one boot of one machine no clock can be set back
+    if database.is_sqlite and held.boot_id and held.boot_id == _boot_id():
+        return float(held.expires_since_boot - _seconds_since_boot())
+    return float(held.expires_at - database.now(rows))
 
 
 def _process_of(held: sa.Row[Any]) -> Process:

@@ -151,7 +151,7 @@ class Payloads:
 
 def named(rows: sa.Connection, digests: Collection[str]) -> set[str]:
     """Those of some digests that a row names."""
-    every = _named_digests().subquery()
+    every = _namings().subquery()
     found: set[str] = set()
     for batch in batches(digests):
         select = sa.select(every.c.digest).where(every.c.digest.in_(batch))
@@ -159,8 +159,13 @@ def named(rows: sa.Connection, digests: Collection[str]) -> set[str]:
     return found
 
 
-def _named_digests() -> sa.CompoundSelect[tuple[str]]:
-    """Every digest that a row names, with repetitions."""
+def named_digests(rows: sa.Connection) -> set[str]:
+    """Every digest that a row names."""
+    return {*rows.execute(_namings()).scalars()} - {""}
+
+
+def _namings() -> sa.CompoundSelect[tuple[str]]:
+    """Every digest that a row names, with repetitions; empty where a version has no rotation."""
     columns = (versions.c.subspace_digest, versions.c.tasks_digest, versions.c.rotation_digest)
     return sa.union_all(
         sa.select(updates.c.payload_digest.label("digest")),

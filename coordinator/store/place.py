@@ -23,13 +23,14 @@ class Place:
     """
 
     def __init__(self, store: str, blobs: str | None = None) -> None:
+        self.store = store
         self.folder = None if "://" in store else Path(store).absolute()
-        self._blobs = blobs
+        self.blobs_url = blobs or None
         try:
             self.url = sqlite_url(self.folder) if self.folder else sa.make_url(store)
         except (sa.exc.ArgumentError, ValueError) as error:
             raise ConfigError(f"store is no URL of a database: {error}", key="store") from error
-        if self.folder is None and not blobs:
+        if self.folder is None and self.blobs_url is None:
             raise ConfigError(
                 "a store in PostgreSQL needs a place for large payloads: set blobs to a folder, or "
                 "to a URL such as s3://bucket/folder",
@@ -43,6 +44,6 @@ class Place:
         Raises:
             ConfigError: The URL names no file system that is installed.
         """
-        if self._blobs:
-            return open_blobs(self._blobs, store_id)
+        if self.blobs_url is not None:
+            return open_blobs(self.blobs_url, store_id)
         return LocalBlobs(Path(str(self.folder)) / "blobs")
