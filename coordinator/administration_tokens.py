@@ -12,7 +12,7 @@ from coordinator.state import Coordinator
 from coordinator.store.base import TokenRecord
 from share_dist.errors import ConfigError, NotPermitted, UnknownToken
 from share_dist.identity import require_name, require_role
-from share_dist.wire.records import DEFAULT_SUBSPACE, Token
+from share_dist.wire.records import Token, TokenRequest
 
 MAX_SUBSPACES = 100
 MAX_VALID_SECONDS = 100 * 365 * 86400
@@ -25,24 +25,19 @@ class NewToken(NamedTuple):
     secret: str
 
 
-def new_token(
-    principal: str, role: str, subspaces: Sequence[str], valid_seconds: int, now: datetime
-) -> NewToken:
+def new_token(request: TokenRequest, now: datetime) -> NewToken:
     """
     Make a token with 256 random bits.
 
     Args:
-        principal: Whom it speaks for.
-        role: What it allows.
-        subspaces: Where; none means the default one, ``*`` every one.
-        valid_seconds: How long; 0 means until it is revoked.
-        now: From when.
+        request: Which one.
+        now: From when it counts.
 
     Raises:
-        ConfigError: One of these cannot be used.
+        ConfigError: It asks for what no token can be.
     """
-    subspaces = tuple(dict.fromkeys(subspaces)) or (DEFAULT_SUBSPACE,)
-    _require_subspaces(subspaces)
+    valid_seconds = request.valid_seconds
+    _require_subspaces(request.subspaces)
     if not 0 <= valid_seconds <= MAX_VALID_SECONDS:
         raise ConfigError(
             f"a token cannot hold for {valid_seconds} s: give 0 for no end, or at most "
@@ -51,38 +46,31 @@ def new_token(
         )
     token_id = secrets.token_hex(6)
     secret = f"{TOKEN_PREFIX}_{token_id}_{secrets.token_urlsafe(32)}"
-    expires_at = now + timedelta(seconds=valid_seconds) if valid_seconds else None
-    token = Token(token_id, require_name(principal), require_role(role), subspaces, now, expires_at)
+    token = Token(
+        token_id=token_id,
+        principal=require_name(request.principal),
+        role=require_role(request.role),
+        subspaces=tuple(dict.fromkeys(request.subspaces)),
+        created_at=now,
+        expires_at=now + timedelta(seconds=valid_seconds) if valid_seconds else None,
+    )
     return NewToken(TokenRecord(token, digest_of(secret)), secret)
 
 
 async def create_token(
-    coordinator: Coordinator,
-    principal: Principal,
-    name: str,
-    role: str,
-    subspaces: Sequence[str],
-    valid_seconds: int,
+    coordinator: Coordinator, principal: Principal, request: TokenRequest
 ) -> tuple[Token, str]:
     """
     Make a token that speaks for somebody.
-
-    Args:
-        coordinator: Where it counts.
-        principal: Who makes it.
-        name: Whom it speaks for.
-        role: What it allows.
-        subspaces: Where; none means the default one, ``*`` every one.
-        valid_seconds: How long; 0 means until it is revoked.
 
     Returns:
         The token and its secret.
 
     Raises:
-        NotPermitted: The caller is no administrator of all of these subspaces.
-        ConfigError: One of the arguments cannot be used.
+        NotPermitted: The caller is no administrator of all its subspaces.
+        ConfigError: It asks for what no token can be.
     """
-    made = new_token(name, role, subspaces, valid_seconds, coordinator.clock.now())
+    made = new_token(request, coordinator.clock.now())
     token = made.record.token
     coordinator.access.require_admin(principal, token.subspaces)
     await asyncio.to_thread(coordinator.catalog.add_token, made.record, by=principal.name)
@@ -149,9 +137,9 @@ def _require_subspaces(subspaces: Sequence[str]) -> None:
             0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable() and " " not in name
         ):
             raise ConfigError(f"{name[:100]!r} is no name of a subspace", key="subspaces")
-    if len(subspaces) > MAX_SUBSPACES:
+    if not 1 <= len(subspaces) <= MAX_SUBSPACES:
         raise ConfigError(
-            f"{len(subspaces)} subspaces are too many for one token: name at most {MAX_SUBSPACES}, or "
-            f"{EVERY_SUBSPACE} for every one",
+            f"a token counts in 1 to {MAX_SUBSPACES} subspaces, asked were {len(subspaces)}: name "
+            f"them, or {EVERY_SUBSPACE} for every one",
             key="subspaces",
         )

@@ -1,7 +1,5 @@
 """`share-dist certs`: a small authority, and the certificates of coordinator and clients."""
 
-import os
-import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from share_dist.commands.console import JsonOption, rows, show
+from share_dist.commands.files import PRIVATE, PUBLIC, write_whole
 from share_dist.errors import ConfigError
 from share_dist.identity import Identity, require_name, require_role
 
@@ -150,7 +149,7 @@ def renew(
         for path in files
     }
     for path, certificate in renewed.items():
-        _replace(path, certificate, mode=0o644)
+        _replace(path, certificate, mode=PUBLIC)
     described = [_describe(path) for path in renewed]
     show(described, as_json=as_json, table=lambda: _table(described))
 
@@ -191,21 +190,14 @@ def _write(folder: Path, name: str, issued: "Issued", *, force: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    _replace(key, issued.key, mode=0o600)
-    _replace(certificate, issued.certificate, mode=0o644)
+    _replace(key, issued.key, mode=PRIVATE)
+    _replace(certificate, issued.certificate, mode=PUBLIC)
     return certificate
 
 
 def _replace(path: Path, content: bytes, *, mode: int) -> None:
-    """Put a file in its place as a whole; nobody else can read a key at any time."""
     try:
-        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(unfinished).replace(path)
+        write_whole(path, content, mode=mode)
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -16,6 +16,7 @@ from share_dist.wire.records import DEFAULT_SUBSPACE
 
 if TYPE_CHECKING:
     from share_dist.client import Credentials, ShareClient
+    from share_dist.client.admin import AdminClient
 
 DEFAULT_ADDRESS = "127.0.0.1:50551"
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -146,18 +147,34 @@ class Connection:
             ConfigError: The address is none.
             CoordinatorUnreachable: Nobody answers there.
         """
-        self.require_address()
-        credentials = self.credentials
+        arguments = self._arguments()
         from share_dist.client import ShareClient
 
-        with ShareClient(
-            self.address,
-            timeout_seconds=self.timeout or FIRST_ANSWER_SECONDS,
-            credentials=credentials,
-        ) as client:
+        with ShareClient(self.address, **arguments) as client:
             client.status()
             client.timeout_seconds = self.timeout or DEFAULT_TIMEOUT_SECONDS
             yield client
+
+    @contextmanager
+    def admin(self) -> Iterator["AdminClient"]:
+        """
+        Connect for an administrator, once the coordinator is asked.
+
+        Raises:
+            ConfigError: The address is none.
+        """
+        arguments = self._arguments()
+        from share_dist.client.admin import AdminClient
+
+        with AdminClient(self.address, self.subspace, **arguments) as client:
+            yield client
+
+    def _arguments(self) -> dict[str, Any]:
+        self.require_address()
+        return {
+            "timeout_seconds": self.timeout or FIRST_ANSWER_SECONDS,
+            "credentials": self.credentials,
+        }
 
     def require_address(self) -> None:
         """
