@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from typing_extensions import override
 
-from coordinator import administration
+from coordinator import administration, administration_tokens
 from coordinator.access import EVERY_SUBSPACE
 from coordinator.answering import Servicer, answering
 from coordinator.state import Call
@@ -157,6 +157,35 @@ class AdminService(Servicer, pb_grpc.AdminServicer):
         update_id = codec.require_id(request.update_id, "update_id")
         reason = codec.require_reason(request.reason)
         return codec.receipt_to_pb(await administration.drop_update(call, update_id, reason))
+
+    @override
+    @answering
+    async def CreateToken(
+        self, request: pb.CreateTokenRequest, context: Any
+    ) -> pb.CreateTokenResponse:
+        principal = self._coordinator.access.identify(context)
+        token, secret = await administration_tokens.create_token(
+            self._coordinator, principal, codec.token_request_from_pb(request)
+        )
+        return pb.CreateTokenResponse(token=codec.token_to_pb(token), secret=secret)
+
+    @override
+    @answering
+    async def ListTokens(
+        self, request: pb.ListTokensRequest, context: Any
+    ) -> pb.ListTokensResponse:
+        principal = self._coordinator.access.identify(context)
+        tokens = await administration_tokens.list_tokens(self._coordinator, principal)
+        return pb.ListTokensResponse(tokens=map(codec.token_to_pb, tokens))
+
+    @override
+    @answering
+    async def RevokeToken(self, request: pb.RevokeTokenRequest, context: Any) -> pb.Token:
+        principal = self._coordinator.access.identify(context)
+        token_id = codec.require_id(request.token_id, "token_id")
+        return codec.token_to_pb(
+            await administration_tokens.revoke_token(self._coordinator, principal, token_id)
+        )
 
     @override
     @answering
