@@ -20,14 +20,14 @@ from tests.interop.servers import BytesServer, Recorder
 
 def record(release: str) -> Conversation:
     """Let the client and the coordinator that are installed talk, and write it down."""
-    with tempfile.TemporaryDirectory() as folder:
-        with (
-            running(make_config(Path(folder) / "store", **CONFIG)) as app,
-            grpc.insecure_channel(app.address) as channel,
-        ):
-            recorder = Recorder(channel)
-            with BytesServer(recorder) as proxy:
-                results = SCENARIOS[release](proxy.address)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(make_config(Path(folder) / "store", **CONFIG)) as app,
+        grpc.insecure_channel(app.address) as channel,
+    ):
+        recorder = Recorder(channel)
+        with BytesServer(recorder) as proxy:
+            results = SCENARIOS[release](proxy.address)
     schema = Schema.of([coordinator_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR])
     return Conversation(release, schema, results, recorder.calls)
 
