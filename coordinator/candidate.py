@@ -20,6 +20,7 @@ from share_dist.core.outcome import MergeOutcome, MergeReport
 from share_dist.core.prepared import angle_between
 from share_dist.core.values import MergedTask, Subspace
 from share_dist.errors import NotFinite
+from share_dist.wire import codec
 from share_dist.wire.records import MAX_TOLD_DRIFTS, VersionEvent, VersionKind
 
 
@@ -163,8 +164,17 @@ def candidate_of_rollback(
 
 
 def rotation_of(outcome: MergeOutcome, current: Snapshot) -> bytes:
-    """Write the steps by which who holds the current version with its tail gets to the next one."""
-    return b""
+    """
+    Write the step by which who holds the current version with its tail gets to the next one.
+
+    Returns:
+        Nothing where the step is no smaller than the next version itself.
+    """
+    payload = codec.rotation_to_bytes(outcome.rotation, current.subspace, outcome.subspace)
+    whole_bytes = sum(
+        basis.vectors.nbytes for layer in outcome.subspace.layers.values() for _, basis in layer
+    )
+    return payload if len(payload) < whole_bytes else b""
 
 
 def largest_drifts(drift: Mapping[str, float]) -> dict[str, float]:
