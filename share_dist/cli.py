@@ -7,16 +7,23 @@ from typing import Annotated
 import typer
 
 from share_dist.commands import (
+    audit,
     certs,
     console,
+    doctor,
     export,
     inspect,
     kit,
+    lineage,
     pull,
     push,
     quickstart,
     status,
+    subspaces,
     tasks,
+    top,
+    updates,
+    versions,
     watch,
 )
 
@@ -61,11 +68,22 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "import": push.import_,
     "inspect": inspect.inspect,
+    "subspaces": subspaces.subspaces,
+    "versions": versions.versions,
+    "diff": versions.diff,
+    "bisect": versions.bisect,
+    "rollback": lineage.rollback,
+    "compact": lineage.compact,
+    "remove": lineage.remove,
+    "audit": audit.audit,
+    "top": top.top,
+    "doctor": doctor.doctor,
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)
 
 app.add_typer(kit.app, name="kit")
+app.add_typer(updates.app, name="updates")
 app.add_typer(certs.app, name="certs")
 
 for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):

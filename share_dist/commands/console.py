@@ -64,7 +64,7 @@ def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None
     if isinstance(rendered, str):
         typer.echo(rendered)
     else:
-        _console().print(rendered)
+        make_console().print(rendered)
 
 
 def confirm(what: str, *, yes: bool, as_json: bool) -> None:
@@ -103,7 +103,8 @@ def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) 
     return table
 
 
-def _console() -> Console:
+def make_console() -> Console:
+    """Make a console that knows how wide its lines may be, also where nobody looks."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_OF_FILES
