@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -32,6 +33,8 @@ from coordinator.observation import observe
 from coordinator.refusals import Refusals
 from coordinator.state import Coordinator, Lineage
 from coordinator.store.base import COORDINATOR, Catalog, Store
+from coordinator.transfers import ByteBudget
+from coordinator.uploads import UploadSpool
 from coordinator.versions import VersionCache
 from coordinator.web.server import WebServer
 from coordinator.writer import MergeWriter
@@ -103,7 +106,8 @@ class CoordinatorApp:
             refusals = Refusals(catalog.note, self._log, self._clock)
             closing.push_async_callback(asyncio.to_thread, refusals.close)
             closing.enter_context(handshakes.told(refusals.add_handshake))
-            self.coordinator = self._compose(catalog, refusals)
+            uploads = await asyncio.to_thread(self._open_uploads, closing)
+            self.coordinator = self._compose(catalog, refusals, uploads)
             # before anyone is served: whoever can reach a port can ask for any subspace of before
             closing.push_async_callback(self.coordinator.lineages.stop)
             for name in sorted({*self._config.names, *catalog.names()}):
@@ -191,7 +195,15 @@ class CoordinatorApp:
             inline_bytes=self._config.inline_bytes,
         )
 
-    def _compose(self, catalog: Catalog, refusals: Refusals) -> Coordinator:
+    def _open_uploads(self, closing: contextlib.AsyncExitStack) -> UploadSpool:
+        folder = self._config.uploads
+        if folder is None and self._given_catalog is None and "://" not in self._config.store:
+            folder = Path(self._config.store) / "uploads"
+        if folder is None:
+            folder = Path(closing.enter_context(TemporaryDirectory(prefix="share-dist-uploads-")))
+        return UploadSpool(folder, self._config.max_bytes_of_uploads)
+
+    def _compose(self, catalog: Catalog, refusals: Refusals, uploads: UploadSpool) -> Coordinator:
         metrics = Metrics()
         lineages = Lineages(
             catalog,
@@ -203,6 +215,10 @@ class CoordinatorApp:
             catalog=catalog,
             lineages=lineages,
             access=Access(self._config, catalog, self._clock, refusals),
+            budget=ByteBudget(
+                self._config.max_bytes_in_flight, self._config.max_bytes_in_flight_per_peer
+            ),
+            uploads=uploads,
             metrics=metrics,
             log=self._log,
             clock=self._clock,

@@ -102,6 +102,11 @@ class SubspaceConfig(BaseModel):
     max_update_bytes: int = Field(2**30, ge=1, description="Payload of an update, at most")
     max_pending: int = Field(1000, ge=1, description="Updates that wait, at most")
     max_watchers: int = Field(1000, ge=1, description="Watchers at once, at most")
+    anchor_every: int = Field(
+        50,
+        ge=1,
+        description="Watchers get the whole bases again after so many versions, not rotations",
+    )
     keep_versions: int = Field(
         0,
         ge=0,
@@ -173,6 +178,25 @@ class CoordinatorConfig(SubspaceConfig):
     require_token: bool = Field(
         default=False,
         description="Every call must show a token; so it is with TLS that asks for no certificates",
+    )
+    max_bytes_in_flight: int = Field(
+        2**31, ge=1, description="Payload bytes on their way in and out at once, at most"
+    )
+    max_bytes_in_flight_per_peer: int = Field(
+        2**30,
+        ge=1,
+        description="The same, of one principal; of one connection where nobody has a name",
+    )
+    uploads: Path | None = Field(
+        None,
+        description="Folder for pushes that were cut off; a folder of the store by default, with a "
+        "database a temporary one",
+    )
+    max_bytes_of_uploads: int = Field(
+        2**32, ge=0, description="Bytes of such pushes that are kept, at most; the oldest go"
+    )
+    stall_seconds: float = Field(
+        60.0, gt=0, description="How long a peer may neither send nor take the next chunk"
     )
     metrics_listen: str | None = Field(None, description="Address to serve Prometheus metrics on")
     web_listen: str | None = Field(

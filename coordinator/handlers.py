@@ -1,9 +1,6 @@
 """What each call does, on values and records: one function per RPC, no gRPC in sight."""
 
 import asyncio
-import difflib
-import itertools
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version as release_of
@@ -25,15 +22,13 @@ from coordinator.policy import require_fresh
 from coordinator.state import Call, Coordinator, Lineage
 from coordinator.store.base import DescribedUpdate, Kept, UpdateRecord, not_owner
 from coordinator.store.format import describe_update
-from coordinator.versions import ServedPayload, Snapshot
+from coordinator.uploads import upload_key
 from share_dist.core.prepared import angle_between
 from share_dist.core.values import WIRE_VERSION, Fingerprint, LayerUpdate, SideUpdate, TaskUpdate
 from share_dist.errors import (
     ConfigError,
     Overloaded,
     ShareError,
-    UnknownTask,
-    VersionCompacted,
 )
 from share_dist.telemetry import Event
 from share_dist.wire import codec
@@ -42,18 +37,14 @@ from share_dist.wire.records import (
     CoordinatorStatus,
     Lease,
     Receipt,
-    TaskSummary,
     UpdateState,
-    VersionEvent,
+    UploadProgress,
     Wait,
     WorkerStatus,
 )
 
 MAX_FEATURES = 2**31
 """Most features of one side of a layer."""
-
-_MAX_COMPARED_TASKS = 1000
-"""How many names an unknown one is compared with: each takes up to a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +71,6 @@ class AnnouncedPush:
     base_version: int
     fingerprint_digest: str
     base_digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ServedSubspace:
-    """A version as it is sent; no payload when the caller has it already."""
-
-    version: int
-    digest: str
-    fingerprint: Fingerprint | None
-    served: ServedPayload | None
-
-
-@dataclass(frozen=True, slots=True)
-class ServedTask:
-    """One task in the bases of a version, as it is sent."""
-
-    summary: TaskSummary
-    version: int
-    served: ServedPayload
 
 
 async def open_lineage(coordinator: Coordinator, principal: Principal, name: str) -> Lineage:
@@ -173,9 +145,9 @@ async def announce_push(call: Call, push: AnnouncedPush) -> None:
         raise
 
 
-async def push_update(call: Call, push: Push) -> Receipt:
+async def keep_update(call: Call, push: Push) -> UpdateRecord:
     """
-    Admit an update and keep it; a push that is known gets the receipt of what became of it.
+    Admit an update and keep it; a push that is known gets the record of what became of it.
 
     Raises:
         UpdateConflict: The ``update_id`` is known with other content.
@@ -203,75 +175,21 @@ async def push_update(call: Call, push: Push) -> Receipt:
         _note_refusal(lineage, push.update.update_id, push.update.task_id, error)
         raise
     lineage.writer.notify()
-    if push.wait == "merged":
-        record = await lineage.writer.settled(record.update_id)
+    return record
+
+
+async def answer_push(call: Call, record: UpdateRecord, wait: Wait) -> Receipt:
+    """Tell what became of an update that is kept, at once or when a version contains it."""
+    if wait == "merged":
+        record = await call.lineage.writer.settled(record.update_id)
     faults.reach("before-reply")
     return record.receipt()
 
 
-async def pull_subspace(
-    call: Call, version: int | None, held_version: int | None, held_digest: str = ""
-) -> ServedSubspace:
-    """
-    Return the newest version or a given one, unless the caller has it.
-
-    Raises:
-        VersionInFuture: There is no such version yet.
-        VersionCompacted: It is no longer kept.
-    """
-    lineage = call.lineage
-    version = lineage.writer.snapshot.version if version is None else version
-    lineage.store.require_version(version)
-    digest = await asyncio.to_thread(lineage.store.digest, version)
-    fingerprint = await asyncio.to_thread(lineage.store.fingerprint)
-    if version == held_version and held_digest in {"", digest}:
-        return ServedSubspace(version, digest, fingerprint, served=None)
-    served = await asyncio.to_thread(lineage.versions.served, version)
-    return ServedSubspace(version, digest, fingerprint, served)
-
-
-async def pull_task(call: Call, task_id: str, version: int | None) -> ServedTask:
-    """
-    Return one task in the bases of the current version.
-
-    Raises:
-        UnknownTask: The current version does not contain it.
-        VersionInFuture: There is no such version yet.
-        VersionCompacted: The version is not the current one.
-    """
-    snapshot = call.lineage.writer.snapshot
-    if version is not None and version != snapshot.version:
-        _require_newest(call.lineage, version, snapshot.version)
-    if task_id not in snapshot.tasks:
-        raise await asyncio.to_thread(_unknown_task, snapshot, task_id)
-    return await asyncio.to_thread(_served_task, call.lineage, snapshot, task_id)
-
-
-async def list_tasks(call: Call) -> tuple[tuple[TaskSummary, ...], int]:
-    """Return every task, merged or waiting, and the current version."""
-    summaries = await asyncio.to_thread(call.lineage.store.task_summaries)
-    return summaries, call.lineage.writer.snapshot.version
-
-
-async def watch_versions(
-    call: Call, after_version: int | None, after_digest: str = ""
-) -> AsyncIterator[VersionEvent]:
-    """
-    Yield every version after the one that the caller holds, until the coordinator stops.
-
-    Raises:
-        VersionInFuture: The caller holds a version that does not exist here.
-        VersionCompacted: What came after it is no longer kept.
-        VersionMismatch: The caller holds a version of another store.
-        Overloaded: There are too many watchers.
-    """
-    lineage = call.lineage
-    current = lineage.broadcast.current_version
-    after_version = current if after_version is None else after_version
-    lineage.store.require_version(after_version)
-    await asyncio.to_thread(lineage.store.require_digest, after_version, after_digest)
-    async for event in lineage.broadcast.watch(after_version):
-        yield event
+async def upload_progress(call: Call, update_id: str, sha256: bytes) -> UploadProgress:
+    """Tell how much of an interrupted push is here; only the principal who pushes it may know."""
+    key = upload_key(call.lineage.name, call.principal.name, update_id, sha256)
+    return await asyncio.to_thread(call.coordinator.uploads.progress, key)
 
 
 async def get_status(call: Call) -> CoordinatorStatus:
@@ -469,37 +387,7 @@ def _note_refusal(lineage: Lineage, update_id: str, task_id: str, error: ShareEr
     )
 
 
-# --- tasks and status ---------------------------------------------------------------------------
-
-
-def _require_newest(lineage: Lineage, version: int, current_version: int) -> None:
-    lineage.store.require_version(version)
-    raise VersionCompacted(
-        f"tasks are served in the current version {current_version} only, asked was {version}: "
-        "pull the task without a version, or rebase what you hold",
-        version=version,
-        first_version=current_version,
-        current_version=current_version,
-    )
-
-
-def _served_task(lineage: Lineage, snapshot: Snapshot, task_id: str) -> ServedTask:
-    head = lineage.store.load_update(snapshot.entries[task_id].update_id).head
-    coefficients = snapshot.tasks[task_id].served(snapshot.subspace)
-    payload = codec.task_to_bytes(coefficients, head)
-    summary = lineage.store.task_summary(task_id)
-    return ServedTask(summary, snapshot.version, ServedPayload.of(payload))
-
-
-def _unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:
-    compared = itertools.islice(snapshot.tasks, _MAX_COMPARED_TASKS)
-    nearest = difflib.get_close_matches(task_id, compared, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(map(repr, nearest))}?" if nearest else "see the list of tasks"
-    return UnknownTask(
-        f"version {snapshot.version} contains no task {task_id!r}: {hint}",
-        task_id=task_id,
-        nearest=", ".join(nearest),
-    )
+# --- status -------------------------------------------------------------------------------------
 
 
 def describe(call: Call) -> CoordinatorStatus:
@@ -523,6 +411,7 @@ def describe(call: Call) -> CoordinatorStatus:
         subspace=lineage.name,
         store_id=store.store_id,
         digest=snapshot.digest,
+        bytes_in_flight=coordinator.budget.bytes_in_flight,
         principal=call.principal.name,
         role=coordinator.access.role(call.principal, lineage.name) or "",
     )

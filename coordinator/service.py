@@ -1,7 +1,7 @@
 """The gRPC service: decode, call a handler, encode; nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -9,17 +9,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from typing_extensions import override
 
-from coordinator import handlers
+from coordinator import handlers, pulling, streams
+from coordinator.admin_service import ADMIN_SERVICE_NAME, AdminService
 from coordinator.answering import Servicer, answering
 from coordinator.state import Call, Coordinator
-from coordinator.versions import ServedPayload
-from share_dist.core.values import Fingerprint
-from share_dist.errors import MalformedMessage
+from coordinator.versions import Form
+from share_dist.errors import MessageTooLarge
+from share_dist.pb import admin_pb2_grpc as pb_admin_grpc
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb import coordinator_pb2_grpc as pb_grpc
 from share_dist.wire import codec
-from share_dist.wire.chunks import ChunkJoiner
-from share_dist.wire.records import Role
+from share_dist.wire.checks import MAX_ID_CHARACTERS, require_length
+from share_dist.wire.chunks import cut
+from share_dist.wire.options import MAX_MESSAGE_BYTES
+from share_dist.wire.records import Role, TaskSummary
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
 
@@ -37,6 +40,14 @@ ROLE_NEEDED: Mapping[str, Role] = {
 """What a caller must be in the subspace that it names."""
 
 
+MAX_PAGE_BYTES = MAX_MESSAGE_BYTES // 2
+"""Bytes of tasks in one message, at most."""
+
+_BYTES_OF_A_FIELD = 8
+_SHARE_OF_DEADLINE = 0.8
+"""Share of a call's time that it may spend waiting for a version: the rest is for the answer."""
+
+
 async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.aio.HealthServicer:
     """
     Put the coordinator's service, health and reflection on a server.
@@ -48,10 +59,11 @@ async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.ai
     pb_grpc.add_CoordinatorServicer_to_server(coordinator_service, server)  # type: ignore[no-untyped-call]
     # in place of two generated ones, which would serialise every chunk anew for every reader
     server.add_registered_method_handlers(SERVICE_NAME, _payload_handlers(coordinator_service))
+    pb_admin_grpc.add_AdminServicer_to_server(AdminService(coordinator), server)  # type: ignore[no-untyped-call]
     health_service = health.aio.HealthServicer()
     await health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    names = (SERVICE_NAME, ADMIN_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return health_service
 
@@ -59,14 +71,14 @@ async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.ai
 def _payload_handlers(
     coordinator_service: "CoordinatorService",
 ) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
-    """Let the calls that send payloads yield messages that are serialised already."""
-    streams = {
+    """Let the calls that send payloads write messages that are serialised already."""
+    methods: dict[str, tuple[Any, Any]] = {
         "PullSubspace": (coordinator_service.PullSubspace, pb.PullSubspaceRequest),
         "PullTask": (coordinator_service.PullTask, pb.PullTaskRequest),
     }
     return {
         name: grpc.unary_stream_rpc_method_handler(method, request_deserializer=request.FromString)
-        for name, (method, request) in streams.items()
+        for name, (method, request) in methods.items()
     }
 
 
@@ -100,62 +112,75 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest], context: Any
     ) -> pb.Receipt:
-        header = await _push_header(requests)
+        stall_seconds = self._coordinator.config.stall_seconds
+        header = await streams.header_of(requests, stall_seconds)
         call = self._call("PushUpdate", header, context)
-        push = await _receive_push(header, requests, call)
-        return codec.receipt_to_pb(await handlers.push_update(call, push))
+        async with streams.receiving(call, header, requests) as push:
+            record = await handlers.keep_update(call, push)
+        # the payload is let go of here: a merge may be waited for long
+        return codec.receipt_to_pb(await handlers.answer_push(call, record, push.wait))
 
     @override
     @answering
-    async def PullSubspace(
-        self, request: pb.PullSubspaceRequest, context: Any
-    ) -> AsyncIterator[bytes]:
-        served = await handlers.pull_subspace(
-            self._call("PullSubspace", request, context),
-            _optional(request, "version"),
-            _optional(request, "held_version"),
-            request.held_digest,
-        )
-        sent = served.served or ServedPayload.of(b"")
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:
+        call = self._call("GetUpload", request, context)
+        update_id = codec.require_id(request.update_id, "update_id")
+        sha256 = codec.require_digest_bytes(request.sha256, "sha256")
+        progress = await handlers.upload_progress(call, update_id, sha256)
+        return codec.upload_progress_to_pb(progress)
+
+    @override
+    @answering
+    async def PullSubspace(self, request: pb.PullSubspaceRequest, context: Any) -> None:
+        call = self._call("PullSubspace", request, context)
+        served = await pulling.pull_subspace(call, _wanted(request, context))
         header = pb.PullSubspaceResponse(
             header=pb.SubspaceHeader(
                 version=served.version,
                 not_modified=served.served is None,
-                fingerprint=_optional_fingerprint(served.fingerprint),
-                payload=sent.header,
+                fingerprint=codec.optional_fingerprint_to_pb(served.fingerprint),
+                payload=served.served.header if served.served else cut(b"").header,
                 digest=served.digest,
                 store_id=self._coordinator.catalog.store_id,
+                precision=codec.precision_to_pb(served.form.precision),
+                precision_loss=served.served.loss if served.served else 0.0,
+                has_tail=served.form.with_tail,
+                rotated_from_version=served.rotated_from,
+                chain=served.chain,
             )
         )
-        yield header.SerializeToString()
-        for message in sent.messages:
-            yield message
+        await streams.send(call, context, "PullSubspace", header.SerializeToString(), served.served)
 
     @override
     @answering
-    async def PullTask(self, request: pb.PullTaskRequest, context: Any) -> AsyncIterator[bytes]:
-        served = await handlers.pull_task(
-            self._call("PullTask", request, context),
+    async def PullTask(self, request: pb.PullTaskRequest, context: Any) -> None:
+        call = self._call("PullTask", request, context)
+        served = await pulling.pull_task(
+            call,
             codec.require_id(request.task_id, "task_id"),
             _optional(request, "version"),
+            codec.precision_from_pb(request.precision),
         )
         header = pb.PullTaskResponse(
             header=pb.TaskHeader(
                 task=codec.task_summary_to_pb(served.summary),
                 version=served.version,
                 payload=served.served.header,
+                precision=request.precision,
+                precision_loss=served.served.loss,
             )
         )
-        yield header.SerializeToString()
-        for message in served.served.messages:
-            yield message
+        await streams.send(call, context, "PullTask", header.SerializeToString(), served.served)
 
     @override
     @answering
     async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:
-        summaries, version = await handlers.list_tasks(self._call("ListTasks", request, context))
-        tasks = [codec.task_summary_to_pb(summary) for summary in summaries]
-        return pb.ListTasksResponse(tasks=tasks, current_version=version)
+        call = self._call("ListTasks", request, context)
+        # one more than a page tells whether there is another
+        limit = request.page_size + 1 if request.page_size else 0
+        after = require_length(request.page_token, 0, MAX_ID_CHARACTERS, "page_token")
+        summaries, version = await pulling.list_tasks(call, after, limit)
+        return await asyncio.to_thread(_task_page, summaries, request.page_size, version)
 
     @override
     @answering
@@ -164,7 +189,9 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
     ) -> AsyncIterator[pb.VersionEvent]:
         call = self._call("WatchVersions", request, context)
         after_version = _optional(request, "after_version")
-        async for event in handlers.watch_versions(call, after_version, request.after_digest):
+        async for event in pulling.watch_versions(
+            call, after_version, codec.require_hex_digest(request.after_digest, "after_digest")
+        ):
             # a watch lasts: what its caller was let in with may have ended since
             self._coordinator.access.require_still(call.principal)
             yield codec.version_event_to_pb(event)
@@ -183,50 +210,43 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
         return Call(self._coordinator, lineage, principal, context.peer())
 
 
-async def _push_header(requests: AsyncIterator[pb.PushUpdateRequest]) -> pb.UpdateHeader:
-    first = await anext(requests, None)
-    if first is None or first.WhichOneof("part") != "header":
-        raise MalformedMessage("a push begins with its header: send it first", field="header")
-    return first.header
-
-
-async def _receive_push(
-    header: pb.UpdateHeader, requests: AsyncIterator[pb.PushUpdateRequest], call: Call
-) -> handlers.Push:
-    joiner = ChunkJoiner(header.payload, call.lineage.config.max_update_bytes)
-    await handlers.announce_push(call, _announced(header))
-    async for request in requests:
-        if request.WhichOneof("part") != "chunk":
-            raise MalformedMessage("after its header a push has chunks only", field="chunk")
-        joiner.add(request.chunk)
-    payload = joiner.finish()
-    # in a thread: reading the tensors of a large update would stop all other calls
-    update = await asyncio.to_thread(codec.update_from_wire, header, payload)
-    return handlers.Push(
-        update=update,
-        payload=payload,
-        base_digest=header.base_digest,
-        worker_id=header.worker_id,
-        fingerprint_digest=header.fingerprint_digest,
-        wait=codec.wait_from_pb(header.wait),
+def _wanted(request: pb.PullSubspaceRequest, context: Any) -> pulling.Wanted:
+    held_chain = codec.require_digest_bytes(request.held_chain, "held_chain")
+    # gRPC says None, or a very long time, where the caller set no deadline
+    patience_seconds = (context.time_remaining() or pulling.MAX_WAIT_SECONDS) * _SHARE_OF_DEADLINE
+    return pulling.Wanted(
+        version=_optional(request, "version"),
+        held_version=_optional(request, "held_version"),
+        held_digest=codec.require_hex_digest(request.held_digest, "held_digest"),
+        min_version=_optional(request, "min_version"),
+        form=Form(codec.precision_from_pb(request.precision), request.with_tail),
+        held_chain=held_chain if request.accept_rotation else b"",
+        patience_seconds=min(patience_seconds, pulling.MAX_WAIT_SECONDS),
     )
 
 
-def _announced(header: pb.UpdateHeader) -> handlers.AnnouncedPush:
-    return handlers.AnnouncedPush(
-        update_id=codec.require_id(header.update_id, "update_id"),
-        task_id=codec.require_id(header.task_id, "task_id"),
-        worker_id=codec.require_id(header.worker_id, "worker_id"),
-        lease_epoch=header.lease_epoch,
-        base_version=header.base_version,
-        fingerprint_digest=header.fingerprint_digest,
-        base_digest=header.base_digest,
-    )
+def _task_page(
+    summaries: Sequence[TaskSummary], page_size: int, version: int
+) -> pb.ListTasksResponse:
+    """Write as many tasks as one message holds; all of them, where no page was asked for."""
+    response, num_bytes = pb.ListTasksResponse(current_version=version), 0
+    for summary in summaries[: page_size or len(summaries)]:
+        task = codec.task_summary_to_pb(summary)
+        num_bytes += task.ByteSize() + _BYTES_OF_A_FIELD
+        if num_bytes > MAX_PAGE_BYTES:
+            break
+        response.tasks.append(task)
+    if len(response.tasks) == len(summaries):
+        return response
+    if not page_size:
+        raise MessageTooLarge(
+            f"{len(summaries)} tasks do not fit into one message: list them in pages, with a page_size",
+            size_bytes=num_bytes,
+            limit_bytes=MAX_PAGE_BYTES,
+        )
+    response.next_page_token = response.tasks[-1].task_id
+    return response
 
 
 def _optional(request: Any, field: str) -> int | None:
     return getattr(request, field) if request.HasField(field) else None
-
-
-def _optional_fingerprint(fingerprint: Fingerprint | None) -> pb.Fingerprint | None:
-    return None if fingerprint is None else codec.fingerprint_to_pb(fingerprint)

@@ -14,6 +14,8 @@ from coordinator.leases import Leases
 from coordinator.lineages import Lineages
 from coordinator.metrics import Metrics, SubspaceMetrics
 from coordinator.store.base import Catalog, Store
+from coordinator.transfers import ByteBudget
+from coordinator.uploads import UploadSpool
 from coordinator.versions import VersionCache
 from coordinator.writer import MergeWriter
 from share_dist.wire.records import Role
@@ -44,6 +46,8 @@ class Coordinator:
     catalog: Catalog
     lineages: "Lineages[Lineage]"
     access: Access
+    budget: ByteBudget
+    uploads: UploadSpool
     metrics: Metrics
     log: FilteringBoundLogger
     clock: Clock

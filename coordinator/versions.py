@@ -4,13 +4,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from coordinator.store.base import Store, TaskEntry
 from share_dist.core.values import MergedTask, Subspace
+from share_dist.errors import MalformedMessage
 from share_dist.wire import codec
 from share_dist.wire.chunks import PayloadHeader, cut, messages_of
+from share_dist.wire.records import Precision
 
+KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
 
 
@@ -71,6 +74,34 @@ class Snapshot:
         return Snapshot(store.subspace(version), kept.tasks, kept.entries, store.digest(version))
 
 
+class Form(NamedTuple):
+    """How a version is sent: how its numbers are written, and whether with its oversampled tail."""
+
+    precision: Precision = "float32"
+    with_tail: bool = False
+
+
+AS_KEPT = Form()
+"""Float32, without the tail: what workers train on."""
+
+WHOLE = Form(with_tail=True)
+"""With the tail: what rotations begin at."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedSteps:
+    """The steps from one version to another as one payload, and each by itself."""
+
+    served: ServedPayload
+    payloads: tuple[bytes, ...]
+
+    def chain_after(self, chain: bytes) -> bytes:
+        """Follow the chain of who holds the first version."""
+        for payload in self.payloads:
+            chain = codec.next_chain(chain, payload)
+        return chain
+
+
 class VersionCache:
     """
     Subspaces by version, and the bytes in which each is sent.
@@ -82,13 +113,14 @@ class VersionCache:
 
     def __init__(self, store: Store, size: int = 4) -> None:
         self._store = store
-        self._subspaces: _LeastRecent[Subspace] = _LeastRecent(size)
-        self._payloads: _LeastRecent[ServedPayload] = _LeastRecent(size)
+        self._subspaces: _LeastRecent[int, Subspace] = _LeastRecent(size)
+        self._payloads: _LeastRecent[tuple[int, Form], ServedPayload] = _LeastRecent(size)
+        self._steps: _LeastRecent[tuple[int, int], ServedSteps] = _LeastRecent(size)
 
     def remember(self, subspace: Subspace, served: ServedPayload) -> None:
         """Keep a version that has just been made."""
         self._subspaces.put(subspace.version, subspace)
-        self._payloads.put(subspace.version, served)
+        self._payloads.put((subspace.version, AS_KEPT), served)
 
     def subspace(self, version: int) -> Subspace:
         """Return a version; raises what ``Store.subspace`` raises."""
@@ -101,37 +133,64 @@ class VersionCache:
             self._subspaces.put(version, subspace)
         return subspace
 
-    def served(self, version: int) -> ServedPayload:
-        """Return a version as it is sent, without its tail."""
-        held = self._payloads.get(version)
+    def served(self, version: int, form: Form = AS_KEPT) -> ServedPayload:
+        """Return a version as it is sent, once and for all who ask for this form."""
+        held = self._payloads.get((version, form))
         if held is not None:
             return held
-        served = encode_served(self.subspace(version))
+        served = encode_served(self.subspace(version), form)
         if version > 0:
-            self._payloads.put(version, served)
+            self._payloads.put((version, form), served)
         return served
 
+    def steps(self, held_version: int, version: int, below_bytes: int) -> ServedSteps | None:
+        """
+        Return the steps from one version to a later one.
 
-def encode_served(subspace: Subspace) -> ServedPayload:
-    """Write a subspace as workers get it: the broadcast factors, without the tail."""
-    return ServedPayload.of(codec.subspace_to_bytes(subspace.without_tail()))
+        Args:
+            held_version: Where they begin.
+            version: Where they lead.
+            below_bytes: What the whole subspace takes.
+
+        Returns:
+            None where a version between has no step, or the steps are no smaller than the whole.
+        """
+        held = self._steps.get((held_version, version))
+        if held is None:
+            numbers = range(held_version + 1, version + 1)
+            payloads = tuple(self._store.rotation(number) for number in numbers)
+            if not all(payloads) or sum(map(len, payloads)) >= below_bytes:
+                return None
+            held = ServedSteps(ServedPayload.of(codec.steps_to_bytes(payloads)), payloads)
+            self._steps.put((held_version, version), held)
+        return held if held.served.num_bytes < below_bytes else None
 
 
-class _LeastRecent(Generic[ValueT]):
+def encode_served(subspace: Subspace, form: Form = AS_KEPT) -> ServedPayload:
+    """Write a subspace as it is sent; to workers, the broadcast factors without the tail."""
+    if form.precision != "float32":
+        raise MalformedMessage(
+            f"precision {form.precision} is not served: ask for float32", field="precision"
+        )
+    sent = subspace if form.with_tail else subspace.without_tail()
+    return ServedPayload.of(codec.subspace_to_bytes(sent))
+
+
+class _LeastRecent(Generic[KeyT, ValueT]):
     """The values that were used last; safe to use from several threads."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._values: OrderedDict[int, ValueT] = OrderedDict()
+        self._values: OrderedDict[KeyT, ValueT] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: int) -> ValueT | None:
+    def get(self, key: KeyT) -> ValueT | None:
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
-    def put(self, key: int, value: ValueT) -> None:
+    def put(self, key: KeyT, value: ValueT) -> None:
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)

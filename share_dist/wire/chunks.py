@@ -28,6 +28,9 @@ from share_dist.pb import tensor_pb2 as pb
 PayloadHeader: TypeAlias = pb.PayloadHeader
 """What comes before the chunks, by a name for those who do not see generated code."""
 
+PayloadChunk: TypeAlias = pb.Chunk
+"""One of the chunks, likewise."""
+
 CHUNK_BYTES = 2**20
 """Bytes of payload in every chunk but the last: the size at which gRPC streams fastest."""
 
@@ -157,7 +160,7 @@ class ChunkJoiner:
         held: bytes = b"",
         num_held_chunks: int = 0,
     ) -> None:
-        _require_sound(header, limit_bytes)
+        require_sound(header, limit_bytes)
         self._expected_digest = header.sha256
         self._expected_bytes = header.num_bytes
         self._expected_chunks = header.num_chunks
@@ -240,7 +243,15 @@ class ChunkJoiner:
         )
 
 
-def _require_sound(header: pb.PayloadHeader, limit_bytes: int) -> None:
+def require_sound(header: pb.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+    """
+    Refuse by the header alone what will not be taken.
+
+    Raises:
+        UnsupportedWireVersion: It is of another wire version.
+        MessageTooLarge: The announced payload is longer than ``limit_bytes``.
+        MalformedMessage: It contradicts itself.
+    """
     if header.wire_version != WIRE_VERSION:
         raise UnsupportedWireVersion(
             f"the peer speaks wire version {header.wire_version}, this side {WIRE_VERSION}: "

@@ -83,8 +83,22 @@ from share_dist.wire.payloads import (
     update_to_bytes,
     update_to_record,
 )
+from share_dist.wire.rotations import (
+    anchor_chain,
+    next_chain,
+    rotation_from_bytes,
+    rotation_to_bytes,
+    steps_from_bytes,
+    steps_to_bytes,
+)
 
 __all__ = [
+    "anchor_chain",
+    "next_chain",
+    "rotation_from_bytes",
+    "rotation_to_bytes",
+    "steps_from_bytes",
+    "steps_to_bytes",
     "MAX_COUNT",
     "MAX_ID_CHARACTERS",
     "audit_entry_from_pb",

@@ -1,0 +1,152 @@
+"""Payloads off a stream and onto one: within the byte budget, and with a peer that goes on."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from coordinator import handlers
+from coordinator.state import Call
+from coordinator.uploads import Upload, upload_key
+from coordinator.versions import ServedPayload
+from share_dist.errors import MalformedMessage, StreamTruncated
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.wire import codec
+from share_dist.wire.chunks import require_sound
+
+ResultT = TypeVar("ResultT")
+
+
+async def send(
+    call: Call, context: Any, rpc: str, header: bytes, served: ServedPayload | None
+) -> None:
+    """
+    Send a header, and the chunks of a payload if there is one.
+
+    Args:
+        call: For whom.
+        context: Of the gRPC call.
+        rpc: Its name, for messages.
+        header: Serialised.
+        served: What follows.
+
+    Raises:
+        Overloaded: Too much is on its way already.
+        StreamTruncated: The peer takes nothing any more.
+    """
+    messages = (header, *(served.messages if served else ()))
+    with _reserved(call, served):
+        for message in messages:
+            await _in_time(call, context.write(message), f"{rpc}: the caller took no chunk")
+
+
+async def header_of(
+    requests: AsyncIterator[pb.PushUpdateRequest], stall_seconds: float
+) -> pb.UpdateHeader:
+    """
+    Take the first message of a push.
+
+    Raises:
+        MalformedMessage: It is no header.
+        StreamTruncated: It does not come.
+    """
+    first = await _within(stall_seconds, anext(requests, None), "PushUpdate: no header came")
+    if first is None or first.WhichOneof("part") != "header":
+        raise MalformedMessage("a push begins with its header: send it first", field="header")
+    return first.header
+
+
+@contextlib.asynccontextmanager
+async def receiving(
+    call: Call, header: pb.UpdateHeader, requests: AsyncIterator[pb.PushUpdateRequest]
+) -> AsyncIterator[handlers.Push]:
+    """
+    Receive a push; its bytes are reserved, and what has come of it is kept, until this is left.
+
+    Raises:
+        WireError: Header or chunks are not what a push is made of.
+        Overloaded: Too much is on its way already.
+        ShareError: As ``handlers.announce_push``.
+    """
+    limit_bytes = call.lineage.config.max_update_bytes
+    announced = _announced(header)
+    key = upload_key(
+        call.lineage.name, call.principal.name, announced.update_id, header.payload.sha256
+    )
+    require_sound(header.payload, limit_bytes)
+    await handlers.announce_push(call, announced)
+    with call.coordinator.budget.reserve(_peer(call), header.payload.num_bytes):
+        upload = await asyncio.to_thread(
+            call.coordinator.uploads.open, key, header.payload, header.first_chunk, limit_bytes
+        )
+        is_done = False
+        try:
+            payload = await _receive(call, header, upload, requests)
+            # in a thread: reading the tensors of a large update would stop all other calls
+            update = await asyncio.to_thread(codec.update_from_wire, header, payload)
+            is_done = True
+            yield handlers.Push(
+                update=update,
+                payload=payload,
+                base_digest=header.base_digest,
+                worker_id=header.worker_id,
+                fingerprint_digest=header.fingerprint_digest,
+                wait=codec.wait_from_pb(header.wait),
+            )
+        finally:
+            upload.close(is_done=is_done)
+
+
+async def _receive(
+    call: Call,
+    header: pb.UpdateHeader,
+    upload: Upload,
+    requests: AsyncIterator[pb.PushUpdateRequest],
+) -> bytes:
+    is_small = header.payload.num_chunks < 2
+    while True:
+        request = await _in_time(call, anext(requests, None), "PushUpdate: no chunk came")
+        if request is None:
+            break
+        if request.WhichOneof("part") != "chunk":
+            raise MalformedMessage("after its header a push has chunks only", field="chunk")
+        if is_small:
+            upload.add(request.chunk)
+        else:
+            await asyncio.to_thread(upload.add, request.chunk)
+    return await asyncio.to_thread(upload.finish)
+
+
+def _reserved(call: Call, served: ServedPayload | None) -> contextlib.AbstractContextManager[None]:
+    if served is None:
+        return contextlib.nullcontext()
+    # every reader of a payload reads the same bytes
+    return call.coordinator.budget.reserve(_peer(call), served.num_bytes, served.header.sha256)
+
+
+def _peer(call: Call) -> str:
+    """On whose account a payload goes: a principal's, or a connection's where nobody has a name."""
+    return call.peer if call.principal.how == "local" else call.principal.name
+
+
+async def _in_time(call: Call, step: Awaitable[ResultT], what: str) -> ResultT:
+    return await _within(call.coordinator.config.stall_seconds, step, what)
+
+
+async def _within(seconds: float, step: Awaitable[ResultT], what: str) -> ResultT:
+    try:
+        return await asyncio.wait_for(step, seconds)
+    except asyncio.TimeoutError:
+        raise StreamTruncated(f"{what} for {seconds:g} s: call again") from None
+
+
+def _announced(header: pb.UpdateHeader) -> handlers.AnnouncedPush:
+    return handlers.AnnouncedPush(
+        update_id=codec.require_id(header.update_id, "update_id"),
+        task_id=codec.require_id(header.task_id, "task_id"),
+        worker_id=codec.require_id(header.worker_id, "worker_id"),
+        lease_epoch=header.lease_epoch,
+        base_version=header.base_version,
+        fingerprint_digest=header.fingerprint_digest,
+        base_digest=codec.require_hex_digest(header.base_digest, "base_digest"),
+    )

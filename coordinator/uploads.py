@@ -1,0 +1,283 @@
+"""
+Unfinished uploads: what has come of a push stays when the push is cut off, so that it goes on from there.
+
+Only whole chunks whose digest the sender said are kept, in one file for each upload, beside
+their length. The file's name is a digest of who pushes what, so that nobody can reach
+another's, and no word of a peer is ever part of a path::
+
+    push u1: header, chunks 0 1 2 of 5     uploads/<digest>.part has chunks 0 1 2
+    the connection is cut, or the coordinator is killed
+    GetUpload u1                           3 chunks, their SHA-256
+    push u1: header (first_chunk 3), 3 4   joined with 0 1 2; the file is removed
+
+Nothing here is needed to be right: a file that is lost, damaged or evicted costs the
+time to send it again. So nothing is synced, and a disk that fails ends the keeping, not the push.
+"""
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from share_dist.errors import ChecksumMismatch, StreamTruncated
+from share_dist.wire.chunks import MAX_CHUNK_BYTES, ChunkJoiner, PayloadChunk, PayloadHeader
+from share_dist.wire.records import UploadProgress
+
+_SUFFIX = ".part"
+_LENGTH_BYTES = 8
+"""A file begins with the length of its chunks."""
+
+NOTHING = UploadProgress(0, 0, hashlib.sha256().digest())
+
+
+def upload_key(subspace: str, principal: str, update_id: str, sha256: bytes) -> str:
+    """
+    Name an upload: the same only for the same payload of the same update by the same principal.
+
+    Examples:
+        >>> len(upload_key("default", "local", "u1", bytes(32)))
+        64
+    """
+    running = hashlib.sha256()
+    for text in (subspace, principal, update_id):
+        data = text.encode()
+        running.update(len(data).to_bytes(8, "big") + data)
+    running.update(sha256)
+    return running.hexdigest()
+
+
+@dataclass
+class _Kept:
+    """A file of the spool. Its lock is held by whoever reads or writes it."""
+
+    path: Path
+    num_bytes: int = 0
+    touched_at: float = 0.0
+    writer: "Upload | None" = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class UploadSpool:
+    """
+    The folder of unfinished uploads.
+
+    Methods may be called from any thread; they read and write files.
+
+    Args:
+        folder: Made if it is not there; belongs to this object alone.
+        max_bytes: Of all files together; the oldest are removed.
+        max_age_seconds: How long a file may lie untouched.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, max_age_seconds: float = 86400.0) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._max_age_seconds = max_age_seconds
+        self._lock = threading.Lock()
+        self._kept: dict[str, _Kept] = {}
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            self._adopt(path)
+        self._evict()
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of all files together."""
+        with self._lock:
+            return sum(kept.num_bytes for kept in self._kept.values())
+
+    def progress(self, key: str) -> UploadProgress:
+        """Tell how much of an upload is here."""
+        with self._lock:
+            kept = self._kept.get(key)
+        if kept is None:
+            return NOTHING
+        with kept.lock:
+            return _progress(kept.path)
+
+    def open(self, key: str, header: PayloadHeader, first_chunk: int, limit_bytes: int) -> "Upload":
+        """
+        Begin an upload, or go on with one; who went on with it before keeps no more of it.
+
+        Raises:
+            WireError: The header is not one that ``ChunkJoiner`` takes.
+            StreamTruncated: Less is here than the sender counts on.
+        """
+        if header.num_chunks < 2:
+            return Upload(ChunkJoiner(header, limit_bytes))
+        with self._lock:
+            kept = self._kept.setdefault(key, _Kept(self._folder / f"{key}{_SUFFIX}"))
+        with kept.lock:
+            chunk_bytes, num_held = _size(kept.path) if first_chunk else (0, 0)
+            if num_held < first_chunk:
+                raise StreamTruncated(
+                    f"chunk {first_chunk} was to come first, of those before it {num_held} are "
+                    "here: send all of them again",
+                    expected_chunks=header.num_chunks,
+                    received_chunks=num_held,
+                )
+            held = b"".join(_pieces(kept.path, chunk_bytes, first_chunk))
+            joiner = ChunkJoiner(header, limit_bytes, held=held, num_held_chunks=first_chunk)
+            upload = Upload(joiner, self, key, kept, chunk_bytes)
+            kept.writer, kept.touched_at = upload, time.time()
+        return upload
+
+    def remove(self, key: str) -> None:
+        """Forget an upload."""
+        with self._lock:
+            kept = self._kept.pop(key, None)
+        if kept is None:
+            return
+        with kept.lock:
+            kept.writer = None
+            with contextlib.suppress(OSError):
+                kept.path.unlink(missing_ok=True)
+
+    def note(self, kept: _Kept, num_bytes: int) -> None:
+        """Count what a file has grown to, and make room."""
+        with self._lock:
+            kept.num_bytes, kept.touched_at = num_bytes, time.time()
+        self._evict()
+
+    def _adopt(self, path: Path) -> None:
+        """Take over a file of a process before; remove what is none of ours to keep."""
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            is_known = path.suffix == _SUFFIX and len(path.stem) == len(NOTHING.prefix_sha256) * 2
+            if is_known and path.is_file() and not path.is_symlink():
+                self._kept[path.stem] = _Kept(path, found.st_size, found.st_mtime)
+            elif not path.is_dir():
+                path.unlink()
+
+    def _evict(self) -> None:
+        for key in self._too_many():
+            self.remove(key)
+
+    def _too_many(self) -> Iterator[str]:
+        """Choose what must go: the old, and the oldest until the rest fits."""
+        now = time.time()
+        with self._lock:
+            oldest_first = sorted(self._kept.items(), key=lambda item: item[1].touched_at)
+        excess = sum(kept.num_bytes for _, kept in oldest_first) - self._max_bytes
+        for key, kept in oldest_first:
+            is_old = kept.writer is None and now - kept.touched_at > self._max_age_seconds
+            if excess > 0 or is_old:
+                excess -= kept.num_bytes
+                yield key
+
+
+class Upload:
+    """
+    One push on its way: joins its chunks, and keeps them in case it is cut off.
+
+    Made by ``UploadSpool.open``. Leave it with ``close``.
+    """
+
+    def __init__(
+        self,
+        joiner: ChunkJoiner,
+        spool: UploadSpool | None = None,
+        key: str = "",
+        kept: _Kept | None = None,
+        chunk_bytes: int = 0,
+    ) -> None:
+        self._joiner = joiner
+        self._spool = spool
+        self._key = key
+        self._kept = kept
+        self._chunk_bytes = chunk_bytes
+        self._is_keeping = kept is not None
+        self._file: BinaryIO | None = None
+
+    def add(self, chunk: PayloadChunk) -> None:
+        """Take the next chunk; raises what ``ChunkJoiner.add`` raises."""
+        index, data = chunk.index, self._joiner.add(chunk)
+        if self._is_keeping and self._kept and self._spool:
+            try:
+                self._keep(self._spool, self._kept, index, data, is_sure=bool(chunk.prefix_sha256))
+            except OSError:
+                self._give_up()
+
+    def finish(self) -> bytes:
+        """Take the payload; raises what ``ChunkJoiner.finish`` raises."""
+        try:
+            return self._joiner.finish()
+        except ChecksumMismatch:
+            self._give_up()
+            raise
+
+    def close(self, *, is_done: bool) -> None:
+        """Let go of the file; what is done is removed, the rest waits to be gone on with."""
+        if self._file:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        if is_done or (self._kept and not self._kept.num_bytes):
+            self._give_up()
+        elif self._kept and self._kept.writer is self:
+            self._kept.writer = None
+
+    def _keep(
+        self, spool: UploadSpool, kept: _Kept, index: int, data: bytes, *, is_sure: bool
+    ) -> None:
+        if index == 0:
+            self._chunk_bytes = len(data)
+        end = _LENGTH_BYTES + (index + 1) * self._chunk_bytes
+        with kept.lock:
+            self._is_keeping = is_sure and len(data) == self._chunk_bytes and kept.writer is self
+            if self._is_keeping:
+                self._write(kept.path, data, end)
+        if self._is_keeping:
+            spool.note(kept, end)
+
+    def _write(self, path: Path, data: bytes, end: int) -> None:
+        if self._file is None:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._file = os.fdopen(descriptor, "r+b", buffering=0)
+            self._file.write(self._chunk_bytes.to_bytes(_LENGTH_BYTES, "big"))
+        start = end - len(data)
+        self._file.truncate(start)
+        self._file.seek(start)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def _give_up(self) -> None:
+        """Keep no more, and forget what was kept, if it is still this upload's to forget."""
+        if self._spool and self._kept and self._kept.writer is self:
+            self._spool.remove(self._key)
+        self._is_keeping = False
+
+
+def _progress(path: Path) -> UploadProgress:
+    chunk_bytes, num_chunks = _size(path)
+    running, num_bytes = hashlib.sha256(), 0
+    for piece in _pieces(path, chunk_bytes, num_chunks):
+        running.update(piece)
+        num_bytes += len(piece)
+    return UploadProgress(num_chunks, num_bytes, running.digest())
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Read the length of a file's chunks, and count the whole ones; none in what is no such file."""
+    try:
+        with path.open("rb") as file:
+            chunk_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "big")
+            num_bytes = os.fstat(file.fileno()).st_size - _LENGTH_BYTES
+    except OSError:
+        return 0, 0
+    is_sound = 0 < chunk_bytes <= MAX_CHUNK_BYTES and num_bytes >= chunk_bytes
+    return (chunk_bytes, num_bytes // chunk_bytes) if is_sound else (0, 0)
+
+
+def _pieces(path: Path, chunk_bytes: int, num_chunks: int) -> Iterator[bytes]:
+    """Read the first chunks, one at a time."""
+    if num_chunks:
+        with path.open("rb") as file:
+            file.seek(_LENGTH_BYTES)
+            for _ in range(num_chunks):
+                yield file.read(chunk_bytes)
