@@ -165,9 +165,10 @@ class VersionCommit:
     Everything that one step of the lineage brings about, committed as a whole.
 
     The event says its kind. After a MERGE the updates of ``marks`` are MERGED. After a
-    ROLLBACK every update in ``entries`` is MERGED, and every update that was merged after the
-    event's ``content_version`` and is not in ``entries`` is ROLLED_BACK. After a REMOVAL every
-    update of the event's ``task_ids`` is DROPPED, pending ones too.
+    ROLLBACK every update in ``entries`` is MERGED, in this version if it was not before, and
+    every update that was merged after the event's ``content_version`` and is not in ``entries``
+    is ROLLED_BACK. After a REMOVAL every update of the event's ``task_ids`` is DROPPED, pending
+    ones too.
 
     Args:
         subspace: The new version, with the oversampled tail.

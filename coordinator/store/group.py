@@ -171,14 +171,18 @@ class GroupWriter:
 
 def _attempt(rows: sa.Connection, job: _Job[Any]) -> Callable[[], None]:
     """Run one write in a savepoint; return how to tell what came of it, once all is committed."""
+    savepoint = rows.begin_nested()
     try:
-        with rows.begin_nested():
-            result = job.write(rows)
-    except _OF_ONE_WRITE as error:
+        result = job.write(rows)
+        savepoint.commit()
+    except sa.exc.DBAPIError as error:
+        if not isinstance(error, _OF_ONE_WRITE):
+            # not rolled back to: SQLite may have ended the whole transaction, savepoints and all
+            raise
+        savepoint.rollback()
         return _teller(job, error)
-    except sa.exc.DBAPIError:
-        raise
     except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+        savepoint.rollback()
         return _teller(job, error)
     return lambda: job.done.set_result(result)
 

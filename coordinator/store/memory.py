@@ -307,7 +307,9 @@ class MemoryStore(Store):
         held = {entry.update_id for entry in commit.entries.values()}
         for record in self._records():
             if record.update_id in held:
-                self._set(record.update_id, state=UpdateState.MERGED, reason="")
+                is_back = record.state is not UpdateState.MERGED
+                version = event.version if is_back else record.version
+                self._set(record.update_id, state=UpdateState.MERGED, version=version, reason="")
             elif record.state is UpdateState.MERGED and record.version > event.content_version:
                 reason = f"version {event.version} went back to version {event.content_version}"
                 self._set(record.update_id, state=UpdateState.ROLLED_BACK, reason=reason)

@@ -139,15 +139,24 @@ def _roll_back(rows: sa.Connection, subspace: str, commit: VersionCommit) -> Non
         updates.c.state == UpdateState.MERGED.value,
         updates.c.version > event.content_version,
     )
+    held = [
+        sa.and_(updates.c.subspace == subspace, updates.c.update_id.in_(update_ids))
+        for update_ids in batches([entry.update_id for entry in commit.entries.values()])
+    ]
+    for those in held:
+        rows.execute(
+            sa.update(updates)
+            .where(those, updates.c.state != UpdateState.MERGED.value)
+            .values(version=event.version)
+        )
     rows.execute(
         sa.update(updates)
         .where(merged_since)
         .values(state=UpdateState.ROLLED_BACK.value, reason=reason)
     )
-    for update_ids in batches([entry.update_id for entry in commit.entries.values()]):
-        held = sa.and_(updates.c.subspace == subspace, updates.c.update_id.in_(update_ids))
+    for those in held:
         rows.execute(
-            sa.update(updates).where(held).values(state=UpdateState.MERGED.value, reason="")
+            sa.update(updates).where(those).values(state=UpdateState.MERGED.value, reason="")
         )
 
 
