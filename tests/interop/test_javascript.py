@@ -1,5 +1,6 @@
 """A client in another language, made from ``protos/`` and its specification alone, is a worker like any other."""
 
+import base64
 import json
 import os
 import shutil
@@ -10,9 +11,13 @@ import pytest
 import torch
 
 from coordinator.store.memory import MemoryCatalog
+from share_dist.client import ShareClient
 from share_dist.core.subspace import reconstruct
-from tests.coordinator.support import client_of, make_config, make_update, running
+from share_dist.core.values import Fingerprint, LayerShape, Subspace
+from tests.coordinator.support import make_config, make_update, running
 
+SHAPES = {"encoder.query": LayerShape(384, 256), "encoder.value": LayerShape(384, 192)}
+FINGERPRINT = Fingerprint("0" * 64, SHAPES)
 FOLDER = Path(__file__).parent / "javascript"
 SECONDS = 60
 
@@ -38,15 +43,15 @@ def said(node, tmp_path_factory):
     """What the client printed, step by step; a Python worker has pushed the task "eels" before."""
     config = make_config(tmp_path_factory.mktemp("javascript") / "store")
     with running(config, catalog=MemoryCatalog()) as app:
-        with client_of(app.address, "python") as client:
-            client.register()
-            client.push(make_update("eels"), wait="merged")
+        with ShareClient(app.address) as client:
+            client.register("python", FINGERPRINT)
+            client.push(make_update("eels", base=Subspace.empty(SHAPES)), wait="merged")
         command = [node, "main.mjs", app.address, "eels"]
         done = subprocess.run(
             command, cwd=FOLDER, capture_output=True, text=True, timeout=SECONDS, check=False
         )
         assert done.returncode == 0, done.stderr
-        with client_of(app.address, "reader") as client:
+        with ShareClient(app.address) as client:
             task = client.pull_task("eels")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return lines, task
@@ -86,9 +91,16 @@ def test_it_reads_what_another_pushed(said):
     factors = reconstruct(task.subspace, task.coefficients)
     for found, layer in zip(line["changes"], factors.values(), strict=True):
         expected = layer.delta_weight()
-        torch.testing.assert_close(
-            torch.tensor(found).reshape(expected.shape), expected, rtol=1e-4, atol=1e-4
-        )
+        entries = torch.frombuffer(bytearray(base64.b64decode(found)), dtype=torch.float32)
+        torch.testing.assert_close(entries.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_follows_by_steps(said):
+    """Two steps, fewer bytes than the bases, lead to the coordinator's own columns, past the chain and the probes."""
+    (line,) = only(said, "followed")
+    assert (line["steps_from"], line["version"]) == (1, 3)
+    assert line["step_bytes"] < line["whole_bytes"]
+    assert line["difference"] < 1e-5
 
 
 def test_it_follows_the_versions(said):

@@ -38,9 +38,10 @@ export class Refused extends Error {
     );
   }
 
+  /** How long to wait before the same call, at least; Infinity where it is no use. */
   get retryAfterSeconds() {
-    if (this.status === "UNAVAILABLE") return 0.2;
-    return this.name === "Overloaded" ? this.facts.retry_after_seconds : undefined;
+    if (this.status === "UNAVAILABLE") return 0;
+    return this.name === "Overloaded" ? this.facts.retry_after_seconds : Infinity;
   }
 }
 
@@ -68,14 +69,16 @@ export class Client {
     );
   }
 
-  /** PullSubspace or PullTask: the header and the tensors. */
+  /** PullSubspace or PullTask: the header and the tensors, or the payload where it is steps. */
   pull(rpc, request = {}) {
     return this.#again(async (options) => {
       const [first, ...rest] = await this.#read(rpc, request, options);
       const { header } = first;
       const chunks = rest.map(({ chunk }) => chunk);
-      const isEmpty = header.not_modified || !header.payload;
-      return { header, tensors: isEmpty ? {} : tensorsFromBytes(joinChunks(header.payload, chunks)) };
+      if (header.not_modified) return { header, tensors: {} };
+      const payload = joinChunks(header.payload, chunks);
+      const isSteps = "rotated_from_version" in header && header._rotated_from_version;
+      return isSteps ? { header, payload } : { header, tensors: tensorsFromBytes(payload) };
     });
   }
 
@@ -91,7 +94,7 @@ export class Client {
   async push(fields, payload, breakAfter) {
     const chunks = chunksOf(payload);
     const header = { ...fields, payload: payloadHeader(payload, chunks), subspace: this.subspace };
-    if (breakAfter) await this.#break(header, chunks.slice(0, breakAfter));
+    if (breakAfter) await this.#break(header, payload, chunks.slice(0, breakAfter));
     return this.#again(async (options) => {
       header.first_chunk = await this.#kept(header, payload);
       return { receipt: await this.#send(header, chunks.slice(header.first_chunk), options), header };
@@ -119,12 +122,12 @@ export class Client {
     });
   }
 
-  async #break(header, chunks) {
+  async #break(header, payload, chunks) {
     const call = this.#stub.PushUpdate(this.#options(), () => {});
     call.write({ header });
-    await Promise.all(chunks.map((chunk) => new Promise((resolve) => call.write({ chunk }, resolve))));
-    // a status that is answered shows that the connection has carried what was written before it
-    await this.ask("GetStatus");
+    chunks.forEach((chunk) => call.write({ chunk }));
+    const { deadline } = this.#options();
+    while ((await this.#kept(header, payload)) < chunks.length && Date.now() < deadline) await sleep(10);
     call.cancel();
   }
 
@@ -152,8 +155,9 @@ export class Client {
       try {
         return await attempt(options);
       } catch (error) {
+        if (!(error instanceof Refused)) throw error;
         const seconds = Math.max(error.retryAfterSeconds, wait * (0.5 + Math.random() / 2));
-        if (!(Date.now() + 1000 * seconds < options.deadline)) throw error;
+        if (Date.now() + 1000 * seconds > options.deadline) throw error;
         await sleep(1000 * seconds);
       }
     }

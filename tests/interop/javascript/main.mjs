@@ -2,6 +2,7 @@
 // Prints one line of JSON per step; what is compared here is compared with what this client itself sent.
 
 import { Client } from "./client.mjs";
+import { advance, allColumns, anchor } from "./follow.mjs";
 import {
   WIRE_VERSION,
   fingerprintDigest,
@@ -14,13 +15,14 @@ import {
 } from "./wire.mjs";
 
 const LAYERS = [
-  { name: "encoder.query", in_features: 12, out_features: 10 },
-  { name: "encoder.value", in_features: 12, out_features: 8 },
+  { name: "encoder.query", in_features: 384, out_features: 256 },
+  { name: "encoder.value", in_features: 384, out_features: 192 },
 ];
 const FINGERPRINT = { base_model: "0".repeat(64), metric: "delta", wire_version: WIRE_VERSION, layers: LAYERS };
 const WORKER = "javascript";
 
 const say = (step, facts = {}) => console.log(JSON.stringify({ step, ...facts }));
+const float32Text = ({ data }) => Buffer.from(Float32Array.from(data).buffer).toString("base64");
 const numbers = (seed) => (i, j) => Math.fround(Math.sin(1 + seed + 12.9898 * i + 78.233 * j));
 
 /** Tensors of an update against bases with so many factors: pseudo-rank 2, two temporary factors a side. */
@@ -47,6 +49,32 @@ function weightChanges(bases, tensors) {
   return Object.fromEntries(
     LAYERS.map(({ name }) => [name, times(factor(`${name}.b`), transposed(factor(`${name}.a`)))]),
   );
+}
+
+const SIDES = LAYERS.flatMap(({ name }) => [`${name}.a`, `${name}.b`]);
+const WITH_TAIL = { with_tail: true, precision: "FLOAT32" };
+
+/** Hold version 1 with its tail, and take what leads from there. */
+async function follow(client) {
+  const held = anchor(await client.pull("PullSubspace", { version: 1, ...WITH_TAIL }), SIDES);
+  const { header, payload } = await client.pull("PullSubspace", {
+    ...WITH_TAIL,
+    accept_rotation: true,
+    held_version: held.version,
+    held_digest: held.digest,
+    held_chain: held.chain,
+  });
+  const whole = await client.pull("PullSubspace", { version: header.version, ...WITH_TAIL });
+  const reached = payload && advance(held, header, payload);
+  say("followed", {
+    steps_from: payload ? header.rotated_from_version : null,
+    version: header.version,
+    step_bytes: header.payload.num_bytes,
+    whole_bytes: whole.header.payload.num_bytes,
+    difference: reached && Math.max(
+      ...SIDES.map((prefix) => largestDifference(reached.columns[prefix], allColumns(whole.tensors, prefix))),
+    ),
+  });
 }
 
 const difference = (left, right) => Math.max(...LAYERS.map(({ name }) => largestDifference(left[name], right[name])));
@@ -113,9 +141,10 @@ async function main(address) {
   const { tasks } = await client.ask("ListTasks");
   say("tasks", { tasks: tasks.map((task) => [task.task_id, task.state, task.merged_version]) });
 
+  await follow(client);
   const { header, tensors } = await client.pull("PullTask", { task_id: process.argv[3] });
   const changes = weightChanges(second.tensors, tensors);
-  say("another's task", { version: header.version, changes: LAYERS.map(({ name }) => [...changes[name].data]) });
+  say("another's task", { version: header.version, changes: LAYERS.map(({ name }) => float32Text(changes[name])) });
 
   await refusal("unknown task", client.pull("PullTask", { task_id: "dgos" }));
   await refusal("lost lease", client.ask("Heartbeat", { worker_id: WORKER, lease_epoch: 99 }));
