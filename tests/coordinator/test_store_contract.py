@@ -466,7 +466,7 @@ def test_a_rollback_can_be_rolled_back(opener, store):
     store = opener.reopened()
     assert entries_of(store).keys() == {"cats", "dogs"}
     dogs = store.update_record("u-dogs")
-    assert (dogs.state, dogs.reason, dogs.version) == (UpdateState.MERGED, "", 2)
+    assert (dogs.state, dogs.reason, dogs.version) == (UpdateState.MERGED, "", 4)
 
 
 def test_a_rolled_back_update_can_be_merged_again(opener, store):
