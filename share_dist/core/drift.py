@@ -60,7 +60,7 @@ def rotate_tasks(
     layers: dict[str, dict[str, MergedLayer]] = defaultdict(dict)
     squares: dict[str, float] = dict.fromkeys(tasks, 0.0)
     for name, both in turns.items():
-        for members in _by_pseudo_rank(tasks, name):
+        for members in by_pseudo_rank(tasks, name):
             before = [tasks[task].layers[name] for task in members]
             held, turned = _turn(before, both)
             moved = _squared_drift(held, turned, both, old.layers[name], new.layers[name])
@@ -73,7 +73,8 @@ def rotate_tasks(
     return rotated, {task: square**0.5 for task, square in squares.items()}
 
 
-def _by_pseudo_rank(tasks: Mapping[str, MergedTask], name: str) -> list[list[str]]:
+def by_pseudo_rank(tasks: Mapping[str, MergedTask], name: str) -> list[list[str]]:
+    """Group tasks that can be computed with as one batch in a layer."""
     groups: dict[int, list[str]] = defaultdict(list)
     for task_id, task in tasks.items():
         groups[task.layers[name].coefficients.pseudo_rank].append(task_id)

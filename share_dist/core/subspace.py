@@ -150,7 +150,9 @@ def update_from_factors(
             )
             sides.append(fold(basis, nothing_yet))
         layers[name] = LayerUpdate(*sides)
-    return TaskUpdate(update_id or task_id, task_id, subspace.version, layers)
+    return TaskUpdate(
+        update_id or task_id, task_id, subspace.version, layers, base_digest=subspace.digest
+    )
 
 
 def evenly_split(layer: LayerFactors) -> LayerFactors:

@@ -157,11 +157,14 @@ class Subspace:
         version: One more per merge; 0 is the empty subspace.
         metric: What a merge keeps best: ``"delta"`` the weight changes ``dW``
             themselves, ``"factors"`` the factors, as in the Share paper.
+        digest: Of the version, as its coordinator says it: numbers of versions are made
+            again where a store is restored, digests are not. Empty where it is not known.
     """
 
     layers: Mapping[str, LayerSubspace]
     version: int = 0
     metric: Metric = "delta"
+    digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", dict(sorted(self.layers.items())))
@@ -346,6 +349,7 @@ class TaskUpdate:
         num_samples: Training rows behind the update.
         scores: Named scores on the worker's own test rows.
         lease_epoch: The fencing number of the worker's lease.
+        base_digest: Of the base version, where it is known.
     """
 
     update_id: str
@@ -357,6 +361,7 @@ class TaskUpdate:
     num_samples: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     lease_epoch: int = 0
+    base_digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", dict(sorted(self.layers.items())))
