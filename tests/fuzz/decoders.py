@@ -18,11 +18,15 @@ from types import ModuleType
 from typing import Any
 
 import grpc
+import torch
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import DecodeError, Message
 
 import share_dist.wire
-from share_dist.core.values import Head
+from share_dist.core.merge import merge
+from share_dist.core.steps import advance
+from share_dist.core.subspace import update_from_factors
+from share_dist.core.values import Head, LayerFactors, LayerShape, Subspace
 from share_dist.errors import ShareError
 from share_dist.pb import admin_pb2
 from share_dist.pb import coordinator_pb2 as pb
@@ -30,6 +34,12 @@ from share_dist.wire import tensors
 from share_dist.wire.chunks import MIN_CHUNK_BYTES, ChunkJoiner, split_into_chunks
 from share_dist.wire.codec import update_from_wire
 from share_dist.wire.records import Lease
+from share_dist.wire.rotations import (
+    rotation_from_bytes,
+    rotation_to_bytes,
+    steps_from_bytes,
+    steps_to_bytes,
+)
 from share_dist.wire.status import DETAIL_KEY, error_from_rpc
 from tests.fuzz.mutation import mutate_bytes, mutate_message, mutate_safetensors, populated
 
@@ -96,9 +106,46 @@ def find_decoders() -> list[Decoder]:
     return [*_by_name(), *_by_hand()]
 
 
-def golden_payloads() -> tuple[bytes, ...]:
-    """Return a payload of each kind, as a release wrote it."""
-    return tuple(path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors")))
+def mutate_payload(data: bytes, rng: random.Random) -> bytes:
+    """Spoil a safetensors file, or one of the several that a payload of steps has."""
+    if data[8:9] == b"{":
+        return mutate_safetensors(data, rng)
+    try:
+        steps = steps_from_bytes(data)
+    except ShareError:
+        return mutate_bytes(data, rng)
+    at = rng.randrange(len(steps) + 1)
+    if at == len(steps):
+        return mutate_bytes(data, rng)
+    return steps_to_bytes([*steps[:at], mutate_safetensors(steps[at], rng), *steps[at + 1 :]])
+
+
+def _payloads() -> tuple[bytes, ...]:
+    """One payload of each kind, as a release wrote it or as this one does."""
+    golden = tuple(path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors")))
+    steps = [payload for _, payload in _lineage()]
+    return (*golden, *steps, steps_to_bytes(steps))
+
+
+@functools.cache
+def _lineage() -> tuple[tuple[Subspace, bytes], ...]:
+    """Two versions: what each follows, and the payload of the step to it."""
+    generator = torch.Generator().manual_seed(0)
+    subspace, tasks, steps = Subspace.empty({"q": LayerShape(6, 5)}), {}, []
+    for index in range(2):
+        a, b = (torch.randn(features, 2, generator=generator) for features in (6, 5))
+        update = update_from_factors(subspace, {"q": LayerFactors(a, b)}, f"t{index}")
+        outcome = merge(subspace, tasks, [update], 2, oversample=1)
+        payload = rotation_to_bytes(outcome.rotation, subspace, outcome.subspace)
+        steps.append((subspace, payload))
+        subspace, tasks = outcome.subspace, outcome.tasks
+    return tuple(steps)
+
+
+def _follow(data: bytes) -> object:
+    """What a client does with a step: read it, and go from the version that it holds."""
+    held, _ = _lineage()[-1]
+    return advance(held, [rotation_from_bytes(data, version=held.version + 1)])
 
 
 def _by_name() -> Iterator[Decoder]:
@@ -112,7 +159,7 @@ def _by_name() -> Iterator[Decoder]:
             elif name.endswith("_from_bytes"):
                 arguments = _arguments(function)
                 decode = functools.partial(function, **arguments)
-                yield Decoder(label, decode, golden_payloads(), mutate_safetensors)
+                yield Decoder(label, decode, _payloads(), mutate_payload)
 
 
 def _wire_modules() -> Iterator[ModuleType]:
@@ -160,12 +207,14 @@ def _parsed(kind: type[Message], data: bytes) -> Any:
 
 
 def _by_hand() -> Iterator[Decoder]:
-    payloads = golden_payloads()
-    yield Decoder("tensors.note_of", tensors.note_of, payloads, mutate_safetensors)
-    yield Decoder("tensors.payload_sizes", tensors.payload_sizes, payloads, mutate_safetensors)
+    payloads = _payloads()
+    yield Decoder("tensors.note_of", tensors.note_of, payloads, mutate_payload)
+    yield Decoder("tensors.payload_sizes", tensors.payload_sizes, payloads, mutate_payload)
     yield Decoder(
         "chunks.ChunkJoiner, then update_from_wire", _decode_push, _push_seeds(), _mutate_frames
     )
+    steps = tuple(payload for _, payload in _lineage())
+    yield Decoder("steps.advance", _follow, steps, mutate_safetensors)
     error_seeds = ((GOLDEN / "error.v1.pb").read_bytes(),)
     yield Decoder("status.error_from_rpc", _decode_error, error_seeds, mutate_bytes)
 

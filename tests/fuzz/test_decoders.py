@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.fuzz.decoders import find_decoders
 
 DECODERS = find_decoders()
-EXAMPLES = 60
+EXAMPLES = 40
 BYTES_PER_BYTE = 500
 """Python memory that a decoder may take for each byte of its input."""
 
