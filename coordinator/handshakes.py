@@ -99,7 +99,9 @@ def listen() -> Tap:
     if _tap is None:
         assert "grpc" not in sys.modules, "gRPC has read its environment already"
         tracers = filter(None, (os.environ.get("GRPC_TRACE"), "handshaker"))
-        os.environ |= {"GRPC_TRACE": ",".join(tracers), "GRPC_VERBOSITY": "INFO"}
+        os.environ["GRPC_TRACE"] = ",".join(tracers)
+        # one that was set could silence what is listened for
+        os.environ.pop("GRPC_VERBOSITY", None)
         _tap = Tap(*_divert_standard_error())
     return _tap
 

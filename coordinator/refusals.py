@@ -3,10 +3,11 @@ Lines of the audit log about who was not let in: never more than a disk can bear
 
 ::
 
-    time  refused                        written
-    0     10 times from 10.0.0.7         10 lines
-    1     5000 times from 10.0.0.7       nothing
-    60                                   "5000 more were refused"
+    time  refused                                      written
+    0     2 times from 10.0.0.7, for one reason        2 lines
+    1     5000 times from 10.0.0.7, for that reason    nothing
+    2     once from 10.0.0.7, for another reason       1 line
+    60                                                 "5000 more were refused"
 """
 
 import queue
@@ -22,10 +23,12 @@ from share_dist.telemetry import Event
 from share_dist.wire.records import AuditEntry
 
 WINDOW_SECONDS = 60.0
-MAX_PER_HOST = 10
+MAX_ALIKE = 2
+MAX_PER_HOST = 20
 MAX_IN_ALL = 200
 MAX_HOSTS = 1000
-"""Lines from one host, lines from all, hosts that are counted apart: each within a window."""
+"""Lines that say the same of one host, lines of one host, lines of all, hosts that are counted
+apart: each within a window."""
 
 UNKNOWN = "unknown"
 """The principal of whom nothing is proven."""
@@ -39,16 +42,17 @@ class Window:
 
     def __init__(self) -> None:
         self._began_at = 0.0
-        self._num_written: dict[str, int] = {}
+        self._written: list[tuple[str, str]] = []
         self._num_omitted: dict[str, int] = {}
 
-    def take(self, host: str, now_seconds: float) -> bool:
+    def take(self, host: str, reason: str, now_seconds: float) -> bool:
         """Tell whether a refusal of this host is written; count it if it is not."""
-        if not self._num_written:
+        if not self._written:
             self._began_at = now_seconds
-        written = self._num_written.get(host, 0)
-        if written < MAX_PER_HOST and sum(self._num_written.values()) < MAX_IN_ALL:
-            self._num_written[host] = written + 1
+        num_alike = self._written.count((host, reason))
+        num_of_host = sum(host == other for other, _ in self._written)
+        if num_alike < MAX_ALIKE and num_of_host < MAX_PER_HOST and len(self._written) < MAX_IN_ALL:
+            self._written.append((host, reason))
             return True
         if host not in self._num_omitted and len(self._num_omitted) >= MAX_HOSTS:
             host = _OTHERS
@@ -57,13 +61,13 @@ class Window:
 
     def remaining_seconds(self, now_seconds: float) -> float | None:
         """Tell how long this window lasts; None while nothing is in it."""
-        if not self._num_written:
+        if not self._written:
             return None
         return max(0.0, self._began_at + WINDOW_SECONDS - now_seconds)
 
     def close(self) -> dict[str, int]:
         """Begin anew; host -> how many of its refusals were not written."""
-        omitted, self._num_written, self._num_omitted = self._num_omitted, {}, {}
+        omitted, self._written, self._num_omitted = self._num_omitted, [], {}
         return omitted
 
 
@@ -113,10 +117,10 @@ class Refusals:
             subspace: What it was about.
             subject: Which call.
         """
-        host = host_of(peer)
+        host, reason = host_of(peer), f"{action} {principal} {subject} {detail}"
         with self._lock:
             self._num_refused[action] = self._num_refused.get(action, 0) + 1
-            if not self._window.take(host, self._clock.monotonic_seconds()):
+            if not self._window.take(host, reason, self._clock.monotonic_seconds()):
                 return
         # what a peer says must not look like another line of the log
         said = " ".join(f"from {peer}: {detail}".split())[:_MAX_DETAIL_CHARACTERS]

@@ -62,7 +62,7 @@ class Event(str, enum.Enum):
     WATCHER_SLOW = "watcher_slow"
     """A watcher did not keep up and reads history again: ``after_version``."""
     ACCESS_REFUSED = "access_refused"
-    """Somebody was not let in: ``action``, ``principal``, ``rpc``, ``reason``; at most 10 a minute of each host."""
+    """Somebody was not let in: ``action``, ``principal``, ``rpc``, ``reason``; at most 20 a minute of each host."""
     AUDIT_FAILED = "audit_failed"
     """Refusals could not be written into the audit log: ``num_entries``, ``reason``."""
     TLS_RELOADED = "tls_reloaded"
