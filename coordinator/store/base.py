@@ -380,6 +380,10 @@ class Store(abc.ABC):
     def epochs(self) -> dict[str, int]:
         """Worker -> its newest lease epoch."""
 
+    @abc.abstractmethod
+    def worker_owner(self, worker_id: str) -> str | None:
+        """Whom a worker belongs to: who first registered it; None if nobody has."""
+
     # --- updates ----------------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -143,6 +143,13 @@ class DurableStore(Store):
         found = self._read(lambda rows: rows.execute(select).all())
         return {row.worker_id: row.lease_epoch for row in found}
 
+    @override
+    def worker_owner(self, worker_id: str) -> str | None:
+        select = sa.select(workers.c.owner).where(
+            workers.c.subspace == self._name, workers.c.worker_id == worker_id
+        )
+        return self._read(lambda rows: rows.execute(select).scalar_one_or_none())
+
     # --- updates ----------------------------------------------------------------------------
 
     @override

@@ -193,6 +193,10 @@ class MemoryStore(Store):
     def epochs(self) -> dict[str, int]:
         return dict(self._epochs)
 
+    @override
+    def worker_owner(self, worker_id: str) -> str | None:
+        return self._worker_owners.get(worker_id)
+
     # --- updates ----------------------------------------------------------------------------
 
     @override
