@@ -176,6 +176,7 @@ class Learner:
             update_id=uuid.uuid4().hex,
             task_id=task.id,
             base_version=injected.subspace.version,
+            base_digest=injected.subspace.digest,
             layers=injected.layer_updates(task.id),
             head=pack_head(head, task.type, shared_names),
             num_samples=prepared.num_train,

@@ -197,6 +197,7 @@ class TaskLoop:
             update,
             update_id=uuid.uuid4().hex,
             base_version=self._injected.subspace.version,
+            base_digest=self._injected.subspace.digest,
             layers=self._injected.layer_updates(update.task_id),
         )
         checkpoint.save_update(rebased)

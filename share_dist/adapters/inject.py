@@ -430,7 +430,7 @@ class InjectedModel:
 
 def _only(subspace: Subspace, names: Iterable[str]) -> Subspace:
     kept = {name: subspace.layers[name] for name in names}
-    return Subspace(kept, subspace.version, subspace.metric).without_tail()
+    return replace(subspace, layers=kept).without_tail()
 
 
 def _require_same(needed: Mapping[str, LayerShape], given: Mapping[str, LayerShape]) -> None:

@@ -35,6 +35,7 @@ def save_subspace(path: str | Path, subspace: Subspace) -> None:
         "format": FORMAT,
         "version": subspace.version,
         "metric": subspace.metric,
+        "digest": subspace.digest,
         "num_factors": {
             name: [layer.a.num_factors, layer.b.num_factors]
             for name, layer in subspace.layers.items()
@@ -59,7 +60,7 @@ def load_subspace(path: str | Path) -> Subspace:
         num_factors = {
             name: (int(a), int(b)) for name, (a, b) in description["num_factors"].items()
         }
-        version = int(description["version"])
+        version, digest = int(description["version"]), str(description.get("digest", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterFormatError(f"{path} holds no subspace: {error}", path=str(path)) from error
     if not is_subspace:
@@ -86,6 +87,6 @@ def load_subspace(path: str | Path) -> Subspace:
         ))
         for name, counts in num_factors.items()
     }  # fmt: skip
-    subspace = Subspace(layers, version=version, metric=description["metric"])
+    subspace = Subspace(layers, version, description["metric"], digest)
     check_orthonormal(subspace)
     return subspace

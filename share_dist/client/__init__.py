@@ -3,7 +3,17 @@
 from share_dist.client.admin import AdminClient
 from share_dist.client.client import ShareClient, new_update_id
 from share_dist.client.credentials import Credentials
+from share_dist.client.mirror import Advance, Mirror
 from share_dist.client.retry import RetryPolicy
 from share_dist.client.watch import Watch
 
-__all__ = ["AdminClient", "Credentials", "RetryPolicy", "ShareClient", "Watch", "new_update_id"]
+__all__ = [
+    "AdminClient",
+    "Advance",
+    "Credentials",
+    "Mirror",
+    "RetryPolicy",
+    "ShareClient",
+    "Watch",
+    "new_update_id",
+]

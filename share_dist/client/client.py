@@ -14,20 +14,23 @@ from share_dist.client.caller import Caller
 from share_dist.client.credentials import Credentials
 from share_dist.client.download import download
 from share_dist.client.retry import RetryPolicy
+from share_dist.client.upload import Upload
 from share_dist.client.watch import Watch
 from share_dist.core.values import Coefficients, Fingerprint, Subspace, TaskUpdate
 from share_dist.errors import ConfigError, MalformedMessage, ShapeMismatch, VersionCompacted
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
-from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, CutPayload, cut
+from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, cut
 from share_dist.wire.codec import (
     fingerprint_from_pb,
     fingerprint_to_pb,
     heartbeat_from_pb,
     lease_from_pb,
+    precision_to_pb,
     receipt_from_pb,
     require_count,
     require_id,
+    require_subspace,
     status_from_pb,
     subspace_from_bytes,
     task_from_bytes,
@@ -36,8 +39,10 @@ from share_dist.wire.codec import (
     update_to_bytes,
 )
 from share_dist.wire.records import (
+    DEFAULT_SUBSPACE,
     CoordinatorStatus,
     Lease,
+    Precision,
     PulledTask,
     Receipt,
     TaskSummary,
@@ -46,6 +51,9 @@ from share_dist.wire.records import (
 
 WATCH_STREAM_SECONDS = 600.0
 """A watching call is opened anew this often, in case a cut went unnoticed."""
+
+TASKS_PER_PAGE = 1000
+"""Tasks that are listed at once, at most."""
 
 _PULL_TASK_ATTEMPTS = 3
 
@@ -74,6 +82,7 @@ class ShareClient(Caller):
         max_payload_bytes: Refuse to pull more than this at once.
         credentials: Who this is to the coordinator, and which one it trusts; without any,
             it speaks unencrypted and shows nothing.
+        subspace: Which of its named subspaces.
 
     Examples:
         It connects only when something is asked.
@@ -93,10 +102,12 @@ class ShareClient(Caller):
         retry: RetryPolicy | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         credentials: Credentials | None = None,
+        subspace: str = DEFAULT_SUBSPACE,
     ) -> None:
         super().__init__(address, timeout_seconds, retry, credentials)
         self.worker_id = worker_id
         self.fingerprint = fingerprint
+        self.subspace = require_subspace(subspace)
         self.lease: Lease | None = None
         self._max_payload_bytes = max_payload_bytes
         self._stub: Any = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
@@ -128,6 +139,7 @@ class ShareClient(Caller):
         request = pb.RegisterRequest(
             worker_id=self.worker_id,
             fingerprint=None if self.fingerprint is None else fingerprint_to_pb(self.fingerprint),
+            subspace=self.subspace,
         )
         response = self._call(lambda seconds: self._stub.Register(request, timeout=seconds))
         self.lease = lease_from_pb(response, worker_id=self.worker_id)
@@ -144,7 +156,9 @@ class ShareClient(Caller):
         lease = self.lease
         if lease is None:
             raise ConfigError("there is no lease to keep: register first", key="lease")
-        request = pb.HeartbeatRequest(worker_id=lease.worker_id, lease_epoch=lease.lease_epoch)
+        request = pb.HeartbeatRequest(
+            worker_id=lease.worker_id, lease_epoch=lease.lease_epoch, subspace=self.subspace
+        )
         response = self._call(
             lambda seconds: self._stub.Heartbeat(request, timeout=seconds),
             min(self.timeout_seconds, lease.duration_seconds),
@@ -159,7 +173,8 @@ class ShareClient(Caller):
         Send what one task has learnt.
 
         The same bytes are sent again when the answer is lost; the coordinator
-        knows the update by its id and takes it once.
+        knows the update by its id and takes it once. A push that was cut off goes on
+        where it was, also when the coordinator was started anew meanwhile.
 
         Args:
             update: A lease epoch of 0 is replaced by that of the client's own lease.
@@ -168,6 +183,8 @@ class ShareClient(Caller):
 
         Raises:
             BaseVersionTooOld: Pull, rebase and push again.
+            VersionMismatch: The base version is known there with another content: it came
+                from another store, or from before a restore.
             LeaseExpired: Register and push again.
             UpdateRefused: It is well formed, yet may not be merged.
         """
@@ -180,52 +197,73 @@ class ShareClient(Caller):
             fingerprint_digest="" if self.fingerprint is None else self.fingerprint.digest,
             payload=pieces.header,
             wait=wait,
+            base_digest=update.base_digest,
+            subspace=self.subspace,
         )
+        upload = Upload(self._stub, header, pieces)
+        return receipt_from_pb(self._call(upload.attempt, timeout_seconds))
 
-        response = self._call(
-            lambda seconds: self._stub.PushUpdate(_push_requests(header, pieces), timeout=seconds),
-            timeout_seconds,
-        )
-        return receipt_from_pb(response)
-
-    def pull(self, version: int | None = None, held_version: int | None = None) -> Subspace | None:
+    def pull(
+        self,
+        version: int | None = None,
+        held_version: int | None = None,
+        *,
+        held_digest: str = "",
+        min_version: int | None = None,
+        precision: Precision = "float32",
+    ) -> Subspace | None:
         """
         Get all bases at one version.
 
         Args:
             version: None for the newest.
             held_version: What the caller holds already.
+            held_digest: Of that version, so that another one under its number is sent again.
+            min_version: Wait a while for this version, such as the one that a receipt names.
+            precision: How the bases travel; less than float32 is smaller, and not exact.
 
         Returns:
             The subspace; None when it is the one that the caller holds.
 
         Raises:
             VersionCompacted: ``version`` is no longer kept.
-            VersionInFuture: ``version`` does not exist yet.
+            VersionInFuture: ``version`` does not exist yet, or ``min_version`` did not come.
             MalformedMessage: It can be no version.
             FingerprintMismatch: The coordinator works on another model.
         """
         request = pb.PullSubspaceRequest(
             version=_optional_version(version, "version"),
             held_version=_optional_version(held_version, "held_version"),
+            held_digest=held_digest,
+            min_version=_optional_version(min_version, "min_version"),
+            precision=precision_to_pb(precision),
         )
-        header, payload = self._call(
-            lambda seconds: download(
-                self._stub.PullSubspace(request, timeout=seconds),
-                limit_bytes=self._max_payload_bytes,
-                check_header=self._require_own_fingerprint,
-            )
-        )
+        header, payload = self.fetch_subspace(request)
         if header.not_modified:
             return None
         if version is not None and header.version != version:
             raise MalformedMessage(
                 f"version {version} was asked for, {header.version} came", field="version"
             )
-        return _subspace(header, payload)
+        return subspace_of(header, payload)
+
+    def fetch_subspace(self, request: pb.PullSubspaceRequest) -> tuple[pb.SubspaceHeader, bytes]:
+        """Ask for a version in any form; see ``pull`` and ``Mirror``, which read the answer."""
+        request.subspace = self.subspace
+        return self._call(
+            lambda seconds: download(
+                self._stub.PullSubspace(request, timeout=seconds),
+                limit_bytes=self._max_payload_bytes,
+                check_header=self._require_own_fingerprint,
+            )
+        )
 
     def watch(
-        self, after_version: int | None = None, patience_seconds: float | None = None
+        self,
+        after_version: int | None = None,
+        patience_seconds: float | None = None,
+        *,
+        after_digest: str = "",
     ) -> Watch:
         """
         Follow the versions as they come to be; see ``Watch``.
@@ -234,19 +272,22 @@ class ShareClient(Caller):
             after_version: None for the version that is current at this call.
             patience_seconds: How long the coordinator may be gone, or have no room
                 for this watch; None for the client's timeout.
+            after_digest: Of that version, so that another one under its number is noticed.
 
         Raises:
             MalformedMessage: ``after_version`` can be no version.
         """
         patience = self.timeout_seconds if patience_seconds is None else patience_seconds
         if after_version is None:
-            after_version = self.status().current_version
+            status = self.status()
+            after_version, after_digest = status.current_version, status.digest
         require_count(after_version, "after_version")
 
-        def open_stream(seen_version: int) -> Any:
-            return self._stub.WatchVersions(
-                pb.WatchVersionsRequest(after_version=seen_version), timeout=WATCH_STREAM_SECONDS
+        def open_stream(seen_version: int, seen_digest: str) -> Any:
+            request = pb.WatchVersionsRequest(
+                after_version=seen_version, after_digest=seen_digest, subspace=self.subspace
             )
+            return self._stub.WatchVersions(request, timeout=WATCH_STREAM_SECONDS)
 
         def probe(cancelled: Event) -> object:
             return self._call(self._get_status, patience, cancelled)
@@ -255,6 +296,7 @@ class ShareClient(Caller):
             open_stream,
             probe,
             after_version=after_version,
+            after_digest=after_digest,
             address=self.address,
             policy=self._retry,
             patience_seconds=patience,
@@ -264,18 +306,18 @@ class ShareClient(Caller):
 
     def tasks(self) -> list[TaskSummary]:
         """List every task that has been merged or waits to be."""
-        response = self._call(
-            lambda seconds: self._stub.ListTasks(pb.ListTasksRequest(), timeout=seconds)
-        )
-        return [task_summary_from_pb(task) for task in response.tasks]
+        return [task_summary_from_pb(task) for page in self._task_pages() for task in page.tasks]
 
-    def pull_task(self, task_id: str, held: Subspace | None = None) -> PulledTask:
+    def pull_task(
+        self, task_id: str, held: Subspace | None = None, precision: Precision = "float32"
+    ) -> PulledTask:
         """
         Get one task, and the subspace of exactly the version that it is told in.
 
         Args:
             task_id: Which.
             held: A subspace that the caller has: not pulled again when it is the one.
+            precision: How the task travels; less than float32 is smaller, and not exact.
 
         Raises:
             UnknownTask: Names the nearest known ids.
@@ -286,7 +328,7 @@ class ShareClient(Caller):
             stop=tenacity.stop_after_attempt(_PULL_TASK_ATTEMPTS),
             reraise=True,
         )
-        return retrying(self._pull_task_once, task_id, held)
+        return retrying(self._pull_task_once, task_id, held, precision)
 
     def status(self) -> CoordinatorStatus:
         """Ask how the coordinator is."""
@@ -294,12 +336,33 @@ class ShareClient(Caller):
 
     def _get_status(self, seconds: float) -> pb.GetStatusResponse:
         response: pb.GetStatusResponse = self._stub.GetStatus(
-            pb.GetStatusRequest(), timeout=seconds
+            pb.GetStatusRequest(subspace=self.subspace), timeout=seconds
         )
         return response
 
-    def _pull_task_once(self, task_id: str, held: Subspace | None) -> PulledTask:
-        request = pb.PullTaskRequest(task_id=task_id)
+    def _task_pages(self) -> Iterator[pb.ListTasksResponse]:
+        request = pb.ListTasksRequest(page_size=TASKS_PER_PAGE, subspace=self.subspace)
+        while True:
+            page: pb.ListTasksResponse = self._call(
+                lambda seconds: self._stub.ListTasks(request, timeout=seconds)
+            )
+            yield page
+            if not page.next_page_token:
+                return
+            if page.next_page_token <= request.page_token:
+                raise MalformedMessage(
+                    f"{self.address} lists tasks in circles: {page.next_page_token[:100]!r} came "
+                    f"after {request.page_token[:100]!r}",
+                    field="next_page_token",
+                )
+            request.page_token = page.next_page_token
+
+    def _pull_task_once(
+        self, task_id: str, held: Subspace | None, precision: Precision
+    ) -> PulledTask:
+        request = pb.PullTaskRequest(
+            task_id=task_id, precision=precision_to_pb(precision), subspace=self.subspace
+        )
         header: pb.TaskHeader
         header, payload = self._call(
             lambda seconds: download(
@@ -312,7 +375,7 @@ class ShareClient(Caller):
         )
         subspace = held
         if held is None or held.version != coefficients.version:
-            subspace = self.pull(coefficients.version)
+            subspace = self.pull(coefficients.version, precision=precision)
         assert subspace is not None, "a pull that names no held version always brings one"
         _require_fit(coefficients, subspace)
         return PulledTask(summary, coefficients, head, subspace)
@@ -326,15 +389,16 @@ def _optional_version(version: int | None, field: str) -> int | None:
     return None if version is None else require_count(version, field)
 
 
-def _push_requests(header: pb.UpdateHeader, pieces: CutPayload) -> Iterator[pb.PushUpdateRequest]:
-    yield pb.PushUpdateRequest(header=header)
-    for chunk in pieces.chunks(header.first_chunk):
-        yield pb.PushUpdateRequest(chunk=chunk)
+def subspace_of(header: pb.SubspaceHeader, payload: bytes) -> Subspace:
+    """
+    Read a version that came whole.
 
-
-def _subspace(header: pb.SubspaceHeader, payload: bytes) -> Subspace:
+    Raises:
+        WireError: It is not what its header says.
+    """
     if not header.HasField("fingerprint"):
-        return subspace_from_bytes(payload, version=header.version, metric="delta")
+        subspace = subspace_from_bytes(payload, version=header.version, metric="delta")
+        return replace(subspace, digest=header.digest)
     fingerprint = fingerprint_from_pb(header.fingerprint)
     subspace = subspace_from_bytes(payload, version=header.version, metric=fingerprint.metric)
     if subspace.shapes != fingerprint.layers:
@@ -343,7 +407,7 @@ def _subspace(header: pb.SubspaceHeader, payload: bytes) -> Subspace:
             "fingerprint names: pull again",
             field="fingerprint.layers",
         )
-    return subspace
+    return replace(subspace, digest=header.digest)
 
 
 def _require_fit(coefficients: Coefficients, subspace: Subspace) -> None:

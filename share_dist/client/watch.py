@@ -20,7 +20,13 @@ from typing import Any, final
 import grpc
 
 from share_dist.client.retry import RETRIED, RetryPolicy
-from share_dist.errors import DeadlineExceeded, MalformedMessage, ShareError, TransportError
+from share_dist.errors import (
+    DeadlineExceeded,
+    MalformedMessage,
+    ShareError,
+    TransportError,
+    VersionMismatch,
+)
 from share_dist.wire.codec import version_event_from_pb
 from share_dist.wire.records import VersionEvent
 from share_dist.wire.status import error_from_rpc
@@ -34,10 +40,12 @@ class Watch(Iterator[VersionEvent]):
     One thread iterates; any thread may ``close``. Made by ``ShareClient.watch``.
 
     Args:
-        open_stream: Starts the call that tells versions after the given one.
+        open_stream: Starts the call that tells versions after the given one, which is
+            named by its number and its digest.
         probe: Returns once the coordinator answers; raises when it does not, or
             when the event is set.
         after_version: The last version that needs no telling.
+        after_digest: Its digest; empty where it is not known.
         address: Whom it watches, for messages.
         policy: Waits between a cut and the next try.
         patience_seconds: How long it may be turned away before a stream opens.
@@ -45,15 +53,17 @@ class Watch(Iterator[VersionEvent]):
 
     def __init__(
         self,
-        open_stream: Callable[[int], Any],
+        open_stream: Callable[[int, str], Any],
         probe: Callable[[threading.Event], object],
         *,
         after_version: int,
+        after_digest: str = "",
         address: str,
         policy: RetryPolicy,
         patience_seconds: float,
     ) -> None:
         self.seen_version = after_version
+        self.seen_digest = after_digest
         self._open_stream = open_stream
         self._probe = probe
         self._address = address
@@ -72,6 +82,8 @@ class Watch(Iterator[VersionEvent]):
         Raises:
             VersionCompacted: A version that was not seen is no longer kept: pull the
                 current one, and watch from there.
+            VersionMismatch: A version that was seen is known there with another content: pull
+                the current one, and watch from there.
             CoordinatorUnreachable: The coordinator was gone for longer than the
                 watch's patience; watch again from ``seen_version``.
             Overloaded: It had no room for this watch for as long.
@@ -113,7 +125,7 @@ class Watch(Iterator[VersionEvent]):
             if self._closed.is_set():
                 return iter(())
             if self._call is None:
-                self._call = self._open_stream(self.seen_version)
+                self._call = self._open_stream(self.seen_version, self.seen_digest)
             call: Iterator[Any] = self._call
             return call
 
@@ -124,7 +136,16 @@ class Watch(Iterator[VersionEvent]):
                 f"{self._address} does not tell every version in order",
                 field="version",
             )
-        self.seen_version = event.version
+        if self.seen_digest and event.parent_digest not in {"", self.seen_digest}:
+            raise VersionMismatch(
+                f"version {event.version} of {self._address} follows version {self.seen_version} "
+                f"{event.parent_digest[:12]}, seen was {self.seen_digest[:12]}: its store was "
+                "restored or is another one; pull the current version, and watch from there",
+                version=self.seen_version,
+                expected=event.parent_digest,
+                found=self.seen_digest,
+            )
+        self.seen_version, self.seen_digest = event.version, event.digest
         self._num_cuts = 0
         self._turned_away_at = None
         return event

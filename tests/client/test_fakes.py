@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from share_dist.client.client import _push_requests
+from share_dist.client.upload import Upload
 from share_dist.errors import UnknownTask
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
@@ -26,7 +26,7 @@ def push(stub):
     header = update_header(
         update, worker_id="w0", fingerprint_digest="", payload=cut(payload).header, wait="durable"
     )
-    return stub.PushUpdate(_push_requests(header, cut(payload)))
+    return Upload(stub, header, cut(payload)).attempt(60.0)
 
 
 def test_faults_come_in_order_and_once(stub, coordinator):
