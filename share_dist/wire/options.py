@@ -44,7 +44,7 @@ SERVER_OPTIONS: Options = [
     *_MESSAGE_SIZES,
     *_KEEPALIVE,
     # Half of the client's interval, so that a ping that comes early is forgiven.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
     # A second coordinator on the same port must fail, not share the port.
     ("grpc.so_reuseport", 0),
 ]

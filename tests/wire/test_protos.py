@@ -39,7 +39,7 @@ def test_a_client_pings_no_more_often_than_its_server_allows():
     """Otherwise gRPC sends it away with too_many_pings."""
     client, server = dict(CHANNEL_OPTIONS), dict(SERVER_OPTIONS)
 
-    allowed = server["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    allowed = server["grpc.http2.min_ping_interval_without_data_ms"]
     assert client["grpc.keepalive_time_ms"] > allowed
     assert server["grpc.keepalive_permit_without_calls"] == 1
     assert client["grpc.max_send_message_length"] <= server["grpc.max_receive_message_length"]
