@@ -157,16 +157,28 @@ class CoordinatorProcess:
 
     It is forked from a process that has imported everything, so that it starts at once.
     What it says when it is ready is in ``ready``, empty if it ended before.
+
+    Args:
+        store: Its store.
+        flags: More flags of the command.
+        fault: The point of ``faults.POINTS`` at which it dies.
+        prepare: Called in the new process before the coordinator starts; it must be picklable.
     """
 
-    def __init__(self, store: Path, *flags: str, fault: str = "") -> None:
+    def __init__(
+        self,
+        store: Path,
+        *flags: str,
+        fault: str = "",
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="share-dist-process-"))
         arguments = [
             *("serve", "--json", "--log-format", "json"),
             *("--store", str(store), "--listen", "127.0.0.1:0"),
             *("--num-factors", "6", "--oversample", "4", *flags),
         ]
-        self._process = _FORKS.Process(target=_serve, args=(arguments, self._folder, fault))
+        self._process = _FORKS.Process(target=_serve, args=(arguments, self._folder, fault, prepare))
         self._process.start()
         wait_until(lambda: "\n" in self.stdout or not self._process.is_alive())
         self.ready: dict[str, Any] = json.loads(self.stdout or "{}")
@@ -212,8 +224,12 @@ class CoordinatorProcess:
         shutil.rmtree(self._folder)
 
 
-def _serve(arguments: list[str], folder: Path, fault: str) -> None:
+def _serve(
+    arguments: list[str], folder: Path, fault: str, prepare: Callable[[], None] | None
+) -> None:
     """In the forked process: what ``python -m coordinator`` does."""
+    if prepare is not None:
+        prepare()
     if fault:
         os.environ["SHARE_DIST_FAULT"] = f"{fault}:kill"
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
