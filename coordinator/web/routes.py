@@ -32,7 +32,7 @@ from coordinator.state import Coordinator
 from coordinator.web import view
 from coordinator.web.reading import SET_ASIDE, Asked, Reading
 from share_dist.commands.console import jsonable
-from share_dist.errors import ConfigError, NotAuthenticated, ShareError
+from share_dist.errors import AccessError, ConfigError, NotAuthenticated, ShareError
 from share_dist.telemetry import Event
 from share_dist.wire.records import UpdateState
 
@@ -65,7 +65,7 @@ _STATUS_CODES: Final = {
 _Next: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-def make_site(coordinator: Coordinator, *, is_local: bool, is_encrypted: bool) -> Starlette:
+def make_site(coordinator: Coordinator, *, is_local: bool) -> Starlette:
     """
     Make the site of a coordinator.
 
@@ -73,19 +73,17 @@ def make_site(coordinator: Coordinator, *, is_local: bool, is_encrypted: bool) -
         coordinator: What it shows.
         is_local: It is served on loopback, so only names of this machine are answered: a page
             of another site, whose name was made to point here, gets nothing.
-        is_encrypted: It is served with TLS, so a browser may keep the token for such pages only.
     """
-    return _Site(coordinator, is_local=is_local, is_encrypted=is_encrypted).application
+    return _Site(coordinator, is_local=is_local).application
 
 
 class _Site:
     """The pages, with what they are made from."""
 
-    def __init__(self, coordinator: Coordinator, *, is_local: bool, is_encrypted: bool) -> None:
+    def __init__(self, coordinator: Coordinator, *, is_local: bool) -> None:
         self._coordinator = coordinator
         self._reading = Reading(coordinator)
         self._is_local = is_local
-        self._is_encrypted = is_encrypted
         self.application = Starlette(
             routes=[
                 Route("/", self._page),
@@ -137,11 +135,10 @@ class _Site:
         try:
             self._identify(request, token)
         except NotAuthenticated as error:
+            self._note(request, error)
             return HTMLResponse(view.render_sign_in(error.message, target), status_code=401)
         response = RedirectResponse(_own_path(target), status_code=303)
-        response.set_cookie(
-            COOKIE, token, httponly=True, samesite="strict", secure=self._is_encrypted
-        )
+        response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         return response
 
     async def _sign_out(self, _request: Request) -> Response:
@@ -158,8 +155,7 @@ class _Site:
         return self._identify(request, token.strip())
 
     def _identify(self, request: Request, token: str) -> Principal:
-        peer = f"{request.client.host}:{request.client.port}" if request.client else ""
-        return self._coordinator.access.identify_token(token, peer)
+        return self._coordinator.access.identify_token(token, _peer(request))
 
     async def _guard(self, request: Request, call_next: _Next) -> Response:
         """Answer every error as itself, and put the headers on every answer."""
@@ -169,6 +165,8 @@ class _Site:
         except NotAuthenticated as error:
             response = self._ask_for_token(request, error)
         except ShareError as error:
+            if isinstance(error, AccessError):
+                self._note(request, error)
             response = _refused(request, _STATUS_CODES.get(error.status or "", 500), error.message)
         except HTTPException as error:
             response = _refused(request, error.status_code, error.detail)
@@ -186,14 +184,25 @@ class _Site:
         return _refused(request, error.status_code, error.detail)
 
     def _ask_for_token(self, request: Request, error: NotAuthenticated) -> Response:
+        is_shown = COOKIE in request.cookies or "authorization" in request.headers
+        if is_shown:
+            self._note(request, error)
         if request.url.path.startswith("/api/"):
             response = _refused(request, 401, error.message)
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         # a token that no longer counts is worth a word, none at all is not
-        reason = error.message if COOKIE in request.cookies else ""
+        reason = error.message if is_shown else ""
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return HTMLResponse(view.render_sign_in(reason, target), status_code=401)
+
+    def _note(self, request: Request, error: AccessError) -> None:
+        self._coordinator.access.refusals.add(
+            "access_refused",
+            peer=_peer(request),
+            detail=f"{type(error).__name__}: {error.message}",
+            subject=f"{request.method} {request.url.path}",
+        )
 
     def _failed(self, request: Request, error: Exception) -> Response:
         incident_id = uuid.uuid4().hex[:12]
@@ -205,6 +214,10 @@ class _Site:
         )
         message = f"this page failed: look for incident {incident_id} in the coordinator's log"
         return _refused(request, 500, message)
+
+
+def _peer(request: Request) -> str:
+    return f"{request.client.host}:{request.client.port}" if request.client else ""
 
 
 def _refused(request: Request, status_code: int, message: str) -> Response:

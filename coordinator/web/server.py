@@ -39,11 +39,7 @@ class WebServer:
         self._host = host
         self._server = _Server(
             uvicorn.Config(
-                make_site(
-                    coordinator,
-                    is_local=is_loopback(host),
-                    is_encrypted=False,
-                ),
+                make_site(coordinator, is_local=is_loopback(host)),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
