@@ -178,7 +178,9 @@ class CoordinatorProcess:
             *("--store", str(store), "--listen", "127.0.0.1:0"),
             *("--num-factors", "6", "--oversample", "4", *flags),
         ]
-        self._process = _FORKS.Process(target=_serve, args=(arguments, self._folder, fault, prepare))
+        self._process = _FORKS.Process(
+            target=_serve, args=(arguments, self._folder, fault, prepare)
+        )
         self._process.start()
         wait_until(lambda: "\n" in self.stdout or not self._process.is_alive())
         self.ready: dict[str, Any] = json.loads(self.stdout or "{}")
@@ -199,6 +201,10 @@ class CoordinatorProcess:
     @property
     def pid(self) -> int | None:
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
 
     def kill(self) -> None:
         """End it as ``kill -9`` does."""
