@@ -100,6 +100,31 @@ def orthonormalise(
     return Q, correction.double() @ (sigma.unsqueeze(-1) * Wt)
 
 
+def nearest_orthonormal(matrix: Float[Tensor, "d m"]) -> Float[Tensor, "d m"] | None:
+    """
+    Find the orthonormal columns nearest to columns that are nearly so: ``V (V.T V)^(-1/2)``.
+
+    Returns:
+        The polar factor in float64, the nearest in Frobenius norm; None where ``V.T V`` is so far from the
+        identity (by half, in some direction) that the columns cannot have been orthonormal.
+
+    Source:
+        Higham, 1989.
+
+    Examples:
+        >>> nearest_orthonormal(torch.tensor([[1.1, 0.0], [0.0, 0.9]])).round(decimals=6).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+        >>> nearest_orthonormal(torch.ones(2, 2)) is None
+        True
+    """
+    V = matrix.double()
+    values, directions = torch.linalg.eigh(V.mT @ V)
+    if values.numel() and not bool((values - 1).abs().max() <= 0.5):
+        return None
+    root: Tensor = directions * values.rsqrt() @ directions.mT
+    return V @ root
+
+
 def largest_angle(old: Float[Tensor, "d k_old"], new: Float[Tensor, "d k_new"]) -> float:
     """
     Measure the largest principal angle between two spans of orthonormal columns, in radians.

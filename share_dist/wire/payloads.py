@@ -43,11 +43,14 @@ def subspace_to_bytes(subspace: Subspace) -> bytes:
     Send ``subspace.without_tail()``: the tail and the account of what was cut are for the
     coordinator's disk, and for who asks for them.
     """
-    return tensors_to_bytes(
-        name_parts(
-            (name, Pair(_basis_parts(layer.a), _basis_parts(layer.b)))
-            for name, layer in subspace.layers.items()
-        )
+    return tensors_to_bytes(subspace_tensors(subspace))
+
+
+def subspace_tensors(subspace: Subspace) -> dict[str, Tensor]:
+    """Name the tensors of all bases, as a payload has them."""
+    return name_parts(
+        (name, Pair(_basis_parts(layer.a), _basis_parts(layer.b)))
+        for name, layer in subspace.layers.items()
     )
 
 
@@ -70,10 +73,25 @@ def subspace_from_bytes(
         NotOrthonormal: The columns of a basis are not orthonormal.
         NotFinite: An entry is no number.
     """
-    parts = parts_by_layer(
-        tensors_from_bytes(data), ("vectors", "energies"), ("tail", "cut_energy")
-    )
-    subspace = Subspace(
+    subspace = subspace_from_tensors(tensors_from_bytes(data), version=version, metric=metric)
+    if check:
+        check_orthonormal(subspace)
+    return subspace
+
+
+def subspace_from_tensors(
+    tensors: Mapping[str, Tensor], *, version: int, metric: Metric
+) -> Subspace:
+    """
+    Put bases together from their named tensors; that columns are orthonormal is not measured.
+
+    Raises:
+        WireError: The tensors are no subspace.
+        ShapeMismatch: Vectors, energies and tail do not fit together.
+        NotFinite: An energy is no number.
+    """
+    parts = parts_by_layer(tensors, ("vectors", "energies"), ("tail", "cut_energy"))
+    return Subspace(
         {
             name: LayerSubspace(_basis(name, "a", pair.a), _basis(name, "b", pair.b))
             for name, pair in parts.items()
@@ -81,9 +99,6 @@ def subspace_from_bytes(
         version=version,
         metric=metric,
     )
-    if check:
-        check_orthonormal(subspace)
-    return subspace
 
 
 def update_to_bytes(update: TaskUpdate) -> bytes:
@@ -158,11 +173,16 @@ def update_from_record(metadata: Mapping[str, Any], payload: bytes) -> TaskUpdat
 
 def task_to_bytes(coefficients: Coefficients, head: Head) -> bytes:
     """Write what a task keeps: its coefficients and the tensors of its head."""
+    return tensors_to_bytes(task_tensors(coefficients, head))
+
+
+def task_tensors(coefficients: Coefficients, head: Head) -> dict[str, Tensor]:
+    """Name the tensors that a task keeps, as a payload has them."""
     parts = (
         (name, Pair({"coefficients": layer.a}, {"coefficients": layer.b}))
         for name, layer in coefficients.layers.items()
     )
-    return tensors_to_bytes(name_parts(parts) | name_head(head.tensors))
+    return name_parts(parts) | name_head(head.tensors)
 
 
 def task_from_bytes(data: bytes, *, version: int, head_info: Head) -> tuple[Coefficients, Head]:
@@ -179,13 +199,28 @@ def task_from_bytes(data: bytes, *, version: int, head_info: Head) -> tuple[Coef
         ShapeMismatch: The coefficients of a layer do not fit together.
         NotFinite: An entry is no number.
     """
-    tensors, rest = take_head(tensors_from_bytes(data))
+    return task_from_tensors(tensors_from_bytes(data), version=version, head_info=head_info)
+
+
+def task_from_tensors(
+    tensors: Mapping[str, Tensor], *, version: int, head_info: Head
+) -> tuple[Coefficients, Head]:
+    """
+    Put together what a task keeps from its named tensors.
+
+    Raises:
+        WireError: The tensors are no task.
+        ShapeMismatch: The coefficients of a layer do not fit together.
+        NotFinite: An entry is no number.
+    """
+    head, rest = take_head(tensors)
     layers = {
         name: _layer_coefficients(name, pair)
         for name, pair in parts_by_layer(rest, ("coefficients",)).items()
     }
-    head = Head(tensors, head_info.task_type, head_info.num_labels, head_info.label_names)
-    return Coefficients(layers, version=version), head
+    return Coefficients(layers, version=version), Head(
+        head, head_info.task_type, head_info.num_labels, head_info.label_names
+    )
 
 
 def merged_tasks_to_bytes(tasks: Mapping[str, MergedTask]) -> bytes:

@@ -22,6 +22,9 @@ from share_dist.errors import MalformedMessage, MessageTooLarge
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """The only dtypes that are sent or stored, with the bytes of one entry."""
 
+ITEM_BYTES_WITH_INT8 = ITEM_BYTES | {"I8": 1}
+"""The same in a payload that was asked for in the precision int8."""
+
 MAX_TENSORS = 65_536
 """Most tensors in one payload on the wire."""
 
@@ -45,19 +48,22 @@ class PayloadSizes(NamedTuple):
     """Entries of all tensors."""
 
 
-def tensors_to_bytes(tensors: Mapping[str, Tensor], note: str | None = None) -> bytes:
+def tensors_to_bytes(
+    tensors: Mapping[str, Tensor], note: str | None = None, *, may_have_int8: bool = False
+) -> bytes:
     """
     Write tensors as a safetensors file; equal input gives equal bytes.
 
     Args:
         tensors: Name -> tensor, of any device and layout.
         note: Text to keep beside them; for files that stay on disk, as a peer refuses it.
+        may_have_int8: Write int8 as well; for who asked for it.
 
     Raises:
         MalformedMessage: A tensor has a dtype that is not sent.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in _DTYPES and not (may_have_int8 and tensor.dtype == torch.int8):
             raise MalformedMessage(
                 f"tensor {name!r} has dtype {tensor.dtype}, sent are {', '.join(ITEM_BYTES)}: "
                 "convert it to a floating point type of at most 64 bits",
@@ -77,6 +83,7 @@ def tensors_from_bytes(
     max_tensors: int = MAX_TENSORS,
     max_header_bytes: int = MAX_HEADER_BYTES,
     may_have_note: bool = False,
+    may_have_int8: bool = False,
 ) -> dict[str, Tensor]:
     """
     Read a safetensors file from a peer that is not trusted.
@@ -86,6 +93,7 @@ def tensors_from_bytes(
         max_tensors: Refuse more tensors than this.
         max_header_bytes: Refuse a longer JSON header.
         may_have_note: Pass over a note, which ``note_of`` reads.
+        may_have_int8: Take int8 as well; for who asked for it.
 
     Raises:
         MessageTooLarge: A limit is passed.
@@ -103,7 +111,8 @@ def tensors_from_bytes(
             size_bytes=len(data),
             limit_bytes=max_header_bytes,
         )
-    spans = [_checked_span(name, entry) for name, entry in entries.items()]
+    item_bytes = ITEM_BYTES_WITH_INT8 if may_have_int8 else ITEM_BYTES
+    spans = [_checked_span(name, entry, item_bytes) for name, entry in entries.items()]
     _require_gapless(spans, len(data) - header_end)
     try:
         return safetensors.torch.load(data)
@@ -178,7 +187,7 @@ def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _checked_span(name: str, entry: Any) -> tuple[int, int]:
+def _checked_span(name: str, entry: Any, item_bytes: Mapping[str, int]) -> tuple[int, int]:
     """First byte and end of a tensor's data, once its entry is known to make sense."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise MalformedMessage(
@@ -186,9 +195,9 @@ def _checked_span(name: str, entry: Any) -> tuple[int, int]:
             field=name,
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in item_bytes:
         raise MalformedMessage(
-            f"tensor {name!r} has dtype {dtype!r}, taken are {', '.join(ITEM_BYTES)}", field=name
+            f"tensor {name!r} has dtype {dtype!r}, taken are {', '.join(item_bytes)}", field=name
         )
     if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
         raise MalformedMessage(f"tensor {name!r} has the shape {shape!r}", field=name)
@@ -198,7 +207,7 @@ def _checked_span(name: str, entry: Any) -> tuple[int, int]:
     if not _are_counts(offsets) or len(offsets) != 2:
         raise MalformedMessage(f"tensor {name!r} has the data_offsets {offsets!r}", field=name)
     begin, end = offsets
-    if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+    if end - begin != math.prod(shape) * item_bytes[dtype]:
         raise MalformedMessage(
             f"tensor {name!r}, {dtype} of shape {shape}, cannot fill the bytes {begin} to {end}",
             field=name,

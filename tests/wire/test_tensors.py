@@ -146,3 +146,14 @@ def test_damaged_files_raise_wire_errors_only(data):
     """Whatever arrives is either tensors or a WireError."""
     with suppress(WireError):
         tensors_from_bytes(data)
+
+
+def test_int8_comes_only_to_who_asks_for_it():
+    """Without being asked for, int8 is neither written nor read; with it, it comes back to the bit."""
+    named = {"x": torch.tensor([[-127, 0], [5, 127]], dtype=torch.int8)}
+    data = tensors_to_bytes(named, may_have_int8=True)
+    assert same(tensors_from_bytes(data, may_have_int8=True), named)
+    with pytest.raises(MalformedMessage, match=r"'x' has dtype torch\.int8"):
+        tensors_to_bytes(named)
+    with pytest.raises(MalformedMessage, match="'x' has dtype 'I8'"):
+        tensors_from_bytes(data)
