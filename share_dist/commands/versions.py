@@ -39,7 +39,7 @@ def versions(
     """
     List the versions of a subspace with what made each of them, oldest first.
 
-    Energy kept: share of a merge's energy that the factors keep, mean and lowest over
+    Energy kept: share of all merged energy that the factors keep, mean and lowest over
     layers. Angle: largest principal angle to the version before. Drift: how far the
     version moved the one task that it moved most. Stored bytes: none for a version that
     was compacted; it can no longer be pulled, compared or rolled back to.

@@ -49,7 +49,7 @@ def merge(
         updates: At most one per task. Their order does not matter.
         num_factors: ``k``; None keeps all that the data have.
         energy: Instead, or as well: the least ``k`` per side that explains
-            this share of the merge's energy, 0 to 1.
+            this share of the energy of everything merged, 0 to 1.
         oversample: ``o``; columns kept beyond ``k`` for the sake of later merges.
         bases: Version -> subspace, for updates that were trained on an older
             version. They are merged exactly: being late loses nothing.
@@ -60,8 +60,8 @@ def merge(
     Accuracy:
         The leading columns are those of the SVD of everything merged since
         version 0, exactly while nothing is truncated; what a truncation cuts
-        is in the report. Taking out a replaced task is exact while nothing of
-        it was truncated.
+        is in the report. Taking out a replaced task is exact while nothing
+        was truncated since it came; ``report.residue_bound`` bounds it otherwise.
 
     Raises:
         ShapeMismatch: An update does not fit the subspace, or names a task twice.
