@@ -208,6 +208,8 @@ def restore(source: Path, place: Place, progress: Progress) -> Copied:
         StoreCorrupt: The backup is damaged.
         StoreFull: There is no room.
     """
+    if place.folder is not None:
+        require_absent(place.folder)
     with reading(Place(str(source))) as reader:
         blobs = place.blobs(reader.store_id)
         if next(blobs.digests(), None) is not None:
@@ -217,7 +219,6 @@ def restore(source: Path, place: Place, progress: Progress) -> Copied:
                 key="blobs",
             )
         if place.folder is not None:
-            require_absent(place.folder)
             other = None if place.blobs_url is None else blobs
             copied = _copy_into_folder(reader, place.folder, progress, other)
         else:

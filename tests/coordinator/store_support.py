@@ -46,22 +46,22 @@ class Opener:
     def __init__(self, kind: str, path: Path, database_url: str = "") -> None:
         self.kind = kind
         self.path = path
-        self._options: dict[str, Any] = {"store": str(path / "store")}
+        self.options: dict[str, Any] = {"store": str(path / "store")}
         if kind == "sqlite-files":
-            self._options |= {"inline_bytes": 0}
+            self.options |= {"inline_bytes": 0}
         elif kind == "postgres-memory":
             # some payloads inside the database, some outside
             blobs = f"memory://{uuid.uuid4().hex}"
-            self._options |= {"store": database_url, "blobs": blobs, "inline_bytes": 1600}
+            self.options |= {"store": database_url, "blobs": blobs, "inline_bytes": 1600}
         elif kind == "postgres-files":
             blobs = str(path / "blobs")
-            self._options |= {"store": database_url, "blobs": blobs, "inline_bytes": 0}
+            self.options |= {"store": database_url, "blobs": blobs, "inline_bytes": 0}
         self.catalog = self.open()
 
     def open(self, **options: Any) -> Catalog:
         if self.kind == "memory":
             return MemoryCatalog()
-        return open_catalog(**(self._options | options))
+        return open_catalog(**(self.options | options))
 
     def reopen(self) -> Catalog:
         """Close, and open again."""
@@ -193,9 +193,7 @@ def event_of(subspace: Subspace, kind: VersionKind, **fields: Any) -> VersionEve
 def encode(
     store: Store, subspace: Subspace, kept: KeptTasks, event: VersionEvent, **fields: Any
 ) -> EncodedVersion:
-    tasks = {
-        name: replace(task, version=subspace.version) for name, task in kept.tasks.items()
-    }
+    tasks = {name: replace(task, version=subspace.version) for name, task in kept.tasks.items()}
     version = VersionCommit(subspace, tasks, kept.entries, event, **fields)
     return encode_version(version, parent_digest=store.digest(store.current_version))
 

@@ -242,7 +242,7 @@ def test_the_bound_of_small_payloads_may_change(path, first):
         store = catalog.create("default", by="root")
         store.bind(FINGERPRINT, by="w")
         add(store, make_update(f"task of {update_id}", update_id))
-        assert [store.load_update(r.update_id).update_id for r in store.pending()][0] == "u1"
+        assert [store.load_update(r.update_id).update_id for r in store.pending()][:1] == ["u1"]
         assert list(catalog.verify()) == []
         catalog.close()
     assert len(files(path)) == 1
@@ -464,8 +464,8 @@ def test_a_disk_that_really_fills_up(small_disk, inline_bytes):
     kept = []
 
     def fill():
-        for index in range(1000):
-            kept.append(add(store, make_update(f"task-{index}", num_temporary=80)).update_id)
+        updates_without_end = (make_update(f"task-{i}", num_temporary=80) for i in range(1000))
+        kept.extend(add(store, update).update_id for update in updates_without_end)
 
     with pytest.raises(StoreFull):
         fill()
@@ -572,7 +572,10 @@ def test_an_answer_that_is_lost_is_asked_for_again(catalog, store, monkeypatch):
         ("UPDATE versions SET event = replace(event, 'cats', 'bats')", "version 1"),
         ("DELETE FROM updates WHERE update_id = 'update-of-cats'", "task 'cats'"),
         ("UPDATE tasks SET update_id = NULL WHERE task_id = 'dogs'", "task 'dogs'"),
-        ("UPDATE updates SET metadata = replace(metadata, 'dogs', 'bats')", "update update-of-dogs"),
+        (
+            "UPDATE updates SET metadata = replace(metadata, 'dogs', 'bats')",
+            "update update-of-dogs",
+        ),
     ],
 )
 def test_rows_that_were_tampered_with_are_found(inline, statement, subject):
