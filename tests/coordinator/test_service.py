@@ -22,10 +22,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from coordinator.clock import Clock
+from coordinator.screening import merge_of
 from coordinator.store import MemoryCatalog
 from coordinator.store.durable import open_catalog
 from coordinator.store.format import encode_version
-from share_dist.core.merge import merge
 from share_dist.core.subspace import reconstruct
 from share_dist.core.temporary import factor_of
 from share_dist.core.values import LayerShape
@@ -256,12 +256,12 @@ def held_merges(monkeypatch):
     """Merges that begin, and end only when the test lets them."""
     begun, may_end = threading.Event(), threading.Event()
 
-    def held(*args, **options):
+    def held(*args):
         begun.set()
         assert may_end.wait(60)
-        return merge(*args, **options)
+        return merge_of(*args)
 
-    monkeypatch.setattr("coordinator.candidate.merge", held)
+    monkeypatch.setattr("coordinator.screening.merge_of", held)
     yield begun, may_end
     may_end.set()
 
@@ -582,12 +582,12 @@ def test_a_worker_needs_a_name(app):
 def test_a_merge_that_raises_quarantines_its_culprit(app, client, monkeypatch):
     """One update that cannot be merged is set aside with the reason; the others are merged."""
 
-    def merge_but_not_dogs(subspace, tasks, updates, *args, **options):
+    def merge_but_not_dogs(updates, *args):
         if any(update.task_id == "dogs" for update in updates):
             raise ArithmeticError("SVD did not converge")
-        return merge(subspace, tasks, updates, *args, **options)
+        return merge_of(updates, *args)
 
-    monkeypatch.setattr("coordinator.candidate.merge", merge_but_not_dogs)
+    monkeypatch.setattr("coordinator.screening.merge_of", merge_but_not_dogs)
     with ThreadPoolExecutor(3) as threads:
         names = ("cats", "dogs", "eels")
         receipts = list(threads.map(lambda name: push_as(app, name), names))
@@ -607,11 +607,11 @@ def test_a_merge_that_cannot_be_written_is_tried_again(app, client, monkeypatch)
     """A full disk at the commit postpones the merge; nothing is lost and nobody is blamed."""
     commit, refusals = lineage_of(app).store.commit, [1, 2]
 
-    def full_twice(value):
+    def full_twice(value, *, by):
         if refusals:
             refusals.pop()
             raise StoreFull("no room")
-        commit(value)
+        commit(value, by=by)
 
     monkeypatch.setattr(lineage_of(app).store, "commit", full_twice)
     monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
@@ -629,12 +629,12 @@ def test_a_merge_that_measures_no_number_quarantines_its_culprit(
 ):
     """What a merge returns is looked at before it is committed: no NaN reaches the store."""
 
-    def merge_badly(subspace, tasks, updates, *args, **options):
-        outcome = merge(subspace, tasks, updates, *args, **options)
+    def merge_badly(updates, *args):
+        outcome = merge_of(updates, *args)
         odd = {u.update_id: truncation for u in updates if u.task_id == "dogs"}
         return with_report(outcome, truncation={**outcome.report.truncation, **odd})
 
-    monkeypatch.setattr("coordinator.candidate.merge", merge_badly)
+    monkeypatch.setattr("coordinator.screening.merge_of", merge_badly)
     receipt = client.push(make_update("dogs", lease_epoch=0), wait="merged")
     assert receipt.state is UpdateState.QUARANTINED
     assert receipt.reason.startswith("NotFinite: the merge measured truncation of update")
@@ -644,10 +644,10 @@ def test_a_merge_that_measures_no_number_quarantines_its_culprit(
 def test_an_update_that_cannot_be_encoded_is_quarantined(app, client, monkeypatch):
     """A failure after the merge, while the version is encoded, finds its culprit as well."""
 
-    def encode_but_not_dogs(commit):
+    def encode_but_not_dogs(commit, **options):
         if "dogs" in commit.tasks:
             raise MalformedMessage("these tensors cannot be written")
-        return encode_version(commit)
+        return encode_version(commit, **options)
 
     monkeypatch.setattr("coordinator.candidate.encode_version", encode_but_not_dogs)
     receipt = client.push(make_update("dogs", lease_epoch=0), wait="merged")
@@ -662,10 +662,10 @@ def test_a_commit_that_fails_with_one_update_stops_no_other(tmp_path, monkeypatc
     with running(config) as app, client_of(app.address) as client:
         commit = lineage_of(app).store.commit
 
-        def refuse_ants(version):
+        def refuse_ants(version, *, by):
             if "ants" in version.commit.tasks:
                 raise sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("NOT NULL"))
-            commit(version)
+            commit(version, by=by)
 
         monkeypatch.setattr(lineage_of(app).store, "commit", refuse_ants)
         client.register()
@@ -696,7 +696,7 @@ def test_a_log_that_cannot_be_written_stops_no_merge(app, client, monkeypatch):
         def fail(self, *_args, **_fields):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lineage_of(app).writer, "_log", Broken())
+    monkeypatch.setattr(lineage_of(app).writer._chronicle, "_log", Broken())
     for version, task in enumerate(("cats", "dogs"), 1):
         assert client.push(make_update(task, lease_epoch=0), wait="merged").version == version
 
@@ -744,11 +744,9 @@ def test_a_damaged_base_version_blames_no_update(tmp_path, monkeypatch):
                 raise StoreCorrupt("version 0 is damaged")
             return subspace(version)
 
-        versions = SimpleNamespace(
-            subspace=all_but_the_first, remember=lineage_of(app).versions.remember
-        )
+        versions = SimpleNamespace(subspace=all_but_the_first)
         with monkeypatch.context() as patched:
-            patched.setattr(lineage_of(app).writer, "_versions", versions)
+            patched.setattr(lineage_of(app).writer._preparer, "_versions", versions)
             assert client.push(late).state is UpdateState.PENDING
             assert client.push(new, wait="merged").version == 2
             assert client.status().num_pending == 1
