@@ -13,6 +13,7 @@ from typing_extensions import override
 from share_dist.client.caller import Caller
 from share_dist.client.credentials import Credentials
 from share_dist.client.download import download
+from share_dist.client.older import require_min_version, require_named
 from share_dist.client.retry import RetryPolicy
 from share_dist.client.upload import Upload
 from share_dist.client.watch import Watch
@@ -133,6 +134,7 @@ class ShareClient(Caller):
 
         Raises:
             FingerprintMismatch: The coordinator works on another model.
+            UnknownSubspace: It serves no subspace of the client's name.
         """
         self.worker_id = require_id(self.worker_id if worker_id is None else worker_id, "worker_id")
         self.fingerprint = fingerprint or self.fingerprint
@@ -142,6 +144,7 @@ class ShareClient(Caller):
             subspace=self.subspace,
         )
         response = self._call(lambda seconds: self._stub.Register(request, timeout=seconds))
+        require_named(self.subspace, response.store_id, address=self.address)
         self.lease = lease_from_pb(response, worker_id=self.worker_id)
         return self.lease
 
@@ -250,11 +253,17 @@ class ShareClient(Caller):
     def fetch_subspace(self, request: pb.PullSubspaceRequest) -> tuple[pb.SubspaceHeader, bytes]:
         """Ask for a version in any form; see ``pull`` and ``Mirror``, which read the answer."""
         request.subspace = self.subspace
+
+        def check(header: pb.SubspaceHeader) -> None:
+            require_named(self.subspace, header.store_id, address=self.address)
+            require_min_version(header.version, request.min_version, address=self.address)
+            self._require_own_fingerprint(header)
+
         return self._call(
             lambda seconds: download(
                 self._stub.PullSubspace(request, timeout=seconds),
                 limit_bytes=self._max_payload_bytes,
-                check_header=self._require_own_fingerprint,
+                check_header=check,
             )
         )
 

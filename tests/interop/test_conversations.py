@@ -8,11 +8,13 @@ import grpc
 import pytest
 
 from coordinator.store.memory import MemoryCatalog
+from share_dist.client import Mirror, ShareClient
+from share_dist.errors import UnknownSubspace, VersionInFuture
 from share_dist.pb import coordinator_pb2, error_pb2
 from tests.coordinator.support import make_config, running
 from tests.interop.conversation import ERROR_KEY, FOLDER, Call, Conversation, Schema
 from tests.interop.meaning import Names, answers_differ, errors_differ
-from tests.interop.scenarios import CONFIG, SCENARIOS
+from tests.interop.scenarios import CONFIG, FINGERPRINT, SCENARIOS
 from tests.interop.servers import BytesServer, Echo
 
 TODAY = Schema.of([coordinator_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR])
@@ -48,6 +50,42 @@ def test_an_older_coordinator_is_understood_as_it_was(conversation):
     with BytesServer(echo, conversation.schema.methods()) as server:
         results = SCENARIOS[conversation.release](server.address)
     assert (list(_lacking(conversation.results, results)), echo.surprises) == ([], [])
+
+
+@pytest.fixture
+def first_release():
+    """The address of a server that answers as the coordinator of release 0.1 did."""
+    conversation = CONVERSATIONS["0.1"]
+    with BytesServer(Echo(conversation), conversation.schema.methods()) as server:
+        yield server.address
+
+
+def test_a_name_is_not_lost_on_a_coordinator_without_names(first_release):
+    """A coordinator that knows one subspace only is not used for another: neither to learn there nor to read."""
+    with ShareClient(first_release, subspace="vision", timeout_seconds=20) as client:
+        for ask in (lambda: client.register("north", FINGERPRINT), client.pull):
+            with pytest.raises(UnknownSubspace, match="older release"):
+                ask()
+        assert client.lease is None
+
+
+def test_an_older_version_is_not_taken_for_one_that_was_waited_for(first_release):
+    """A coordinator that does not know how to wait for a version is noticed by the version that it sends."""
+    with (
+        ShareClient(first_release, timeout_seconds=20) as client,
+        pytest.raises(VersionInFuture, match="sent 0 at once"),
+    ):
+        client.pull(min_version=1)
+
+
+def test_a_mirror_of_an_older_coordinator_takes_versions_whole(first_release):
+    """Neither tail nor rotations come, and nothing else is lost: what is held is not sent again."""
+    with ShareClient(first_release, timeout_seconds=20) as client:
+        empty, mirror = client.pull(), Mirror(client)
+        assert empty is not None
+        first, second = mirror.advance(), mirror.advance()
+        assert (first.version, first.num_steps, second.version, second.num_bytes) == (1, 0, 1, 0)
+        assert mirror.subspace.shapes == empty.shapes
 
 
 def test_no_field_has_changed(conversation):
