@@ -141,7 +141,8 @@ class _Bearer(
         """The token as it is now."""
         path = self._credentials.token_file
         stamp = _stamp_of(path) if path else ""
-        if stamp is not None and stamp != self._stamp:
+        # while a file is away, as in the middle of its replacement, what it held counts
+        if not self._token or stamp not in {None, self._stamp}:
             self._token, self._stamp = self._credentials.read_token(), stamp
         return self._token
 
