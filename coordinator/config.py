@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from coordinator.admission import AdmissionLimits
 from coordinator.policy import MergePolicy, Staleness
@@ -28,6 +28,12 @@ else:
     import tomli as tomllib
 
 ENVIRONMENT_PREFIX: Final = "SHARE_DIST_"
+
+
+PlaceText: TypeAlias = Annotated[
+    str, BeforeValidator(lambda place: str(place) if isinstance(place, Path) else place)
+]
+"""A folder or a URL."""
 
 
 class SubspaceConfig(BaseModel):
@@ -149,10 +155,10 @@ class SubspaceConfig(BaseModel):
 class CoordinatorConfig(SubspaceConfig):
     """Every key of a coordinator's configuration."""
 
-    store: str = Field(
+    store: PlaceText = Field(
         description="Folder of the store, made if it is not there; or a database URL"
     )
-    blobs: str | None = Field(
+    blobs: PlaceText | None = Field(
         None, description="Folder or fsspec URL of large tensors; a folder of the store by default"
     )
     owner_lease_seconds: float = Field(
@@ -269,7 +275,6 @@ def load_config(
     }
     given = {key: value for key, value in flags.items() if value is not None}
     values = _read_file(file) | from_environment | given
-    values |= {key: str(values[key]) for key in ("store", "blobs") if key in values}
     try:
         config = CoordinatorConfig.model_validate(values)
     except ValidationError as error:
