@@ -108,6 +108,10 @@ class Broadcast:
         """What each watcher has seen; may be asked from any thread."""
         return tuple(watcher.held_version for watcher in tuple(self._watchers))
 
+    def num_in(self, state: WatcherState) -> int:
+        """How many watchers are in a state; may be asked from any thread."""
+        return sum(watcher.state is state for watcher in tuple(self._watchers))
+
     def publish(self, event: VersionEvent) -> tuple[Watcher, ...]:
         """
         Tell every watcher of a version that is in the store.

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.metadata import version as release_of
 
 import torch
@@ -17,10 +17,11 @@ from coordinator.admission import (
     check_fingerprint,
     check_version,
 )
+from coordinator.broadcast import WatcherState
 from coordinator.leases import WorkerLease
 from coordinator.policy import require_fresh
 from coordinator.state import Call, Coordinator, Lineage
-from coordinator.store.base import DescribedUpdate, Kept, UpdateRecord, not_owner
+from coordinator.store.base import DescribedUpdate, Kept, Store, UpdateRecord, not_owner
 from coordinator.store.format import describe_update
 from coordinator.uploads import upload_key
 from share_dist.core.prepared import angle_between
@@ -317,7 +318,7 @@ def _check_announced(call: Call, push: AnnouncedPush) -> None:
         push.base_version,
         store.first_version,
         store.current_version,
-        is_kept=store.is_kept(push.base_version),
+        is_kept=_is_kept(lineage, push.base_version),
     )
     if refused:
         raise refused.error
@@ -340,6 +341,12 @@ def _check_and_keep(call: Call, push: Push, described: DescribedUpdate) -> Kept:
         case Admitted():
             pass
     return lineage.store.add_update(described, by=call.principal.name)
+
+
+def _is_kept(lineage: Lineage, version: int) -> bool:
+    if version > lineage.store.current_version or lineage.holds.is_leaving(version):
+        return False
+    return lineage.store.is_kept(version)
 
 
 def _require_fresh(lineage: Lineage, push: AnnouncedPush) -> None:
@@ -407,6 +414,7 @@ def describe(call: Call) -> CoordinatorStatus:
     """Tell how the coordinator is; from any thread, as it reads the store."""
     coordinator, lineage, store = call.coordinator, call.lineage, call.lineage.store
     snapshot, now_seconds = lineage.writer.snapshot, call.clock.monotonic_seconds()
+    merged = lineage.versions.merged_by_worker(snapshot.version)
     return CoordinatorStatus(
         current_version=snapshot.version,
         first_version=store.first_version,
@@ -416,9 +424,13 @@ def describe(call: Call) -> CoordinatorStatus:
         num_quarantined=store.num_updates(UpdateState.QUARANTINED),
         num_parked=store.num_updates(UpdateState.PARKED),
         workers=tuple(
-            _worker_status(call, lease, now_seconds) for lease in lineage.leases.all(now_seconds)
+            _worker_status(call, lease, now_seconds, merged[lease.worker_id])
+            for lease in lineage.leases.all(now_seconds)
         ),
         num_watchers=lineage.broadcast.num_watchers,
+        num_synced_watchers=lineage.broadcast.num_in(WatcherState.SYNCED),
+        num_catching_up_watchers=lineage.broadcast.num_in(WatcherState.CATCHING_UP),
+        num_slow_watchers=lineage.broadcast.num_in(WatcherState.SLOW),
         started_at=coordinator.started_at,
         release=release_of("share-dist"),
         subspace=lineage.name,
@@ -427,14 +439,24 @@ def describe(call: Call) -> CoordinatorStatus:
         bytes_in_flight=coordinator.budget.bytes_in_flight,
         principal=call.principal.name,
         role=coordinator.access.role(call.principal, lineage.name) or "",
+        newest_version_at=_newest_version_at(store, snapshot.version),
     )
 
 
-def _worker_status(call: Call, lease: WorkerLease, now_seconds: float) -> WorkerStatus:
+def _newest_version_at(store: Store, version: int) -> datetime | None:
+    events = store.events(version - 1, 1) if version else ()
+    return events[0].merged_at if events else None
+
+
+def _worker_status(
+    call: Call, lease: WorkerLease, now_seconds: float, num_merged: int
+) -> WorkerStatus:
     silent = timedelta(seconds=now_seconds - lease.heard_at_seconds)
     return WorkerStatus(
         worker_id=lease.worker_id,
         lease_epoch=lease.lease_epoch,
         is_live=call.lineage.leases.is_live(lease, now_seconds),
         last_heartbeat_at=call.clock.now() - silent,
+        base_version=lease.base_version or 0,
+        num_merged=num_merged,
     )

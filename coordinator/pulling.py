@@ -215,9 +215,9 @@ def _served_task(
 ) -> ServedTask:
     head = lineage.store.load_update(snapshot.entries[task_id].update_id).head
     coefficients = snapshot.tasks[task_id].served(snapshot.subspace)
-    payload = codec.task_to_bytes(coefficients, head)
+    short = codec.task_to_precision(coefficients, head, precision)
     summary = lineage.store.task_summary(task_id)
-    return ServedTask(summary, snapshot.version, ServedPayload.of(payload))
+    return ServedTask(summary, snapshot.version, ServedPayload.of(short.payload, short.loss))
 
 
 def _unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:

@@ -110,29 +110,20 @@ class UploadSpool:
         """
         if header.num_chunks < 2:
             return Upload(ChunkJoiner(header, limit_bytes))
-        with self._lock:
-            kept = self._kept.setdefault(key, _Kept(self._folder / f"{key}{_SUFFIX}"))
-        with kept.lock:
-            chunk_bytes, num_held = _size(kept.path) if first_chunk else (0, 0)
-            if num_held < first_chunk:
-                raise StreamTruncated(
-                    f"chunk {first_chunk} was to come first, of those before it {num_held} are "
-                    "here: send all of them again",
-                    expected_chunks=header.num_chunks,
-                    received_chunks=num_held,
-                )
-            held = b"".join(_pieces(kept.path, chunk_bytes, first_chunk))
-            joiner = ChunkJoiner(header, limit_bytes, held=held, num_held_chunks=first_chunk)
-            upload = Upload(joiner, self, key, kept, chunk_bytes)
-            kept.writer, kept.touched_at = upload, time.time()
-        return upload
+        while True:
+            with self._lock:
+                kept = self._kept.setdefault(key, _Kept(self._folder / f"{key}{_SUFFIX}"))
+            with kept.lock:
+                # one that was removed meanwhile is no longer anybody's
+                if self._kept.get(key) is kept:
+                    return self._begin(key, kept, header, first_chunk, limit_bytes)
 
-    def remove(self, key: str) -> None:
-        """Forget an upload."""
+    def remove(self, key: str, kept: _Kept) -> None:
+        """Forget an upload, unless its file is another's by now."""
         with self._lock:
-            kept = self._kept.pop(key, None)
-        if kept is None:
-            return
+            if self._kept.get(key) is not kept:
+                return
+            del self._kept[key]
         with kept.lock:
             kept.writer = None
             with contextlib.suppress(OSError):
@@ -143,6 +134,22 @@ class UploadSpool:
         with self._lock:
             kept.num_bytes, kept.touched_at = num_bytes, time.time()
         self._evict()
+
+    def _begin(
+        self, key: str, kept: _Kept, header: PayloadHeader, first_chunk: int, limit_bytes: int
+    ) -> "Upload":
+        chunk_bytes, num_held = _size(kept.path) if first_chunk else (0, 0)
+        if num_held < first_chunk:
+            raise StreamTruncated(
+                f"chunk {first_chunk} was to come first, of those before it {num_held} are "
+                "here: send all of them again",
+                expected_chunks=header.num_chunks,
+                received_chunks=num_held,
+            )
+        held = b"".join(_pieces(kept.path, chunk_bytes, first_chunk))
+        joiner = ChunkJoiner(header, limit_bytes, held=held, num_held_chunks=first_chunk)
+        kept.writer, kept.touched_at = Upload(joiner, self, key, kept, chunk_bytes), time.time()
+        return kept.writer
 
     def _adopt(self, path: Path) -> None:
         """Take over a file of a process before; remove what is none of ours to keep."""
@@ -155,10 +162,10 @@ class UploadSpool:
                 path.unlink()
 
     def _evict(self) -> None:
-        for key in self._too_many():
-            self.remove(key)
+        for key, kept in self._too_many():
+            self.remove(key, kept)
 
-    def _too_many(self) -> Iterator[str]:
+    def _too_many(self) -> Iterator[tuple[str, _Kept]]:
         """Choose what must go: the old, and the oldest until the rest fits."""
         now = time.time()
         with self._lock:
@@ -168,7 +175,7 @@ class UploadSpool:
             is_old = kept.writer is None and now - kept.touched_at > self._max_age_seconds
             if excess > 0 or is_old:
                 excess -= kept.num_bytes
-                yield key
+                yield key, kept
 
 
 class Upload:
@@ -249,7 +256,7 @@ class Upload:
     def _give_up(self) -> None:
         """Keep no more, and forget what was kept, if it is still this upload's to forget."""
         if self._spool and self._kept and self._kept.writer is self:
-            self._spool.remove(self._key)
+            self._spool.remove(self._key, self._kept)
         self._is_keeping = False
 
 

@@ -1,17 +1,16 @@
 """Versions at hand: the few that are asked for most are kept in memory, beside the store."""
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from coordinator.store.base import Store, TaskEntry
 from share_dist.core.values import MergedTask, Subspace
-from share_dist.errors import MalformedMessage
 from share_dist.wire import codec
 from share_dist.wire.chunks import PayloadHeader, cut, messages_of
-from share_dist.wire.records import Precision
+from share_dist.wire.records import Precision, UpdateState
 
 KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
@@ -115,6 +114,7 @@ class VersionCache:
         self._store = store
         self._subspaces: _LeastRecent[int, Subspace] = _LeastRecent(size)
         self._payloads: _LeastRecent[tuple[int, Form], ServedPayload] = _LeastRecent(size)
+        self._merged: tuple[int, Counter[str]] = -1, Counter()
         self._steps: _LeastRecent[tuple[int, int], ServedSteps] = _LeastRecent(size)
 
     def remember(self, subspace: Subspace, served: ServedPayload) -> None:
@@ -143,6 +143,18 @@ class VersionCache:
             self._payloads.put((version, form), served)
         return served
 
+    def merged_by_worker(self, version: int) -> Counter[str]:
+        """Count the updates of each worker that the current version contains."""
+        known, merged = self._merged
+        if known != version:
+            merged = Counter(
+                task.worker_id
+                for task in self._store.task_summaries()
+                if task.state is UpdateState.MERGED
+            )
+            self._merged = version, merged
+        return merged
+
     def steps(self, held_version: int, version: int, below_bytes: int) -> ServedSteps | None:
         """
         Return the steps from one version to a later one.
@@ -168,12 +180,9 @@ class VersionCache:
 
 def encode_served(subspace: Subspace, form: Form = AS_KEPT) -> ServedPayload:
     """Write a subspace as it is sent; to workers, the broadcast factors without the tail."""
-    if form.precision != "float32":
-        raise MalformedMessage(
-            f"precision {form.precision} is not served: ask for float32", field="precision"
-        )
     sent = subspace if form.with_tail else subspace.without_tail()
-    return ServedPayload.of(codec.subspace_to_bytes(sent))
+    short = codec.subspace_to_precision(sent, form.precision)
+    return ServedPayload.of(short.payload, short.loss)
 
 
 class _LeastRecent(Generic[KeyT, ValueT]):

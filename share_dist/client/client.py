@@ -27,14 +27,16 @@ from share_dist.wire.codec import (
     fingerprint_to_pb,
     heartbeat_from_pb,
     lease_from_pb,
+    optional_fingerprint_from_pb,
+    precision_from_pb,
     precision_to_pb,
     receipt_from_pb,
     require_count,
     require_id,
     require_subspace,
     status_from_pb,
-    subspace_from_bytes,
-    task_from_bytes,
+    subspace_from_precision,
+    task_from_precision,
     task_summary_from_pb,
     update_header,
     update_to_bytes,
@@ -379,8 +381,11 @@ class ShareClient(Caller):
             )
         )
         summary = task_summary_from_pb(header.task)
-        coefficients, head = task_from_bytes(
-            payload, version=header.version, head_info=summary.head
+        coefficients, head = task_from_precision(
+            payload,
+            precision=precision_from_pb(header.precision),
+            version=header.version,
+            head_info=summary.head,
         )
         subspace = held
         if held is None or held.version != coefficients.version:
@@ -405,12 +410,14 @@ def subspace_of(header: pb.SubspaceHeader, payload: bytes) -> Subspace:
     Raises:
         WireError: It is not what its header says.
     """
-    if not header.HasField("fingerprint"):
-        subspace = subspace_from_bytes(payload, version=header.version, metric="delta")
-        return replace(subspace, digest=header.digest)
-    fingerprint = fingerprint_from_pb(header.fingerprint)
-    subspace = subspace_from_bytes(payload, version=header.version, metric=fingerprint.metric)
-    if subspace.shapes != fingerprint.layers:
+    fingerprint = optional_fingerprint_from_pb(header)
+    subspace = subspace_from_precision(
+        payload,
+        precision=precision_from_pb(header.precision),
+        version=header.version,
+        metric=fingerprint.metric if fingerprint else "delta",
+    )
+    if fingerprint and subspace.shapes != fingerprint.layers:
         raise MalformedMessage(
             f"the bases of version {header.version} are not those of the layers that the "
             "fingerprint names: pull again",

@@ -83,6 +83,12 @@ from share_dist.wire.payloads import (
     update_to_bytes,
     update_to_record,
 )
+from share_dist.wire.precision import (
+    subspace_from_precision,
+    subspace_to_precision,
+    task_from_precision,
+    task_to_precision,
+)
 from share_dist.wire.rotations import (
     anchor_chain,
     next_chain,
@@ -93,6 +99,10 @@ from share_dist.wire.rotations import (
 )
 
 __all__ = [
+    "task_to_precision",
+    "task_from_precision",
+    "subspace_to_precision",
+    "subspace_from_precision",
     "anchor_chain",
     "next_chain",
     "rotation_from_bytes",

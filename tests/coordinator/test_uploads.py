@@ -1,0 +1,231 @@
+"""What has come of a push that was cut off stays, for its own principal, and never for good."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.uploads import NOTHING, UploadSpool, upload_key
+from share_dist.errors import ChecksumMismatch, StreamTruncated
+from share_dist.wire.chunks import MIN_CHUNK_BYTES, cut
+
+LIMIT = 2**30
+PAYLOAD = os.urandom(5 * MIN_CHUNK_BYTES + 7)
+PIECES = cut(PAYLOAD, MIN_CHUNK_BYTES)
+CHUNKS = list(PIECES.chunks())
+KEY = upload_key("default", "north", "u1", PIECES.header.sha256)
+FILE_BYTES = 8 + MIN_CHUNK_BYTES
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "uploads"
+
+
+@pytest.fixture
+def spool(folder):
+    return UploadSpool(folder, LIMIT)
+
+
+def send(spool, first=0, last=None, key=KEY):
+    upload = spool.open(key, PIECES.header, first, LIMIT)
+    for chunk in CHUNKS[first:last]:
+        upload.add(chunk)
+    return upload
+
+
+def whole(upload):
+    payload = upload.finish()
+    upload.close(is_done=True)
+    return payload
+
+
+@pytest.mark.parametrize("num_sent", range(6))
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_push_goes_on_where_it_was_cut_off(folder, spool, num_sent, is_restarted):
+    """After any number of chunks, also in another process, the rest is enough."""
+    send(spool, last=num_sent).close(is_done=False)
+    if is_restarted:
+        spool = UploadSpool(folder, LIMIT)
+    progress = spool.progress(KEY)
+    expected = min(num_sent, 5)
+    assert (progress.num_chunks, progress.num_bytes) == (expected, expected * MIN_CHUNK_BYTES)
+    assert progress.prefix_sha256 == PIECES.prefix_sha256(expected)
+
+    upload = send(spool, progress.num_chunks)
+    assert upload.finish() == PAYLOAD
+    upload.close(is_done=True)
+    assert spool.progress(KEY) == NOTHING
+    assert list(folder.iterdir()) == []
+
+
+def test_a_kill_in_the_middle_of_a_chunk_costs_that_chunk(folder, spool):
+    """Half a chunk at the end of a file does not count."""
+    upload = send(spool, last=2)
+    (file,) = folder.iterdir()
+    with file.open("ab") as half:
+        half.write(b"half")
+
+    again = UploadSpool(folder, LIMIT)
+    assert again.progress(KEY).num_chunks == 2
+    assert whole(send(again, 2)) == PAYLOAD
+    upload.close(is_done=False)
+
+
+def test_a_small_push_never_touches_the_disk(folder, spool):
+    """One chunk is sent again as fast as it could be kept."""
+    pieces = cut(b"small")
+    upload = spool.open(KEY, pieces.header, 0, LIMIT)
+    upload.add(next(pieces.chunks()))
+    upload.close(is_done=False)
+    assert list(folder.iterdir()) == []
+    assert spool.progress(KEY) == NOTHING
+
+
+def test_less_than_the_sender_counts_on_is_told(spool):
+    """What was evicted meanwhile must be sent again, and the error says so."""
+    send(spool, last=2).close(is_done=False)
+    with pytest.raises(StreamTruncated, match="chunk 3 was to come first, of those before it 2"):
+        spool.open(KEY, PIECES.header, 3, LIMIT)
+    other = upload_key("default", "south", "u1", PIECES.header.sha256)
+    with pytest.raises(StreamTruncated, match="of those before it 0"):
+        spool.open(other, PIECES.header, 2, LIMIT)
+
+
+def test_a_damaged_file_is_noticed_by_its_digest(folder, spool):
+    """What the disk changed is not what the sender has: both ends see it before it is used."""
+    send(spool, last=3).close(is_done=False)
+    (file,) = folder.iterdir()
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    assert spool.progress(KEY).prefix_sha256 != PIECES.prefix_sha256(3)
+    upload = spool.open(KEY, PIECES.header, 3, LIMIT)
+    with pytest.raises(ChecksumMismatch):
+        upload.add(CHUNKS[3])
+    upload.close(is_done=False)
+
+
+@pytest.mark.parametrize("data", [b"", b"1234567", bytes(8), b"\xff" * 100, bytes(8) + b"x" * 99])
+def test_any_file_is_an_upload_or_nothing(folder, spool, data):
+    """A file of an unclean end is no upload, and no error."""
+    send(spool, last=1).close(is_done=False)
+    (file,) = folder.iterdir()
+    file.write_bytes(data)
+    again = UploadSpool(folder, LIMIT)
+    assert again.progress(KEY) == NOTHING
+    assert whole(send(again)) == PAYLOAD
+
+
+def test_two_pushes_of_one_update_do_not_corrupt_each_other(spool):
+    """The newer one goes on with the file; the older one finishes without it."""
+    older = send(spool, last=2)
+    newer = send(spool, 2, 3)
+    for chunk in CHUNKS[2:]:
+        older.add(chunk)
+    assert spool.progress(KEY).num_chunks == 3
+    assert older.finish() == PAYLOAD
+    older.close(is_done=True)
+    assert spool.progress(KEY).num_chunks == 3, "the file is the newer one's"
+    for chunk in CHUNKS[3:]:
+        newer.add(chunk)
+    assert newer.finish() == PAYLOAD
+    newer.close(is_done=True)
+    assert spool.progress(KEY) == NOTHING
+
+
+def test_many_at_once_finish_whole(folder, spool):
+    """Pushes of one update from many threads all join to the payload."""
+
+    def push(_number):
+        return whole(send(spool))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(push, range(32))) == {PAYLOAD}
+    assert list(folder.iterdir()) == []
+
+
+def test_what_was_not_said_to_be_sound_is_not_kept(folder, spool):
+    """A chunk without the digest of its prefix may be damaged: it is taken, not kept."""
+    upload = spool.open(KEY, PIECES.header, 0, LIMIT)
+    for chunk in PIECES.chunks():
+        chunk.ClearField("prefix_sha256")
+        upload.add(chunk)
+    upload.close(is_done=False)
+    assert upload.finish() == PAYLOAD
+    assert list(folder.iterdir()) == []
+
+
+def test_the_oldest_go_when_there_is_no_room(folder):
+    """The bound holds for all files together; the newest stay."""
+    spool = UploadSpool(folder, 2 * FILE_BYTES)
+    keys = [upload_key("default", "north", f"u{i}", PIECES.header.sha256) for i in range(4)]
+    for key in keys:
+        send(spool, last=1, key=key).close(is_done=False)
+    assert [spool.progress(key).num_chunks for key in keys] == [0, 0, 1, 1]
+    assert spool.num_bytes == 2 * FILE_BYTES
+
+
+def test_an_upload_that_is_evicted_goes_on_in_memory(folder):
+    """No room on disk ends the keeping, not the push."""
+    spool = UploadSpool(folder, 2 * FILE_BYTES)
+    upload = send(spool)
+    assert upload.finish() == PAYLOAD
+    upload.close(is_done=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_push(folder, spool, monkeypatch):
+    """The push is received as if nothing were kept."""
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("coordinator.uploads.Upload._write", full)
+    upload = send(spool)
+    assert upload.finish() == PAYLOAD
+    upload.close(is_done=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_what_is_old_or_strange_is_gone_after_a_start(folder, spool):
+    """Files that nobody came back for are removed; other people's folders are let be."""
+    send(spool, last=1).close(is_done=False)
+    (file,) = folder.iterdir()
+    (folder / "note.txt").write_text("not ours")
+    (folder / "folder").mkdir()
+    os.utime(file, (0, 0))
+    UploadSpool(folder, LIMIT)
+    assert [path.name for path in folder.iterdir()] == ["folder"]
+
+
+def test_no_word_of_a_peer_is_part_of_a_path(folder, spool):
+    """Names are digests: of other words, of words that are split elsewhere, of other payloads."""
+    words = [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", ""), ("../..", "/", "\x00")]
+    keys = {upload_key(*each, bytes(32)) for each in words}
+    keys.add(upload_key("a", "b", "c", b"1" * 32))
+    assert len(keys) == 5
+    for key in keys:
+        assert set(key) <= set("0123456789abcdef")
+        send(spool, last=1, key=key).close(is_done=False)
+    assert {path.name for path in folder.iterdir()} == {f"{key}.part" for key in keys}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
+
+
+@given(st.lists(st.integers(0, 6), max_size=6), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_any_number_of_cuts_ends_in_the_payload(tmp_path_factory, cuts, restarts):
+    """However often it is cut and wherever, what is there is a prefix, and the end is the payload."""
+    folder = tmp_path_factory.mktemp("uploads")
+    spool = UploadSpool(folder, LIMIT)
+    for num_more in cuts:
+        first = spool.progress(KEY).num_chunks
+        send(spool, first, first + num_more).close(is_done=False)
+        if restarts:
+            spool = UploadSpool(folder, LIMIT)
+        progress = spool.progress(KEY)
+        assert progress.prefix_sha256 == hashlib.sha256(PAYLOAD[: progress.num_bytes]).digest()
+    assert whole(send(spool, spool.progress(KEY).num_chunks)) == PAYLOAD
