@@ -16,7 +16,7 @@ NODE_MODULES := $(JAVASCRIPT)/node_modules/.package-lock.json
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint system bench bench-gpu soak chaos protos clean
+.PHONY: help quickstart test lint system bench bench-gpu soak chaos protos clean system-packages
 
 help:
 	@echo 'make quickstart  learn eight real tasks on two workers into one subspace, and report'
@@ -46,10 +46,14 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 $(NODE_MODULES): $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json
 	@if [ "$(SHARE_DIST_NO_NODE)" != 1 ] && command -v npm >/dev/null; then cd $(JAVASCRIPT) && npm ci --loglevel=error && touch ../../../$@; fi
 
+# A server for the tests of stores in PostgreSQL.
+system-packages:
+	@[ "$(SHARE_DIST_NO_POSTGRES)" = 1 ] || .ci/install-system-packages postgresql
+
 quickstart: $(VENV)/.quickstart
 	$(BIN)/share-dist quickstart $(ARGS)
 
-test: $(VENV)/.dev $(NODE_MODULES)
+test: $(VENV)/.dev $(NODE_MODULES) system-packages
 	$(BIN)/python -m pytest -m "not system and not packaging" $(ARGS)
 
 lint: $(VENV)/.dev
@@ -59,7 +63,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m packaging
 
-system: $(VENV)/.dev
+system: $(VENV)/.dev system-packages
 	$(BIN)/python -m pytest -m system --timeout 1800 $(ARGS)
 
 bench: $(VENV)/.dev
