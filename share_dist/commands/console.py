@@ -35,6 +35,9 @@ WIDTH_OF_FILES = 160
 
 EXTRAS = {
     "cryptography": "certs",
+    "alembic": "coordinator",
+    "fsspec": "coordinator",
+    "psycopg": "postgres",
     "sqlalchemy": "coordinator",
     "prometheus_client": "coordinator",
     "jinja2": "coordinator",
