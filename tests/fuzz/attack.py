@@ -32,7 +32,7 @@ def _by_chance(name: str, inputs: int, seed: int, folder: Path, kept: Path) -> N
     rng = random.Random(seed)
     pool = list(decoder.seeds)
     signal.signal(signal.SIGALRM, _hung)
-    _bound_memory()
+    _bound_memory(decoder)
     for count in range(1, inputs + 1):
         data = decoder.mutate(rng.choice(pool), rng)[:LONGEST_BYTES]
         signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
@@ -79,7 +79,7 @@ def _with_atheris(name: str, inputs: int, seed: int, folder: Path, kept: Path) -
     limits = [f"-timeout={HANG_SECONDS}", "-rss_limit_mb=2000", f"-max_len={LONGEST_BYTES}"]
     flags = [f"-runs={inputs}", f"-seed={seed}", f"-artifact_prefix={kept}/", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *limits, *flags, str(corpus)], one_input, custom_mutator=mutated)
-    _bound_memory()
+    _bound_memory(decoder)
     atheris.Fuzz()
 
 
@@ -89,7 +89,10 @@ def _find(name: str) -> "Decoder":
     return next(decoder for decoder in find_decoders() if decoder.name == name)
 
 
-def _bound_memory() -> None:
+def _bound_memory(decoder: "Decoder") -> None:
+    # whatever is loaded or compiled at first use is not what an input costs
+    for data in decoder.seeds:
+        decoder.attack(data)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
