@@ -107,7 +107,7 @@ def make_config(store: Path, **values: Any) -> CoordinatorConfig:
 
 def client_of(address: str, worker_id: str = "w", **options: Any) -> ShareClient:
     """Make a client of one of the tests' coordinators."""
-    return ShareClient(address, worker_id=worker_id, fingerprint=FINGERPRINT, **options)
+    return ShareClient(address, worker_id=worker_id, **{"fingerprint": FINGERPRINT, **options})
 
 
 @contextlib.contextmanager
