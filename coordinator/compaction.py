@@ -1,8 +1,8 @@
 """
 Which old versions may go: all but the newest, and but those that someone still needs.
 
-Whoever is about to use an old version holds it first; nobody can begin to while
-versions are let go of, so a push never finds the version gone that it was let in with.
+Whoever is about to use an old version holds it first, and asks then whether it is there and
+does not leave already. So a push never finds the version gone that it was let in with.
 
 ::
 
@@ -14,7 +14,7 @@ versions are let go of, so a push never finds the version gone that it was let i
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from coordinator.broadcast import Broadcast
@@ -31,15 +31,20 @@ WAITING = (UpdateState.PENDING, UpdateState.PARKED, UpdateState.QUARANTINED)
 
 
 class Holds:
-    """Versions that calls in the air need; see the module."""
+    """Versions that calls in the air need, and those that are being let go of; see the module."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[int] = Counter()
+        self._leaving: frozenset[int] = frozenset()
 
     @contextlib.contextmanager
     def hold(self, version: int) -> Iterator[None]:
-        """Keep a version from being let go of; that it is there is to be checked afterwards."""
+        """
+        Keep a version from being let go of.
+
+        Whether it is there, and does not leave already, is to be asked afterwards.
+        """
         with self._lock:
             self._counts[version] += 1
         try:
@@ -48,11 +53,33 @@ class Holds:
             with self._lock:
                 self._counts[version] -= 1
 
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[frozenset[int]]:
-        """Say which versions are held; no other can be until this ends."""
+    @property
+    def held(self) -> frozenset[int]:
+        """Versions that are needed right now."""
         with self._lock:
-            yield frozenset(+self._counts)
+            return frozenset(+self._counts)
+
+    def is_leaving(self, version: int) -> bool:
+        """Whether a version is being let go of: it was chosen before anyone held it."""
+        return version in self._leaving
+
+    @contextlib.contextmanager
+    def leaving(
+        self, plan: "Callable[[Collection[int]], CompactionPlan]"
+    ) -> Iterator["CompactionPlan"]:
+        """
+        Choose versions, and let them be gone from now on for whoever asks.
+
+        Args:
+            plan: Given the versions that are held, chooses those that may go.
+        """
+        with self._lock:
+            chosen = plan(frozenset(+self._counts))
+            self._leaving = frozenset(chosen.versions)
+        try:
+            yield chosen
+        finally:
+            self._leaving = frozenset()
 
 
 @dataclass(frozen=True)
@@ -137,12 +164,18 @@ class Compactor:
                 key="keep_versions",
             )
         self._learn_of_new_versions()
-        with self._holds.frozen() as held:
-            plan = plan_compaction(
-                self._kept, self._store.current_version, keep_versions, self._needs(held)
-            )
-            freed_bytes = self._bytes_of(plan.versions) if dry_run else self._let_go(plan, by)
-        return Compaction(plan.versions, freed_bytes, self._store.first_version, plan.kept)
+        current_version = self._store.current_version
+
+        def plan(held: Collection[int]) -> CompactionPlan:
+            return plan_compaction(self._kept, current_version, keep_versions, self._needs(held))
+
+        if dry_run:
+            planned = plan(self._holds.held)
+            freed_bytes = self._bytes_of(planned.versions)
+        else:
+            with self._holds.leaving(plan) as planned:
+                freed_bytes = self._let_go(planned, by)
+        return Compaction(planned.versions, freed_bytes, self._store.first_version, planned.kept)
 
     def _let_go(self, plan: CompactionPlan, by: str) -> int:
         if not plan.versions:

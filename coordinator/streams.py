@@ -74,8 +74,11 @@ async def receiving(
         call.lineage.name, call.principal.name, announced.update_id, header.payload.sha256
     )
     require_sound(header.payload, limit_bytes)
-    await handlers.announce_push(call, announced)
-    with call.coordinator.budget.reserve(_peer(call), header.payload.num_bytes):
+    # held before it is looked for: until the update is kept, its base version stays
+    with contextlib.ExitStack() as held:
+        held.enter_context(call.lineage.holds.hold(announced.base_version))
+        await handlers.announce_push(call, announced)
+        held.enter_context(call.coordinator.budget.reserve(_peer(call), header.payload.num_bytes))
         upload = await asyncio.to_thread(
             call.coordinator.uploads.open, key, header.payload, header.first_chunk, limit_bytes
         )

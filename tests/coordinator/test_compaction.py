@@ -1,0 +1,116 @@
+"""Which versions may go, and that none goes from under someone who was let in with it."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.broadcast import Broadcast
+from coordinator.clock import Clock
+from coordinator.compaction import CompactionPlan, Compactor, Holds, plan_compaction
+from coordinator.leases import Leases
+from coordinator.store import MemoryCatalog
+from share_dist.errors import ConfigError
+from tests.coordinator.support import FINGERPRINT, commit_of, describe, make_update
+
+versions = st.integers(0, 20)
+
+
+@given(
+    kept=st.frozensets(versions),
+    current=versions,
+    keep=st.integers(1, 25),
+    needs=st.lists(st.tuples(versions, st.just("why"))),
+)
+def test_every_version_is_either_new_or_needed_or_gone(kept, current, keep, needs):
+    """A plan parts the kept versions: the newest stay, so do needed ones with a reason, others go."""
+    plan = plan_compaction(kept, current, keep, needs)
+    newest = {version for version in kept if version > current - keep or version == 0}
+    assert newest.isdisjoint(plan.versions)
+    assert newest.isdisjoint(plan.kept)
+    assert newest | {*plan.versions} | plan.kept.keys() == kept
+    assert plan.kept.keys() == (kept - newest) & {version for version, _ in needs}
+
+
+def make_store(num_versions: int = 5):
+    store = MemoryCatalog().create("default", by="test")
+    store.bind(FINGERPRINT, by="test")
+    for number in range(1, num_versions + 1):
+        store.add_update(describe(make_update(f"t{number}", f"u{number}")), by="test")
+        store.commit(commit_of(store, [f"u{number}"]), by="test")
+    return store
+
+
+async def no_history(_after_version):
+    return ()
+
+
+def compactor_of(store, holds: Holds) -> Compactor:
+    return Compactor(
+        store, Broadcast(store.current_version, no_history), Leases(1.0), holds, Clock()
+    )
+
+
+def test_a_version_that_a_push_was_let_in_with_stays():
+    """Held versions are kept with their reason, and go once they are let go of."""
+    store, holds = make_store(), Holds()
+    compactor = compactor_of(store, holds)
+    with holds.hold(2), holds.hold(2):
+        found = compactor.compact(1, by="operator")
+    assert found.versions == (1, 3, 4)
+    assert found.kept == {2: "a push that was trained on it is on its way"}
+    assert compactor.compact(1, by="operator").versions == (2,)
+
+
+def test_what_leaves_is_not_let_in_any_more():
+    """While versions are let go of, whoever comes is told so; nothing is said to be there and gone."""
+    holds = Holds()
+    with holds.leaving(lambda _held: CompactionPlan((1, 3), {})):
+        assert holds.is_leaving(1)
+        assert not holds.is_leaving(2)
+        with holds.hold(3):
+            assert holds.held == {3}
+    assert not holds.is_leaving(1)
+
+
+def test_no_push_loses_its_base_version_however_they_interleave():
+    """Of a push and a compaction at once, either the version stays or the push is told at the door."""
+    for _ in range(8):
+        store, holds = make_store(2), Holds()
+        compactor, lost = compactor_of(store, holds), []
+
+        def push(store=store, holds=holds, lost=lost):
+            with holds.hold(1):
+                is_there = not holds.is_leaving(1) and store.is_kept(1)
+                time.sleep(0)  # let the other thread go on
+                lost.append(is_there and not store.is_kept(1))
+
+        threads = [
+            threading.Thread(target=push),
+            threading.Thread(target=compactor.compact, args=(1,), kwargs={"by": "x"}),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert lost == [False]
+
+
+def test_a_dry_run_changes_nothing():
+    """What would go is said with its bytes, and stays."""
+    store = make_store()
+    compactor = compactor_of(store, Holds())
+    planned = compactor.compact(2, by="operator", dry_run=True)
+    assert planned.versions == (1, 2, 3)
+    assert planned.freed_bytes == sum(each.stored_bytes for each in store.versions(0, 3)) > 0
+    assert all(store.is_kept(version) for version in range(6))
+    done = compactor.compact(2, by="operator")
+    assert (done.versions, done.first_version) == ((1, 2, 3), 4)
+
+
+def test_the_current_version_cannot_be_given_up():
+    """Keeping none is a mistake, and told as one."""
+    with pytest.raises(ConfigError, match="keep at least 1"):
+        compactor_of(make_store(1), Holds()).compact(0, by="operator")
