@@ -1,15 +1,18 @@
 """The actor: a thin shell over the loop, so that Ray can place it, restart it and listen to it."""
 
+import os
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from share_dist.client.credentials import Credentials
+from share_dist.wire.records import DEFAULT_SUBSPACE
 from worker.loop import LoopOptions, Stopped, TaskLoop
 from worker.progress import WorkerEvent
 from worker.stream import read_stream
@@ -27,6 +30,9 @@ class WorkerConfig:
         options: How its loop behaves.
         num_threads: Cores that the actor owns.
         timeout_seconds: How long the coordinator may be gone.
+        subspace: Which named one is learnt into.
+        credentials: What the coordinator is shown; files as the actor's machine sees them. A
+            token may stand in the actor's environment as well, and is never sent to it.
     """
 
     stream_path: str
@@ -35,6 +41,8 @@ class WorkerConfig:
     options: LoopOptions
     num_threads: int
     timeout_seconds: float = 120.0
+    subspace: str = DEFAULT_SUBSPACE
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,12 @@ class WorkerActor:
         return TaskLoop(
             stream,
             load_backbone(stream),
-            ShareClient(self._config.address, timeout_seconds=self._config.timeout_seconds),
+            ShareClient(
+                self._config.address,
+                subspace=self._config.subspace,
+                timeout_seconds=self._config.timeout_seconds,
+                credentials=self._config.credentials.with_token_of(os.environ),
+            ),
             Path(self._config.workdir) / stream.worker_id,
             replace(options, resume=options.resume or self._is_restarted),
             self._emit,

@@ -5,6 +5,17 @@ from typing import Annotated
 
 import typer
 
+from share_dist.commands.connection import (
+    CaOption,
+    CertificateOption,
+    Connection,
+    KeyOption,
+    PlainTokenOption,
+    SubspaceOption,
+    TokenFileOption,
+)
+from share_dist.wire.records import DEFAULT_SUBSPACE
+
 app = typer.Typer(
     help="Learn task streams and push what is learnt.",
     no_args_is_help=True,
@@ -37,6 +48,12 @@ def run(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train each task's own LoRA.")
     ] = False,  # typer makes a flag of it
+    subspace: SubspaceOption = DEFAULT_SUBSPACE,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    token_file: TokenFileOption = None,
+    insecure: PlainTokenOption = False,  # typer makes a flag of it
     as_json: Annotated[
         bool, typer.Option("--json", help="Print events, one JSON a line.")
     ] = False,  # typer makes a flag of it
@@ -44,11 +61,13 @@ def run(
     """
     Learn streams with one actor each, and score all tasks under the last version.
 
-    Ctrl-C stops the actors after their step; --resume goes on.
+    Ctrl-C stops the actors after their step; --resume goes on. An actor on another machine
+    reads certificate, key and token file there, at the same paths.
     """
     from worker.driver import Driver, RunRequest
     from worker.loop import LoopOptions
 
+    connection = Connection(coordinator, subspace, None, ca, certificate, key, token_file, insecure)
     request = RunRequest(
         streams=tuple(streams),
         address=coordinator,
@@ -56,5 +75,7 @@ def run(
         num_at_once=workers or len(streams),
         ray_address=ray_address,
         options=LoopOptions(compare=compare, resume=resume),
+        subspace=subspace,
+        credentials=connection.credentials,
     )
     raise typer.Exit(Driver(request, as_json=as_json).run())

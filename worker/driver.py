@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from share_dist.client.credentials import Credentials
 from share_dist.errors import ConfigError, ExitCode, ShareError, WorkerError
+from share_dist.wire.records import DEFAULT_SUBSPACE
 from worker.actor import Outcome, WorkerConfig
 from worker.cluster import place_actor, plan_places, ray_cluster
 from worker.display import ProgressDisplay
@@ -30,6 +32,8 @@ class RunRequest:
         num_at_once: Streams that are learnt at the same time.
         ray_address: Of a cluster that runs, or None.
         options: How loops behave.
+        subspace: Which named one is learnt into.
+        credentials: What the coordinator is shown.
     """
 
     streams: tuple[Path, ...]
@@ -38,6 +42,8 @@ class RunRequest:
     num_at_once: int
     ray_address: str | None
     options: LoopOptions
+    subspace: str = DEFAULT_SUBSPACE
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 @dataclass
@@ -78,6 +84,8 @@ class Driver:
                     str(self.request.workdir.resolve()),
                     self.request.options,
                     place.num_threads,
+                    subspace=self.request.subspace,
+                    credentials=self.request.credentials.portable(),
                 )
                 self._actors[worker_id] = place_actor(config, place)
             try:

@@ -66,6 +66,12 @@ class Credentials:
             return self
         return replace(self, token=environment.get(TOKEN_VARIABLE, "").strip())
 
+    def portable(self) -> "Credentials":
+        """Return these for another process of this user: whole paths, and no secret itself."""
+        paths = {name: getattr(self, name) for name in ("ca", "certificate", "key", "token_file")}
+        whole = {name: path.resolve() for name, path in paths.items() if path is not None}
+        return replace(self, token="", **whole)
+
     @property
     def is_encrypted(self) -> bool:
         """Whether these speak TLS."""

@@ -158,15 +158,16 @@ class Connection:
     @contextmanager
     def admin(self) -> Iterator["AdminClient"]:
         """
-        Connect for an administrator, once the coordinator is asked.
+        Connect for an administrator, to a coordinator that answers.
 
         Raises:
             ConfigError: The address is none.
+            CoordinatorUnreachable: Nobody answers there.
         """
         arguments = self._arguments()
         from share_dist.client.admin import AdminClient
 
-        with AdminClient(self.address, self.subspace, **arguments) as client:
+        with AdminClient(self.address, **arguments) as client:
             yield client
 
     def _arguments(self) -> dict[str, Any]:
@@ -174,6 +175,7 @@ class Connection:
         return {
             "timeout_seconds": self.timeout or FIRST_ANSWER_SECONDS,
             "credentials": self.credentials,
+            "subspace": self.subspace,
         }
 
     def require_address(self) -> None:
