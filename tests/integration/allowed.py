@@ -32,6 +32,8 @@ class Setup:
         versions: Every version that came to be.
         base_model: Digest of the frozen model.
         fingerprint_digest: Digest of the fingerprint.
+        digests: Digests of all versions.
+        store_id: Of the coordinator's store.
         label_names: What a worker was told to share; by default nothing.
     """
 
@@ -44,6 +46,8 @@ class Setup:
     versions: Mapping[int, Subspace]
     base_model: str
     fingerprint_digest: str
+    digests: tuple[str, ...]
+    store_id: str
     label_names: tuple[str, ...] = ()
 
     def update_shapes(self, task_id: str, base_version: int) -> TensorShapes:
@@ -144,7 +148,17 @@ def _layer(value: Any, setup: Setup) -> bool:
     return value in setup.layers
 
 
+def _version_digest(value: Any, setup: Setup) -> bool:
+    return value in setup.digests
+
+
+def _nothing(_value: Any, _setup: Setup) -> bool:
+    """Stands for fields that no worker sends and no coordinator tells a worker in such a run."""
+    return False
+
+
 _UPDATE = _matching("[0-9a-f]{32}")
+_SUBSPACE = _among("default")
 _SCORES = _map_of(_among("accuracy", "macro_f1"), _share)
 
 ALLOWED_FIELDS: dict[str, Rule] = {
@@ -157,12 +171,15 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "LayerShape.out_features": _count,
     "RegisterRequest.worker_id": _worker,
     "RegisterRequest.fingerprint": _message,
+    "RegisterRequest.subspace": _SUBSPACE,
     "RegisterResponse.lease_epoch": _count,
     "RegisterResponse.lease_duration": _message,
     "RegisterResponse.current_version": _count,
     "RegisterResponse.fingerprint": _message,
+    "RegisterResponse.store_id": lambda value, setup: value == setup.store_id,
     "HeartbeatRequest.worker_id": _worker,
     "HeartbeatRequest.lease_epoch": _count,
+    "HeartbeatRequest.subspace": _SUBSPACE,
     "HeartbeatResponse.lease_duration": _message,
     "HeartbeatResponse.current_version": _count,
     "PushUpdateRequest.header": _message,
@@ -179,6 +196,15 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "UpdateHeader.head": _message,
     "UpdateHeader.payload": _message,
     "UpdateHeader.wait": _among(1, 2),
+    "UpdateHeader.base_digest": _version_digest,
+    "UpdateHeader.first_chunk": _count,
+    "UpdateHeader.subspace": _SUBSPACE,
+    "GetUploadRequest.update_id": _UPDATE,
+    "GetUploadRequest.sha256": lambda value, _: len(value) == 32,
+    "GetUploadRequest.subspace": _SUBSPACE,
+    "GetUploadResponse.num_chunks": _count,
+    "GetUploadResponse.num_bytes": _size,
+    "GetUploadResponse.prefix_sha256": lambda value, _: len(value) == 32,
     "HeadInfo.task_type": _among("text-classification", "image-classification"),
     "HeadInfo.num_labels": _count,
     "HeadInfo.label_names": lambda value, setup: tuple(value) == setup.label_names,
@@ -188,6 +214,7 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "PayloadHeader.sha256": lambda value, _: len(value) == 32,
     "Chunk.index": _count,
     "Chunk.data": _payload,
+    "Chunk.prefix_sha256": _payload,
     "Receipt.update_id": _UPDATE,
     "Receipt.state": _among(1, 2, 3, 4, 5),
     "Receipt.version": _count,
@@ -196,19 +223,37 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "Receipt.reason": _among(""),
     "PullSubspaceRequest.version": _count,
     "PullSubspaceRequest.held_version": _count,
+    "PullSubspaceRequest.held_digest": _version_digest,
+    "PullSubspaceRequest.min_version": _count,
+    "PullSubspaceRequest.precision": _among(1),
+    "PullSubspaceRequest.with_tail": _nothing,
+    "PullSubspaceRequest.accept_rotation": _nothing,
+    "PullSubspaceRequest.held_chain": _nothing,
+    "PullSubspaceRequest.subspace": _SUBSPACE,
     "PullSubspaceResponse.header": _message,
     "PullSubspaceResponse.chunk": _message,
     "SubspaceHeader.version": _count,
     "SubspaceHeader.not_modified": _among(True),
     "SubspaceHeader.fingerprint": _message,
     "SubspaceHeader.payload": _message,
+    "SubspaceHeader.digest": _version_digest,
+    "SubspaceHeader.store_id": lambda value, setup: value == setup.store_id,
+    "SubspaceHeader.precision": _among(1),
+    "SubspaceHeader.precision_loss": _nothing,
+    "SubspaceHeader.has_tail": _nothing,
+    "SubspaceHeader.rotated_from_version": _nothing,
+    "SubspaceHeader.chain": lambda value, _: len(value) == 32,
     "PullTaskRequest.task_id": _task,
     "PullTaskRequest.version": _count,
+    "PullTaskRequest.precision": _among(1),
+    "PullTaskRequest.subspace": _SUBSPACE,
     "PullTaskResponse.header": _message,
     "PullTaskResponse.chunk": _message,
     "TaskHeader.task": _message,
     "TaskHeader.version": _count,
     "TaskHeader.payload": _message,
+    "TaskHeader.precision": _among(1),
+    "TaskHeader.precision_loss": _nothing,
     "TaskSummary.task_id": _task,
     "TaskSummary.worker_id": _worker,
     "TaskSummary.update_id": _UPDATE,
@@ -225,9 +270,17 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "TaskSummary.head_bytes": _size,
     "TaskSummary.angle": _number,
     "TaskSummary.truncation": _number,
+    "TaskSummary.owner": _worker,
+    "TaskSummary.reason": _nothing,
+    "ListTasksRequest.page_size": _count,
+    "ListTasksRequest.page_token": _task,
+    "ListTasksRequest.subspace": _SUBSPACE,
+    "ListTasksResponse.next_page_token": _task,
     "ListTasksResponse.tasks": _message,
     "ListTasksResponse.current_version": _count,
     "WatchVersionsRequest.after_version": _count,
+    "WatchVersionsRequest.after_digest": _version_digest,
+    "WatchVersionsRequest.subspace": _SUBSPACE,
     "VersionEvent.version": _count,
     "VersionEvent.merged_at": _message,
     "VersionEvent.update_ids": lambda value, setup: all(_UPDATE(each, setup) for each in value),
@@ -239,6 +292,14 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "VersionEvent.subspace_bytes": _size,
     "VersionEvent.drift": _map_of(_task, _number),
     "VersionEvent.merge_duration": _message,
+    "VersionEvent.kind": _nothing,
+    "VersionEvent.digest": _version_digest,
+    "VersionEvent.parent_digest": _version_digest,
+    "VersionEvent.content_version": _nothing,
+    "VersionEvent.rotation_bytes": _size,
+    "VersionEvent.num_moved": _count,
+    "VersionEvent.largest_drift": _number,
+    "GetStatusRequest.subspace": _SUBSPACE,
     "GetStatusResponse.current_version": _count,
     "GetStatusResponse.first_version": _count,
     "GetStatusResponse.fingerprint": _message,
@@ -253,6 +314,19 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "WorkerStatus.lease_epoch": _count,
     "WorkerStatus.is_live": _among(True),
     "WorkerStatus.last_heartbeat_at": _message,
+    "WorkerStatus.base_version": _count,
+    "WorkerStatus.num_merged": _count,
+    "GetStatusResponse.subspace": _SUBSPACE,
+    "GetStatusResponse.store_id": lambda value, setup: value == setup.store_id,
+    "GetStatusResponse.digest": _version_digest,
+    "GetStatusResponse.num_parked": _nothing,
+    "GetStatusResponse.num_synced_watchers": _count,
+    "GetStatusResponse.num_catching_up_watchers": _count,
+    "GetStatusResponse.num_slow_watchers": _count,
+    "GetStatusResponse.bytes_in_flight": _size,
+    "GetStatusResponse.principal": _among("local"),
+    "GetStatusResponse.role": _among("admin"),
+    "GetStatusResponse.newest_version_at": _message,
     "Timestamp.seconds": _time,
     "Timestamp.nanos": _time,
     "Duration.seconds": _time,

@@ -5,6 +5,7 @@ It reads messages by their descriptors and payloads by hand, not by the
 project's own codecs, and knows the project only through ``allowed``.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -30,8 +31,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Coordinator"]
 MAX_UPDATE_HEADER_BYTES = 1024
 """Of the message that opens a push: three ids, a digest, scores, sizes."""
 
-MAX_BYTES_AROUND_CHUNK = 16
-"""Index, lengths and tags of one chunk."""
+MAX_BYTES_AROUND_CHUNK = 16 + 34
+"""Index, lengths and tags of one chunk, and the digest up to its end."""
 
 _ITEM_BYTES = {"F32": 4, "F64": 8}
 
@@ -141,8 +142,22 @@ def _inspect_payloads(recording: Recording, setup: Setup) -> Iterator[Finding]:
             where = f"{method} payload"
             if len(chunks) != header.payload.num_chunks or len(payload) != header.payload.num_bytes:
                 yield Finding("framing", where, "more or less came than was announced")
+            yield from _inspect_digests(where, header, chunks)
             if payload:
                 yield from _inspect_tensors(where, payload, _expected_shapes(header, setup))
+
+
+def _inspect_digests(
+    where: str, header: Any, chunks: Sequence[tensor_pb2.Chunk]
+) -> Iterator[Finding]:
+    """Hold every digest against what it is said to be of: 32 bytes of anything else could be a sample."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk.data)
+        if chunk.prefix_sha256 not in {b"", digest.digest()}:
+            yield Finding("framing", where, f"chunk {chunk.index} has the digest of something else")
+    if header.payload.num_bytes and header.payload.sha256 != digest.digest():
+        yield Finding("framing", where, "the header has the digest of something else")
 
 
 def _expected_shapes(header: Any, setup: Setup) -> TensorShapes:

@@ -20,6 +20,7 @@ import grpc
 import pytest
 import torch
 
+from coordinator.app import CoordinatorApp
 from share_dist.client import ShareClient
 from share_dist.core.metrics import update_bytes
 from share_dist.pb import coordinator_pb2 as pb
@@ -111,9 +112,10 @@ def _learnt(
             # too quick a run for a heartbeat of its own
             client.heartbeat()
             client.status()
+            _ask_for_an_upload(recorder)
         yield Run(
             recorder.take(),
-            _setup(actor, app.address, label_names),
+            _setup(actor, app, label_names),
             actor.drain(),
             connections,
             folder / "store",
@@ -122,10 +124,20 @@ def _learnt(
         client.close()
 
 
-def _setup(actor: WorkerActor, address: str, label_names: tuple[str, ...]) -> Setup:
+def _ask_for_an_upload(recorder: Recorder) -> None:
+    """Ask as a worker does whose push was cut off: here nothing was."""
+    request = pb.GetUploadRequest(
+        update_id="0" * 32, sha256=bytes(32), subspace="default"
+    ).SerializeToString()
+    with grpc.insecure_channel(recorder.address) as channel:
+        channel.unary_unary(f"/{SERVICE.full_name}/GetUpload")(request, timeout=60)
+
+
+def _setup(actor: WorkerActor, app: CoordinatorApp, label_names: tuple[str, ...]) -> Setup:
     backbone, stream = actor._loop.backbone, actor._loop.stream
     fingerprint = backbone.fingerprint()
-    with ShareClient(address) as client:
+    store = app.coordinator.lineages.get("").store
+    with ShareClient(app.address) as client:
         current = client.status().current_version
         versions = {version: client.pull(version) for version in range(current + 1)}
     return Setup(
@@ -138,6 +150,8 @@ def _setup(actor: WorkerActor, address: str, label_names: tuple[str, ...]) -> Se
         versions=versions,
         base_model=fingerprint.base_model,
         fingerprint_digest=fingerprint.digest,
+        digests=tuple(store.digest(version) for version in versions),
+        store_id=store.store_id,
         label_names=label_names,
     )
 
