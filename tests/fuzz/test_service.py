@@ -88,14 +88,14 @@ def odd_requests(method, rng, count):
     seeds = [b"", *(populated(kind, rng) for _ in range(5))]
     for _ in range(count):
         data = mutate_message(rng.choice(seeds), kind, rng)
-        data = in_default_subspace(data, kind) if rng.random() < 0.7 else data
+        data = in_default_subspace(data, method) if rng.random() < 0.7 else data
         yield rng.randbytes(rng.randint(0, 60)) if rng.random() < 0.15 else data
 
 
-def in_default_subspace(data, kind):
+def in_default_subspace(data, method):
     """Say the same about the subspace that is there, so that more than its name is looked at."""
     try:
-        message = kind.FromString(data)
+        message = request_class(method).FromString(data)
         message.ClearField("subspace")
     except (DecodeError, ValueError):
         return data
@@ -157,13 +157,13 @@ def _parses(kind, data) -> bool:
     return True
 
 
-def odd_push(base, lease_epoch, number, rng):
+def odd_push(base, lease_epoch, number, rng, worker_id="w"):
     """The messages of one push, most often wrong in one way."""
     update = make_update(f"odd-{number}", base=base, lease_epoch=lease_epoch)
     pieces = cut(update_to_bytes(update))
     header = update_header(
         update,
-        worker_id="w",
+        worker_id=worker_id,
         fingerprint_digest=FINGERPRINT.digest,
         payload=pieces.header,
         wait="durable",

@@ -97,7 +97,7 @@ def start(
     store: Path, layout: Layout, hook: Callable[[], None] | None = None
 ) -> CoordinatorProcess:
     """Start a coordinator on a store; ``hook`` is called in its process, before it begins."""
-    return CoordinatorProcess(store, prepare=partial(_set_up, layout, hook))
+    return CoordinatorProcess(store, prepare=partial(set_up, layout, hook))
 
 
 def make_template(folder: Path, layout: Layout) -> Path:
@@ -209,7 +209,8 @@ def copies(template: Path, folder: Path) -> Iterator[Path]:
         shutil.rmtree(copy)
 
 
-def _set_up(layout: Layout, hook: Callable[[], None] | None) -> None:
+def set_up(layout: Layout, hook: Callable[[], None] | None) -> None:
+    """In the coordinator's process, before it begins."""
     os.environ.update(ENVIRONMENT, SHARE_DIST_INLINE_BYTES=str(layout.inline_bytes))
     if hook is not None:
         hook()

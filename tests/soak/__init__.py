@@ -1,0 +1,1 @@
+"""Many workers, many kills, hostile peers, for minutes: `make soak`."""
