@@ -10,23 +10,22 @@ leading singular directions of ``Y``, so what it cuts, ``D``, has no product wit
 
 Summed over the merges since that version, for all tasks together::
 
-    moment(Z) = moment(Y) + C         C = sum D D.T      tr C = c, the energy cut meanwhile
+    moment(Z) = moment(Y) + C         C = sum D D.T         c = sum |D D.T|  >=  |C|
 
-Now the tasks ``R`` stay and the tasks ``G`` go, ``G`` having come with or after that version. Their kept
-columns are subtracted, ``moment(Y_R) = moment(Y) - moment(Y_G)``, which is exact. Of their own columns
-``Z_G = Y_G + D_G`` truncation had cut ``D_G``; each column's cuts are orthogonal to each
-other and to what is kept of it, so with ``a^2 = |Y_G|^2`` and ``b^2 = |D_G|^2`` the energy of ``G``
-as merged is ``a^2 + b^2``. Then what stays differs from what would have been, had ``G`` never come, by::
+with Frobenius norms throughout. Now the tasks ``R`` stay and the tasks ``G`` go, ``G`` having come with or after that
+version. Their kept columns are subtracted, ``moment(Y_R) = moment(Y) - moment(Y_G)``, which is exact. Of their own
+columns ``Z_G = Y_G + D_G`` truncation had cut ``D_G``; each column's cuts are orthogonal to each other and to
+what is kept of it, so with ``a^2 = |Y_G|^2`` and ``b^2 = |D_G|^2`` the energy of ``G`` as merged is
+``a^2 + b^2``. Then what stays differs from what would have been, had ``G`` never come, by::
 
     moment(Z_R) - moment(Y_R) = C - (Y_G D_G.T + D_G Y_G.T + D_G D_G.T)
 
-    | moment(Z_R) - moment(Y_R) |_*  <=  c + 2 a b + b^2
+    | moment(Z_R) - moment(Y_R) |  <=  c + 2 a b + b^2
 
-in the nuclear norm, hence in every weaker one. The cross terms ``2 a b`` are there because a projection is
-orthogonal to what it cuts over all tasks together only, not task by task. A removal itself so leaves
-a residue of ``2 a b + b^2`` in the account of the tasks that stay: it is added to what
-was cut meanwhile of each of them, beside the energy of later cuts, and the bound holds for any sequence of
-merges, replacements and removals.
+The cross terms ``2 a b`` are there because a projection is orthogonal to what it cuts over all tasks together
+only, not task by task. A removal itself so leaves a residue of ``2 a b + b^2`` in the account of the
+tasks that stay: it is added to what was cut meanwhile of each of them, beside the moments of later
+cuts, and the bound holds for any sequence of merges, replacements and removals.
 
 Accuracy:
     To the rounding of the coefficients, in their dtype; where nothing was cut, all of this is 0.
@@ -36,7 +35,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,8 +49,8 @@ class TakenOut:
     Args:
         kept: ``a^2``; their energy in the basis.
         cut: ``b^2``; their energy that was cut while they were in it.
-        meanwhile: ``c``; energy cut of all tasks since the first of them came, with the
-            residues of the removals since then.
+        meanwhile: ``c``; norms of the second moments cut of all tasks since the first of them
+            came, with the residues of the removals since then.
     """
 
     kept: float = 0.0
@@ -90,7 +88,10 @@ def kept_energy(
     """
     Compute ``tr(E N E.T)``: the energy of metric columns, before they are weighted.
 
+    With what a cut takes of the coefficients, it is the energy that is cut.
+
     Examples:
+        >>> import torch
         >>> E = torch.tensor([[3.0], [4.0]])
         >>> float(kept_energy(E, torch.full((1, 1), 2.0, dtype=torch.float64)))
         50.0
@@ -98,19 +99,3 @@ def kept_energy(
     E = coefficients.double()
     energy: Tensor = ((E.mT @ E) * grams).sum(dim=(-2, -1))
     return energy
-
-
-def own_cut(
-    before: Float[Tensor, "*t"], after: Float[Tensor, "*t"], cut: float, dtype: torch.dtype
-) -> Float[Tensor, "*t"]:
-    """
-    Find what a truncation that cuts ``cut`` of all tasks cuts of each one.
-
-    Args:
-        before: Energy of each task before it.
-        after: The same after it.
-        cut: Energy that it cuts of all tasks together.
-        dtype: Of the coefficients: what rounding may hide counts as cut.
-    """
-    rounding = 4 * torch.finfo(dtype).eps * before
-    return ((before - after).clamp_min(0.0) + rounding).clamp_max(cut)

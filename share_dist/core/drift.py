@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.account import kept_energy, own_cut
+from share_dist.core.account import kept_energy
 from share_dist.core.newcomers import Newcomer, delta_norm
 from share_dist.core.outcome import SideRotation
 from share_dist.core.values import (
@@ -33,13 +33,15 @@ class SideTurn:
 
     Args:
         rotation: Says old columns in new ones.
-        cut: Energy that the merge cuts of all tasks.
+        lost: ``(m + q, c)``; what the merge cuts, in the columns ``[V Q]``.
+        cut_moment: Norm of the second moment that it cuts of all tasks.
         residue: What the tasks that it takes out add to the account of those that stay.
     """
 
     rotation: SideRotation
-    cut: float = 0.0
-    residue: float = 0.0
+    lost: Tensor
+    cut_moment: float
+    residue: float
 
 
 def rotate_tasks(
@@ -98,29 +100,31 @@ def _settled(
     layers: Sequence[MergedLayer], held: Pair[Tensor], turned: Pair[Tensor], turns: Pair[SideTurn]
 ) -> Iterator[MergedLayer]:
     """Say tasks in the new columns, each with its account of what was cut."""
-    cuts = Pair(*(_cuts(layers, side, held[side], turned[side], turns[side].cut) for side in SIDES))
+    cuts = Pair(*(_cuts(layers, side, held[side], turn.lost) for side, turn in turns))
+    moments = Pair(*(turn.cut_moment + turn.residue for _, turn in turns))
     for index, layer in enumerate(layers):
-        yield replace(
-            layer,
-            coefficients=LayerCoefficients(*(
-                tensor[index].to(layer.coefficients[side].dtype) for side, tensor in turned
-            )),
-            cut_energy=Pair(*(layer.cut_energy[side] + cuts[side][index] for side in SIDES)),
-            cut_meanwhile=Pair(*(
-                layer.cut_meanwhile[side] + turn.cut + turn.residue for side, turn in turns
-            )),
-        )  # fmt: skip
+        yield MergedLayer(
+            LayerCoefficients(
+                turned.a[index].to(layer.coefficients.a.dtype),
+                turned.b[index].to(layer.coefficients.b.dtype),
+            ),
+            layer.grams,
+            layer.weights,
+            Pair(layer.cut_energy.a + cuts.a[index], layer.cut_energy.b + cuts.b[index]),
+            Pair(layer.cut_meanwhile.a + moments.a, layer.cut_meanwhile.b + moments.b),
+        )
 
 
 def _cuts(
-    layers: Sequence[MergedLayer], side: Side, held: Tensor, turned: Tensor, cut: float
+    layers: Sequence[MergedLayer], side: Side, held: Float[Tensor, "t m p"], lost: Tensor
 ) -> list[float]:
-    if cut == 0:
+    """Find the energy that a merge cuts of each task."""
+    if lost.shape[1] == 0:
         return [0.0] * len(layers)
     grams = torch.stack([layer.grams[side] for layer in layers])
     weights = grams.new_tensor([layer.weights[side] for layer in layers])
-    before, after = (weights * kept_energy(tensor, grams) for tensor in (held, turned))
-    return own_cut(before, after, cut, layers[0].coefficients[side].dtype).tolist()
+    cut: list[float] = (weights * kept_energy(lost[: held.shape[1]].mT @ held, grams)).tolist()
+    return cut
 
 
 def _squared_drift(
@@ -151,36 +155,33 @@ def settle(
     update: TaskUpdate,
     newcomers: Mapping[str, Newcomer],
     new: Subspace,
+    cuts: Mapping[str, Pair[float]],
     turns: Mapping[str, Pair[SideTurn]],
 ) -> tuple[MergedTask, float]:
-    """Say a new task in the new columns, and measure what of its ``dW`` the served ones lose."""
+    """
+    Say a new task in the new columns, and measure what of its ``dW`` the served ones lose.
+
+    Args:
+        update: The update.
+        newcomers: Its layers as weighted columns.
+        new: The next version.
+        cuts: Layer name -> energy that the merge cuts of it on each side.
+        turns: Layer name -> what the merge cuts of all tasks.
+    """
     layers, lost, whole = {}, 0.0, 0.0
     for name, layer in newcomers.items():
         bases = new.layers[name]
-        exact = Pair(*(bases[side].vectors.double().mT @ factor for side, factor in layer.factors))
         coefficients = LayerCoefficients(*(
-            tensor.to(bases[side].vectors.dtype) for side, tensor in exact
+            (bases[side].vectors.double().mT @ factor).to(bases[side].vectors.dtype)
+            for side, factor in layer.factors
         ))  # fmt: skip
         for side, tensor in coefficients:
             check_finite(tensor, name, side)
-        own = Pair(*(
-            _newcomers_cut(layer, side, exact[side], turn.cut, bases[side].vectors.dtype)
-            for side, turn in turns[name]
-        ))  # fmt: skip
-        meanwhile = Pair(*(turn.cut for _, turn in turns[name]))
-        layers[name] = MergedLayer(coefficients, layer.grams, layer.weights, own, meanwhile)
+        moments = Pair(turns[name].a.cut_moment, turns[name].b.cut_moment)
+        layers[name] = MergedLayer(coefficients, layer.grams, layer.weights, cuts[name], moments)
         lost += _squared_loss(layer.factors, coefficients, bases)
         whole += delta_norm(layer.factors) ** 2
     return MergedTask(update.task_id, new.version, layers), (lost / whole) ** 0.5
-
-
-def _newcomers_cut(
-    layer: Newcomer, side: Side, coefficients: Tensor, cut: float, dtype: torch.dtype
-) -> float:
-    if cut == 0:
-        return 0.0
-    kept = layer.weights[side] * kept_energy(coefficients, layer.grams[side])
-    return float(own_cut(layer.columns[side].square().sum(), kept, cut, dtype))
 
 
 def _squared_loss(

@@ -106,7 +106,7 @@ class MergeReport:
         """
         How much of the tasks taken out, removed or replaced, may be left, relative to their own energy.
 
-        Bounds the nuclear norm of the difference between the second moment of the tasks that
+        Bounds the Frobenius norm of the difference between the second moment of the tasks that
         stay, as it is kept, and what it would be had the others never come; the largest over layers and
         sides. 0 says that nothing was cut while they were here: nothing of them is left.
         """

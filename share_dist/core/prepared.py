@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from share_dist.core.drift import SideTurn, rotate_tasks, settle
 from share_dist.core.linalg import largest_angle
 from share_dist.core.newcomers import Newcomer, base_of, check_distinct, newcomers_of
@@ -49,15 +51,17 @@ class PreparedMerge:
         )
         turns = {
             name: Pair(*(
-                SideTurn(side.rotation, side.report.cut_energy, self.sides[name][which].taken_out.residue)
+                SideTurn(side.rotation, side.lost, side.cut_moment, self.sides[name][which].taken_out.residue)
                 for which, side in both
             ))
             for name, both in merged.items()
         }  # fmt: skip
         tasks, drift = rotate_tasks(self.tasks, self.subspace, new, turns)
         truncated = {}
+        cuts = self._newcomers_cuts(merged)
         for update in self.updates:
-            task, lost = settle(update, self.newcomers[update.update_id], new, turns)
+            newcomer = self.newcomers[update.update_id]
+            task, lost = settle(update, newcomer, new, cuts[update.update_id], turns)
             tasks[update.task_id] = task
             truncated[update.update_id] = lost
         rotation = {
@@ -65,6 +69,23 @@ class PreparedMerge:
         }
         report = self._report(merged, drift, truncated)
         return MergeOutcome(new, dict(sorted(tasks.items())), rotation, report)
+
+    def _newcomers_cuts(
+        self, merged: Mapping[str, Pair[MergedSide]]
+    ) -> dict[str, dict[str, Pair[float]]]:
+        """Find the energy that is cut of each newcomer: update -> layer name -> both sides."""
+        cuts: dict[str, dict[str, Pair[float]]] = {each: {} for each in self.newcomers}
+        for name, both in merged.items():
+            widths = [layers[name].columns.a.shape[1] for layers in self.newcomers.values()]
+            a, b = (
+                torch.split(
+                    (side.lost.mT @ self.sides[name][which].incoming).square().sum(dim=0), widths
+                )
+                for which, side in both
+            )
+            for update_id, of_a, of_b in zip(self.newcomers, a, b, strict=True):
+                cuts[update_id][name] = Pair(float(of_a.sum()), float(of_b.sum()))
+        return cuts
 
     def _report(
         self,

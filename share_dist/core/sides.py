@@ -66,11 +66,22 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class MergedSide:
-    """One side of one layer after the cut."""
+    """
+    One side of one layer after the cut.
+
+    Args:
+        basis: The next one.
+        rotation: How the old one becomes it.
+        report: What the merge did.
+        lost: ``(m + q', c)``; what is cut, in the columns ``[V Q]``.
+        cut_moment: Frobenius norm of the second moment that is cut.
+    """
 
     basis: Basis
     rotation: SideRotation
     report: SideReport
+    lost: Tensor
+    cut_moment: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,7 @@ class SideSpectrum:
         directions: ``Q``, ``(d, q')``; what is new.
         matrix: ``U``, ``(m + q', c)``; all left singular vectors.
         sigma: ``(c,)``, never increasing.
+        incoming: ``(m + q', q)``; the newcomers' weighted columns, in the columns ``[V Q]``.
         rank: How many singular values are more than rounding.
         taken_out: The tasks whose former contribution is no longer in it.
     """
@@ -91,13 +103,16 @@ class SideSpectrum:
     directions: Tensor
     matrix: Tensor
     sigma: Tensor
+    incoming: Tensor
     rank: int
     taken_out: TakenOut
 
     @property
     def cut_before(self) -> float:
         """Energy of the tasks that stay which earlier merges have cut."""
-        return max(0.0, self.old.cut_energy - self.taken_out.cut)
+        left = self.old.cut_energy - self.taken_out.cut
+        # both are sums of the same numbers: less than their rounding is nothing
+        return left if left > 1e-12 * self.old.cut_energy else 0.0
 
     def cut(self, truncation: Truncation) -> MergedSide:
         """Keep as many columns as a truncation says, and say how the old ones become them."""
@@ -109,7 +124,8 @@ class SideSpectrum:
         signs = largest_entry_signs(vectors)
         vectors, U = vectors * signs, U * signs.to(U.dtype)
         energies = self.sigma.square()
-        cut = float(energies[columns : self.rank].sum())
+        beyond = energies[columns : self.rank]
+        cut = float(beyond.sum())
         total = float(energies[:columns].sum()) + cut + self.cut_before
         outside = _outside(U, self.old.num_factors, k)
         return MergedSide(
@@ -123,6 +139,8 @@ class SideSpectrum:
                 angle=angle_from_sine(outside) if outside.numel() else 0.0,
                 residue_bound=self.taken_out.bound,
             ),
+            lost=self.matrix[:, columns : self.rank],
+            cut_moment=float(torch.linalg.vector_norm(beyond)),
         )
 
 
@@ -200,9 +218,9 @@ def _decompose(
     R, C = R - V @ D, C + D
     Q, S = orthonormalise(R, V, floor=norm * tolerance)
 
-    top = torch.cat([past, C.double()], dim=-1)
-    bottom = torch.cat([S.new_zeros(*S.shape[:-1], m), S], dim=-1)
-    U, sigma, _ = thin_svd(torch.cat([top, bottom], dim=-2))
+    incoming = torch.cat([C.double(), S], dim=-2)
+    past = torch.cat([past, S.new_zeros(*S.shape[:-1], m)], dim=-2)
+    U, sigma, _ = thin_svd(torch.cat([past, incoming], dim=-1))
     floors = torch.maximum(norm * tolerance, sigma[..., 0] * 1e-14) if sigma.shape[-1] else norm
     live = (S != 0).any(dim=-1).sum(dim=-1).tolist()  # directions that bring nothing come last
     return [
@@ -211,6 +229,7 @@ def _decompose(
             directions=Q[index, :, : live[index]].contiguous(),
             matrix=U[index, : m + live[index]],
             sigma=sigma[index],
+            incoming=incoming[index, : m + live[index]],
             rank=int((sigma[index] > floors[index]).sum()),
             taken_out=gone[index],
         )

@@ -395,7 +395,7 @@ class MergedLayer:
             float64; the identity under the metric ``"factors"``.
         weights: The weight ``w`` of this task on each side.
         cut_energy: Energy of this task that truncation has cut since it was merged.
-        cut_meanwhile: Energy cut of all tasks since then, as ``account`` keeps it.
+        cut_meanwhile: Norms of the second moments cut of all tasks since then, as ``account`` sums them up.
     """
 
     coefficients: LayerCoefficients

@@ -37,8 +37,8 @@ def moment(subspace, name, side):
     return vectors * basis.energies @ vectors.mT
 
 
-def nuclear(matrix):
-    return float(torch.linalg.matrix_norm(matrix, "nuc"))
+def size_of(matrix):
+    return float(torch.linalg.matrix_norm(matrix))
 
 
 @everywhere
@@ -163,7 +163,7 @@ def test_the_residue_is_within_its_bound(seed, metric, spectrum, k, oversample, 
     reference.take(gone)
     whole = {key: float(reference.moment(*key).trace()) for key in SIDES}
     for name, side in SIDES:
-        truth = nuclear(reference.moment(name, side) - moment(outcome.subspace, name, side))
+        truth = size_of(reference.moment(name, side) - moment(outcome.subspace, name, side))
         bound = outcome.report.layers[name][side].residue_bound * energy[name, side]
         rounding = 1e-9 if dtype == torch.float64 else 1e-5
         assert truth <= bound * (1 + rounding) + rounding * (whole[name, side] + energy[name, side])
@@ -177,7 +177,7 @@ def test_the_bound_is_of_the_size_of_the_truth():
         full = merge_in_sequence(adapters, "delta", 4)[-1][2]
         outcome = remove_tasks(full.subspace, full.tasks, ["task-002"], 4)
         before = merge_in_sequence(adapters[:2], "delta", 4)[-1][2]
-        truth = nuclear(moment(before.subspace, "q", "a") - moment(outcome.subspace, "q", "a"))
+        truth = size_of(moment(before.subspace, "q", "a") - moment(outcome.subspace, "q", "a"))
         ratios.append(truth / outcome.report.layers["q"].a.residue_bound)
     print(f"truth over bound: {min(ratios):.3f} to {max(ratios):.3f}")
     assert max(ratios) <= 1
