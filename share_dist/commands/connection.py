@@ -168,6 +168,9 @@ class Connection:
         from share_dist.client.admin import AdminClient
 
         with AdminClient(self.address, **arguments) as client:
+            # which subspaces there are may be asked by anyone
+            client.subspaces()
+            client.timeout_seconds = self.timeout or DEFAULT_TIMEOUT_SECONDS
             yield client
 
     def _arguments(self) -> dict[str, Any]:
