@@ -88,13 +88,13 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
     @override
     @answering
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
+        principal = self.let_in(context, request.subspace, ROLE_NEEDED["Register"])
         fingerprint = (
             codec.fingerprint_from_pb(request.fingerprint)
             if request.HasField("fingerprint")
             else None
         )
         worker_id = codec.require_id(request.worker_id, "worker_id")
-        principal = self.let_in(context, request.subspace, ROLE_NEEDED["Register"])
         await handlers.open_lineage(self._coordinator, principal, request.subspace)
         call = self._call("Register", request, context)
         return codec.lease_to_pb(await handlers.register(call, worker_id, fingerprint))
