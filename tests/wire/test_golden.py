@@ -5,6 +5,7 @@ Wire and disk format, version 1: these bytes are read, and written, for ever.
 that did not exist, because what an old release has written must stay readable.
 """
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from share_dist.core.outcome import LayerRotation, SideRotation
+from share_dist.core.steps import advance, step_of
 from share_dist.core.values import (
     Basis,
     Coefficients,
@@ -84,6 +87,43 @@ MERGED = {
         },
     )
 }
+CUT = replace(
+    SUBSPACE,
+    layers={Q: LayerSubspace(*(replace(each, cut_energy=0.5) for each in (basis(4), basis(3))))},
+)
+MERGED_CUT = {
+    "movies": replace(
+        MERGED["movies"],
+        layers={
+            Q: replace(
+                MERGED["movies"].layers[Q],
+                cut_energy=Pair(0.125, 0.0),
+                cut_meanwhile=Pair(0.25, 0.5),
+            )
+        },
+    )
+}
+NEXT = replace(
+    CUT,
+    version=6,
+    layers={
+        Q: LayerSubspace(
+            *(
+                replace(each, vectors=each.vectors[:, [2, 0, 1]].contiguous())
+                for _, each in CUT.layers[Q]
+            )
+        )
+    },
+)
+ROTATION = {
+    Q: LayerRotation(
+        *(
+            SideRotation(torch.eye(3, dtype=torch.float64)[:, [2, 0, 1]], torch.zeros(features, 0))
+            for features in (4, 3)
+        )
+    )
+}
+STEP = step_of(ROTATION, CUT, NEXT)
 FINGERPRINT = Fingerprint("ab" * 32, {Q: LayerShape(4, 3)})
 EVENT = VersionEvent(
     6,
@@ -139,6 +179,40 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
         lambda: codec.merged_tasks_to_bytes(MERGED),
         lambda data: codec.merged_tasks_from_bytes(data, version=5),
     ),
+    "subspace_with_tail.v1.safetensors": (
+        CUT,
+        lambda: codec.subspace_to_bytes(CUT),
+        lambda data: codec.subspace_from_bytes(data, version=5, metric="delta"),
+    ),
+    "subspace_bfloat16.v1.safetensors": (
+        CUT,
+        lambda: codec.subspace_to_precision(CUT, "bfloat16").payload,
+        lambda data: codec.subspace_from_precision(
+            data, precision="bfloat16", version=5, metric="delta"
+        ),
+    ),
+    "subspace_int8.v1.safetensors": (
+        CUT,
+        lambda: codec.subspace_to_precision(CUT, "int8").payload,
+        lambda data: codec.subspace_from_precision(
+            data, precision="int8", version=5, metric="delta"
+        ),
+    ),
+    "merged_tasks_cut.v1.safetensors": (
+        MERGED_CUT,
+        lambda: codec.merged_tasks_to_bytes(MERGED_CUT),
+        lambda data: codec.merged_tasks_from_bytes(data, version=5),
+    ),
+    "step.v1.safetensors": (
+        STEP,
+        lambda: codec.rotation_to_bytes(ROTATION, CUT, NEXT),
+        lambda data: codec.rotation_from_bytes(data, version=6),
+    ),
+    "steps.v1.bin": (
+        [b"one", b"another"],
+        lambda: codec.steps_to_bytes([b"one", b"another"]),
+        codec.steps_from_bytes,
+    ),
     "fingerprint.v1.pb": (
         FINGERPRINT,
         lambda: codec.fingerprint_to_pb(FINGERPRINT).SerializeToString(),
@@ -168,6 +242,11 @@ def test_old_bytes_are_read(name):
     value, _, read = CASES[name]
 
     assert first_difference(read((GOLDEN / name).read_bytes()), value) is None
+
+
+def test_the_step_leads_where_it_led():
+    """What an old release wrote of a step is still followed, and its probes still agree."""
+    assert first_difference(advance(CUT, [STEP]), NEXT) is None
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -179,6 +179,14 @@ def changed(data: bytes, **tensors: torch.Tensor | None) -> bytes:
         ({f"{Q}.a.energies": torch.ones(3)}, MalformedMessage, "energies need to be F64"),
         ({f"{Q}.a.energies": -torch.ones(3).double()}, MalformedMessage, "not negative"),
         ({f"{Q}.a.energies": torch.full((3,), torch.nan).double()}, NotFinite, "3 of 3 entries"),
+        (
+            {f"{Q}.a.cut_energy": torch.ones(2).double()},
+            ShapeMismatch,
+            r"\(2,\) needs to be \(1,\)",
+        ),
+        ({f"{Q}.a.cut_energy": torch.ones(1)}, MalformedMessage, "cut_energy need to be F64"),
+        ({f"{Q}.a.cut_energy": -torch.ones(1).double()}, MalformedMessage, "not negative"),
+        ({f"{Q}.a.cut_energy": torch.full((1,), torch.inf).double()}, NotFinite, "1 of 1"),
         ({f"{Q}.a.vectors": torch.ones(6, 2)}, NotOrthonormal, "columns deviate"),
         ({f"{Q}.a.vectors": torch.full((6, 2), torch.inf)}, NotFinite, "12 of 18 entries"),
     ],
@@ -289,6 +297,23 @@ def test_merged_tasks_with_wrong_shapes_are_refused(kind, shape):
 
     with pytest.raises(ShapeMismatch, match="side b: coefficients, grams and weights of 2 tasks"):
         merged_tasks_from_bytes(tensors_to_bytes(named, MEMBERS), version=1)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1, 2), (2, 1), (2, 3), (2, 2, 1)])
+def test_an_account_of_cuts_has_two_numbers_for_each_task(shape):
+    """It may be left out, and is refused in any other shape, or when it holds no numbers."""
+    named = stacked_tasks() | {"0.a.cuts": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()}
+    read = merged_tasks_from_bytes(tensors_to_bytes(named, MEMBERS), version=1)
+    assert read["books"].layers[Q].cut_energy == Pair(1.0, 0.0)
+    assert read["movies"].layers[Q].cut_meanwhile == Pair(4.0, 0.0)
+    for tensor, error in (
+        (torch.ones(shape).double(), ShapeMismatch),
+        (torch.full((2, 2), torch.nan).double(), NotFinite),
+    ):
+        with pytest.raises(error):
+            merged_tasks_from_bytes(
+                tensors_to_bytes(named | {"0.a.cuts": tensor}, MEMBERS), version=1
+            )
 
 
 @pytest.mark.parametrize(
