@@ -175,7 +175,8 @@ def _postgresql_engine(url: sa.URL, lease_seconds: float) -> sa.Engine:
         # a process that hangs in a transaction must not hold its locks for ever
         "idle_in_transaction_session_timeout": f"{lease_seconds:.3f}s",
     }
-    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    asked = url.query.get("options", "")
+    options = " ".join([str(asked), *(f"-c {name}={value}" for name, value in settings.items())])
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         connect_args={"options": options},

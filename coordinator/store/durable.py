@@ -153,9 +153,10 @@ class DurableCatalog(Catalog):
     @override
     def create(self, name: str, *, by: str) -> Store:
         insert = self.database.upsert(subspaces).values(name=name).on_conflict_do_nothing()
+        made = insert.returning(subspaces.c.name)
 
         def write(rows: sa.Connection) -> None:
-            if rows.execute(insert).rowcount:
+            if rows.execute(made).first() is not None:
                 self.audit_in(rows, by, "subspace_created", subspace=name)
 
         self.write("change", write)

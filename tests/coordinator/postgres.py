@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,19 +37,16 @@ class Server:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._numbers = itertools.count()
-        self._admin = sa.create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
-
-    def url(self, database: str) -> str:
-        return f"postgresql+psycopg://postgres@/{database}?host={self._folder}"
+        self._url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
+        self._admin = sa.create_engine(self._url, isolation_level="AUTOCOMMIT")
 
     def make_database(self) -> str:
-        """Make an empty database; return its URL."""
-        name = f"test_{next(self._numbers)}_{uuid.uuid4().hex[:8]}"
+        """Make what is to a store an empty database, a schema; return its URL."""
+        name = f"test_{next(self._numbers)}"
         with self._admin.connect() as rows:
-            rows.exec_driver_sql(f"CREATE DATABASE {name} STRATEGY file_copy")
-        return self.url(name)
+            rows.exec_driver_sql(f"CREATE SCHEMA {name}")
+        return f"{self._url}&options=-csearch_path%3D{name}"
 
     def close(self) -> None:
         self._admin.dispose()
