@@ -75,17 +75,17 @@ def _of_coordinator(connection: Connection, metrics: str | None) -> Iterator[Che
     if reached.outcome == "finding":
         return
     yield from _certificates(connection)
-    with connection.admin() as client:
-        try:
+    try:
+        with connection.admin() as client:
             status = client.status()
-        except ShareError as error:
-            remedy = "do what it says, then look again: the other checks need an answer"
-            yield finding(4, "answer", error.message, remedy)
-            return
-        now = datetime.now(timezone.utc)
-        yield from diagnosis.of_status(status, now, release_of("share-dist"))
-        yield _pending(client, status, now)
-        yield _lineage(client, status)
+            now = datetime.now(timezone.utc)
+            yield from diagnosis.of_status(status, now, release_of("share-dist"))
+            yield _pending(client, status, now)
+            yield _lineage(client, status)
+    except ShareError as error:
+        remedy = "do what it says, then look again: the other checks need an answer"
+        yield finding(4, "answer", error.message, remedy)
+        return
     yield _metrics(metrics, status)
 
 
