@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
+
+from typing_extensions import Self
 
 from coordinator import handlers
 from coordinator.state import Call
@@ -14,7 +16,55 @@ from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire import codec
 from share_dist.wire.chunks import require_sound
 
-ResultT = TypeVar("ResultT")
+
+class Patience:
+    """
+    Ends the task that has entered it when nothing is renewed for a while.
+
+    Args:
+        seconds: How long.
+        what: What did not happen, for the message.
+
+    Raises:
+        StreamTruncated: On leaving, if patience ended.
+    """
+
+    # one timer for a whole stream: a timeout for each of its chunks costs a task each
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self._seconds = seconds
+        self._what = what
+        self._is_over = False
+        self._renewed_at = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def renew(self) -> None:
+        """Say that something happened."""
+        self._renewed_at = asyncio.get_running_loop().time()
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self.renew()
+        self._look()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._is_over and isinstance(error, asyncio.CancelledError):
+            raise StreamTruncated(f"{self._what} for {self._seconds:g} s: call again") from None
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        left_seconds = self._renewed_at + self._seconds - loop.time()
+        if left_seconds > 0:
+            self._timer = loop.call_later(left_seconds, self._look)
+        elif self._task:
+            self._is_over = True
+            self._task.cancel()
 
 
 async def send(
@@ -35,9 +85,11 @@ async def send(
         StreamTruncated: The peer takes nothing any more.
     """
     messages = (header, *(served.messages if served else ()))
-    with _reserved(call, served):
+    stall_seconds = call.coordinator.config.stall_seconds
+    with _reserved(call, served), Patience(stall_seconds, f"{rpc}: no chunk was taken") as patience:
         for message in messages:
-            await _in_time(call, context.write(message), f"{rpc}: the caller took no chunk")
+            await context.write(message)
+            patience.renew()
 
 
 async def header_of(
@@ -50,7 +102,8 @@ async def header_of(
         MalformedMessage: It is no header.
         StreamTruncated: It does not come.
     """
-    first = await _within(stall_seconds, anext(requests, None), "PushUpdate: no header came")
+    with Patience(stall_seconds, "PushUpdate: no header came"):
+        first = await anext(requests, None)
     if first is None or first.WhichOneof("part") != "header":
         raise MalformedMessage("a push begins with its header: send it first", field="header")
     return first.header
@@ -84,7 +137,9 @@ async def receiving(
         )
         is_done = False
         try:
-            payload = await _receive(call, header, upload, requests)
+            stall_seconds = call.coordinator.config.stall_seconds
+            with Patience(stall_seconds, "PushUpdate: no chunk came") as patience:
+                payload = await _receive(header, upload, requests, patience)
             # in a thread: reading the tensors of a large update would stop all other calls
             update = await asyncio.to_thread(codec.update_from_wire, header, payload)
             is_done = True
@@ -101,22 +156,20 @@ async def receiving(
 
 
 async def _receive(
-    call: Call,
     header: pb.UpdateHeader,
     upload: Upload,
     requests: AsyncIterator[pb.PushUpdateRequest],
+    patience: Patience,
 ) -> bytes:
     is_small = header.payload.num_chunks < 2
-    while True:
-        request = await _in_time(call, anext(requests, None), "PushUpdate: no chunk came")
-        if request is None:
-            break
+    async for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise MalformedMessage("after its header a push has chunks only", field="chunk")
         if is_small:
             upload.add(request.chunk)
         else:
             await asyncio.to_thread(upload.add, request.chunk)
+        patience.renew()
     return await asyncio.to_thread(upload.finish)
 
 
@@ -130,17 +183,6 @@ def _reserved(call: Call, served: ServedPayload | None) -> contextlib.AbstractCo
 def _peer(call: Call) -> str:
     """On whose account a payload goes: a principal's, or a connection's where nobody has a name."""
     return call.peer if call.principal.how == "local" else call.principal.name
-
-
-async def _in_time(call: Call, step: Awaitable[ResultT], what: str) -> ResultT:
-    return await _within(call.coordinator.config.stall_seconds, step, what)
-
-
-async def _within(seconds: float, step: Awaitable[ResultT], what: str) -> ResultT:
-    try:
-        return await asyncio.wait_for(step, seconds)
-    except asyncio.TimeoutError:
-        raise StreamTruncated(f"{what} for {seconds:g} s: call again") from None
 
 
 def _announced(header: pb.UpdateHeader) -> handlers.AnnouncedPush:

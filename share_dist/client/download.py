@@ -1,6 +1,7 @@
 """A header and its chunks, off a stream of responses."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from share_dist.errors import MalformedMessage, StreamTruncated
@@ -34,14 +35,24 @@ def download(
         check_header(header)
         if not header.HasField("payload"):
             return header, b""
-        joiner = ChunkJoiner(header.payload, limit_bytes)
-        for message in call:
-            if message.WhichOneof("part") != "chunk":
-                raise MalformedMessage("something else came where a chunk was due", field="chunk")
-            joiner.add(message.chunk)
-        return header, joiner.finish()
+        return header, _join(call, ChunkJoiner(header.payload, limit_bytes))
     finally:
         call.cancel()
+
+
+def _join(messages: Iterator[Any], joiner: ChunkJoiner) -> bytes:
+    """Join chunks in a thread of their own: while one is hashed, the next one comes."""
+    with ThreadPoolExecutor(1) as joining:
+        joined: Future[bytes] | None = None
+        for message in messages:
+            if message.WhichOneof("part") != "chunk":
+                raise MalformedMessage("something else came where a chunk was due", field="chunk")
+            if joined:
+                joined.result()
+            joined = joining.submit(joiner.add, message.chunk)
+        if joined:
+            joined.result()
+    return joiner.finish()
 
 
 def _take_header(messages: Iterator[Any]) -> Any:
