@@ -24,7 +24,7 @@ from coordinator import handshakes, service, tls
 from coordinator.access import Access
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
-from coordinator.compaction import Compactor, Holds
+from coordinator.compaction import Compactor, Holds, newest_base_versions
 from coordinator.config import CoordinatorConfig, SubspaceConfig
 from coordinator.leases import Leases
 from coordinator.lineages import Lineages
@@ -272,7 +272,12 @@ def _lineage(
     broadcast = Broadcast(
         store.current_version, partial(_history, store), max_watchers=own.max_watchers
     )
-    leases = Leases(own.lease_seconds, store.epochs(), clock.monotonic_seconds())
+    leases = Leases(
+        own.lease_seconds,
+        store.epochs(),
+        clock.monotonic_seconds(),
+        newest_base_versions(store),
+    )
     holds = Holds()
     compactor = Compactor(store, broadcast, leases, holds, clock)
     writer = MergeWriter(own, store, versions, broadcast, compactor, counted, log, clock)

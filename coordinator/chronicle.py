@@ -60,6 +60,11 @@ class Chronicle:
                 exc_info=error,
             )
 
+    def tell_of_failure(self, error: Exception, event: Event = Event.TIDYING_FAILED) -> None:
+        """Tell of something beside the merging that failed."""
+        with contextlib.suppress(Exception):
+            self._log.error(event.value, exc_info=error)
+
     def tell_of_compaction(self, compaction: Compaction) -> None:
         """Tell which versions were let go of, if any were."""
         if not compaction.versions:
@@ -77,8 +82,7 @@ class Chronicle:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - pushes are acknowledged on, so merging must go on
-            with contextlib.suppress(Exception):
-                self._log.error(Event.REPORT_FAILED.value, exc_info=error)
+            self.tell_of_failure(error, Event.REPORT_FAILED)
 
     def _tell_of_set_aside(self, prepared: Prepared) -> None:
         for update_id, aside in sorted(prepared.set_aside.items()):

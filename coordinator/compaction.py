@@ -217,3 +217,11 @@ def waiting_updates(store: Store) -> Iterator[UpdateRecord]:
     while records := store.updates(WAITING, before_sequence=before_sequence, limit=_PAGE):
         yield from records
         before_sequence = records[-1].sequence
+
+
+def newest_base_versions(store: Store) -> dict[str, int]:
+    """Return what each worker's newest push was trained on, of those who pushed lately."""
+    found: dict[str, int] = {}
+    for record in store.updates(limit=_PAGE):
+        found.setdefault(record.worker_id, record.base_version)
+    return found

@@ -36,7 +36,7 @@ class WorkerLease:
         lease_epoch: Its fencing number.
         heard_at_seconds: When the worker was last heard.
         base_version: What it trains on, as far as is known: the version of its newest push, or
-            the one that was current when it registered; None after a restart.
+            the one that was current when it registered; None where that is not known.
     """
 
     worker_id: str
@@ -53,6 +53,7 @@ class Leases:
         duration_seconds: How long a lease lasts after the worker was last heard.
         epochs: The epochs that the store knows, at a restart.
         now_seconds: The time of the restart.
+        base_versions: What each worker pushed last was trained on, as far as the store knows.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Leases:
         duration_seconds: float,
         epochs: Mapping[str, int] | None = None,
         now_seconds: float = 0.0,
+        base_versions: Mapping[str, int] | None = None,
     ) -> None:
         self.duration_seconds = duration_seconds
+        known = base_versions or {}
         self._leases = {
-            worker_id: WorkerLease(worker_id, lease_epoch, now_seconds)
+            worker_id: WorkerLease(worker_id, lease_epoch, now_seconds, known.get(worker_id))
             for worker_id, lease_epoch in (epochs or {}).items()
         }
 
@@ -129,7 +132,7 @@ class Leases:
     def all(self, now_seconds: float) -> tuple[WorkerLease, ...]:
         """Every lease that holds, or did not long ago, by worker; may be asked from any thread."""
         oldest = self._oldest_told(now_seconds)
-        leases = sorted(tuple(self._leases.values()), key=lambda lease: lease.worker_id)
+        leases = sorted(self._leases.values(), key=lambda lease: lease.worker_id)
         return tuple(lease for lease in leases if lease.heard_at_seconds >= oldest)
 
     def num_live(self, now_seconds: float) -> int:

@@ -229,8 +229,9 @@ class MergeWriter:
 
     async def _step(self) -> float | None:
         """Do what is due; return the seconds until there may be more, None if a push must come."""
+        await self._tidy()
         try:
-            await asyncio.to_thread(self._tidy)
+            await self._catch_up()
             pending = await asyncio.to_thread(self._store.pending)
             decision = decide(
                 self._clock.monotonic_seconds(), self._for_policy(pending), self._config.policy
@@ -247,6 +248,32 @@ class MergeWriter:
         slow = self._publish(merged.candidate)
         self._chronicle.tell(merged, slow, decision.reason)
         return 0.0
+
+    async def _tidy(self) -> None:
+        """Do what an earlier step left to be done; what fails is left until the next version."""
+        is_replay_due, self._is_replay_due = self._is_replay_due, False
+        is_compaction_due, self._is_compaction_due = self._is_compaction_due, False
+        try:
+            if is_replay_due:
+                await asyncio.to_thread(self._replay_parked)
+            if is_compaction_due and self._config.keep_versions:
+                compaction = await asyncio.to_thread(
+                    self._compactor.compact, self._config.keep_versions, by=COORDINATOR
+                )
+                self._chronicle.tell_of_compaction(compaction)
+        except Exception as error:  # noqa: BLE001 - merging must go on without it
+            self._is_replay_due |= is_replay_due
+            self._chronicle.tell_of_failure(error)
+
+    async def _catch_up(self) -> None:
+        """Publish what was committed although the commit seemed to fail."""
+        if await asyncio.to_thread(lambda: self._store.current_version) == self.snapshot.version:
+            return
+        missed = await asyncio.to_thread(self._store.events, self.snapshot.version, _PAGE)
+        self.snapshot = await asyncio.to_thread(Snapshot.load, self._store)
+        for event in missed:
+            self._broadcast.publish(event)
+        self._release_waiters()
 
     def _for_policy(self, pending: Sequence[UpdateRecord]) -> list[PendingUpdate]:
         """Say since when each update waits, on a clock that nobody can set back."""
@@ -283,16 +310,6 @@ class MergeWriter:
         return seconds
 
     # --- in a thread ------------------------------------------------------------------------
-
-    def _tidy(self) -> None:
-        """Do what an earlier step left to be done."""
-        if self._is_replay_due:
-            self._replay_parked()
-            self._is_replay_due = False
-        if self._is_compaction_due and self._config.keep_versions:
-            compaction = self._compactor.compact(self._config.keep_versions, by=COORDINATOR)
-            self._chronicle.tell_of_compaction(compaction)
-        self._is_compaction_due = False
 
     def _replay_parked(self) -> None:
         """Let what was parked be merged, if it fits now; what it replaces may have come meanwhile."""

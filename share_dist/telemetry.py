@@ -55,6 +55,8 @@ class Event(str, enum.Enum):
     """A merge failed and no update is to blame: ``error``, ``reason``, ``retry_after_seconds``, traceback."""
     REPORT_FAILED = "report_failed"
     """A version is committed and published, yet counting or logging it failed: traceback."""
+    TIDYING_FAILED = "tidying_failed"
+    """Old versions could not be let go of, or parked updates not be tried again; merging goes on: traceback."""
     WRITER_FAILED = "writer_failed"
     """A bug of ours ended the merging: the coordinator stops, traceback."""
     RENEWAL_FAILED = "renewal_failed"

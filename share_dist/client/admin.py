@@ -51,6 +51,9 @@ from share_dist.wire.records import (
 
 RecordT = TypeVar("RecordT")
 
+_MOST = 2**32 - 1
+"""Largest number of a field that counts lines or versions."""
+
 
 @final
 class AdminClient(Caller):
@@ -194,7 +197,7 @@ class AdminClient(Caller):
             dry_run: Only say what would go.
         """
         request = pb.CompactRequest(
-            keep_versions=require_count(keep_versions, "keep_versions"),
+            keep_versions=min(require_count(keep_versions, "keep_versions"), _MOST),
             dry_run=dry_run,
             subspace=self.subspace,
         )
@@ -327,7 +330,7 @@ def _collect(
     """Ask for page after page; ``page`` is given what came so far, and how many more are wanted."""
     found: list[RecordT] = []
     while limit is None or len(found) < limit:
-        more = list(page(found, 0 if limit is None else limit - len(found)))
+        more = list(page(found, 0 if limit is None else min(limit - len(found), _MOST)))
         if not more:
             break
         found += more

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
-from coordinator.compaction import CompactionPlan, Compactor, Holds, plan_compaction
+from coordinator.compaction import (
+    CompactionPlan,
+    Compactor,
+    Holds,
+    newest_base_versions,
+    plan_compaction,
+)
 from coordinator.leases import Leases
 from coordinator.store import MemoryCatalog
 from share_dist.errors import ConfigError
@@ -114,3 +120,12 @@ def test_the_current_version_cannot_be_given_up():
     """Keeping none is a mistake, and told as one."""
     with pytest.raises(ConfigError, match="keep at least 1"):
         compactor_of(make_store(1), Holds()).compact(0, by="operator")
+
+
+def test_after_a_restart_it_is_known_what_workers_train_on():
+    """The newest push of each worker says it, as the lease that said it has gone."""
+    store = make_store(2)
+    newer = make_update("t9", "u9", base=store.subspace(2).without_tail())
+    store.add_update(describe(newer), by="test")
+    store.add_update(describe(make_update("t8", "u8"), worker_id="x"), by="test")
+    assert newest_base_versions(store) == {"w": 2, "x": 0}

@@ -16,7 +16,13 @@ from coordinator.store import MemoryCatalog
 from share_dist.client import AdminClient, ShareClient
 from share_dist.core.budget import task_norms
 from share_dist.core.values import SideUpdate, TaskUpdate
-from share_dist.errors import BaseVersionTooOld, Overloaded, ShareError, VersionInFuture
+from share_dist.errors import (
+    BaseVersionTooOld,
+    Overloaded,
+    ShareError,
+    StoreUnavailable,
+    VersionInFuture,
+)
 from share_dist.wire.records import UpdateState, VersionKind
 from tests.coordinator.support import (
     EMPTY,
@@ -306,3 +312,42 @@ def test_what_is_asked_of_a_coordinator_that_stops_may_be_asked_again(app):
         pytest.raises(Overloaded, match="the coordinator is stopping"),
     ):
         operator.compact(1)
+
+
+def test_a_commit_that_seemed_to_fail_is_found_and_told(app, client, monkeypatch):
+    """When the answer of the store is lost after it committed, nothing is merged twice and all hear of it."""
+    store = lineage_of(app).store
+    commit = store.commit
+
+    def commit_and_lose_the_answer(version, *, by):
+        commit(version, by=by)
+        monkeypatch.undo()
+        raise StoreUnavailable("the disk said nothing")
+
+    monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(store, "commit", commit_and_lose_the_answer)
+    with client.watch(after_version=0) as watch:
+        assert client.push(make_update("ants", "u1"), wait="merged").version == 1
+        assert next(watch).update_ids == ("u1",)
+    assert client.push(make_update("bees", "u2"), wait="merged").version == 2
+
+
+def test_merging_goes_on_where_compacting_fails(monkeypatch):
+    """A version that cannot be let go of holds up nobody, and is tried again later."""
+    config = make_config(Path("unused"), keep_versions=1)
+    with running(config, catalog=MemoryCatalog()) as app, client_of(app.address) as client:
+        client.register()
+        lineage, tried = lineage_of(app), []
+
+        def fail(*_args, **_options):
+            tried.append(1)
+            raise StoreUnavailable("the disk fails")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(lineage.store, "compact", fail)
+            for name in ("ants", "bees", "cats"):
+                base = client.pull() or EMPTY
+                client.push(make_update(name, f"u-{name}", base=base), wait="merged")
+            wait_until(lambda: tried)
+        client.push(make_update("dogs", "u-dogs", base=client.pull()), wait="merged")
+        wait_until(lambda: not lineage.store.is_kept(1))
