@@ -112,6 +112,8 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest], context: Any
     ) -> pb.Receipt:
+        # a stranger's header is not waited for
+        self._coordinator.access.identify(context)
         stall_seconds = self._coordinator.config.stall_seconds
         header = await streams.header_of(requests, stall_seconds)
         call = self._call("PushUpdate", header, context)

@@ -70,6 +70,9 @@ def _explain_tls(
             address=address,
             reason=error.verify_message,
         )
+    except ssl.SSLEOFError:
+        # something on the way that has no coordinator behind it at this moment
+        return None
     except ssl.SSLError as error:
         reason = (error.reason or "no answer").lower().replace("_", " ")
         return UntrustedCoordinator(

@@ -1,5 +1,6 @@
 """What a client shows, where it refuses to, and what never appears in words."""
 
+import contextlib
 import pickle
 import socket
 import threading
@@ -207,6 +208,26 @@ def test_an_end_in_the_middle_of_a_restart_is_looked_at_twice(tmp_path):
     thread.start()
     assert explain(address, authority.client()) is None
     thread.join()
+
+
+def test_a_balancer_without_a_coordinator_behind_it_is_waited_for(tmp_path):
+    """It takes every connection and ends it before a word: that may pass by itself."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.recv(10_000)
+                    connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert explain(address, Credentials()) is None
+        assert explain(address, Authority(tmp_path).client()) is None
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def test_what_was_found_is_raised_at_once():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from coordinator.access import LOCAL, Access, Principal
 from coordinator.administration_tokens import new_token
@@ -746,6 +747,17 @@ def test_files_of_tls_that_cannot_be_used_end_the_start(tmp_path, catalog, autho
         keys["tls_key"] = authority.server(name="another")["tls_key"]
     with pytest.raises(ConfigError, match=r"\.(key|crt)"), serving(tmp_path, catalog, **keys):
         pass
+
+
+def test_a_key_for_everybody_and_a_late_certificate_are_warned_about(tmp_path, catalog, authority):
+    """The coordinator starts, and says what someone should see to."""
+    keys = authority.server(name="warned", days=3)
+    keys["tls_key"].chmod(0o644)
+    with capture_logs() as log, serving(tmp_path, catalog, **keys):
+        pass
+    reasons = [entry["reason"] for entry in log if entry["event"] == "tls_warning"]
+    assert str(keys["tls_key"]) in reasons[0]
+    assert "ends in 3.0 days" in reasons[1]
 
 
 def test_every_error_that_is_raised_here_has_its_own_status():

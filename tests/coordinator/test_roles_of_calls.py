@@ -1,6 +1,11 @@
 """Every call of the protocol has a role, and asks for it before it does anything."""
 
+import threading
+from collections.abc import Iterator
+
+import grpc
 import pytest
+from google.protobuf import message_factory
 
 from coordinator.admin_service import ADMIN_ROLE_NEEDED
 from coordinator.service import ROLE_NEEDED
@@ -44,11 +49,23 @@ def test_every_call_names_the_role_that_it_needs(service, method):
     assert set(table) <= names
 
 
+def test_a_stranger_cannot_hold_a_push_open(closed):
+    """Its header is not waited for: the answer comes before the first message."""
+    begun = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        begun.wait(60)
+        yield from ()
+
+    with Credentials().channel(closed.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.stream_unary("/share_dist.pb.Coordinator/PushUpdate")(silent(), timeout=30)
+    begun.set()
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 @pytest.mark.parametrize(("service", "method"), METHODS)
 def test_no_call_is_answered_to_a_stranger(closed, service, method):
     """Whatever it asks for: UNAUTHENTICATED, before its message is looked into."""
-    import grpc
-    from google.protobuf import message_factory
 
     def one(kind):
         message = message_factory.GetMessageClass(kind)()
