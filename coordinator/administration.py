@@ -264,15 +264,27 @@ async def remove_task(call: Call, task_id: str, reason: str, worker_id: str = ""
     if repeated is not None:
         return repeated
 
+    dropped: list[str] = []
+
     def make(current: Snapshot) -> Candidate:
+        dropped[:] = _updates_of(lineage, current, task_id)
         stopwatch = Stopwatch(call.clock)
         outcome = _without(lineage, current, task_id)
         return candidate_of_removal(outcome, task_id, reason, current, stopwatch)
 
     sentence = f"task {task_id!r} was taken out: {reason}"
     made = await lineage.writer.commit(make, by=call.principal.name, reason=sentence)
+    for update_id in dropped:
+        _tell_of_change(call, Event.UPDATE_DROPPED, update_id, task_id, sentence)
     lineage.writer.notify()
     return _removal(made.commit.event, made.commit.report)
+
+
+def _updates_of(lineage: Lineage, current: Snapshot, task_id: str) -> list[str]:
+    """The update that a version holds of a task, and those that wait or were set aside."""
+    held = [current.entries[task_id].update_id] if task_id in current.entries else []
+    waiting = waiting_updates(lineage.store)
+    return [*held, *(each.update_id for each in waiting if each.task_id == task_id)]
 
 
 def _require_owner(call: Call, task_id: str, worker_id: str) -> None:
@@ -459,11 +471,19 @@ async def _change(call: Call, update_id: str, state: UpdateState, reason: str) -
 
     record, is_changed = await lineage.writer.between_merges(work)
     if is_changed:
-        lineage.log.info(
-            event.value, update_id=update_id, task_id=record.task_id, principal=by, reason=reason
-        )
+        _tell_of_change(call, event, update_id, record.task_id, reason)
         lineage.writer.notify()
     return record.receipt()
+
+
+def _tell_of_change(call: Call, event: Event, update_id: str, task_id: str, reason: str) -> None:
+    call.lineage.log.info(
+        event.value,
+        update_id=update_id,
+        task_id=task_id,
+        principal=call.principal.name,
+        reason=reason,
+    )
 
 
 def _update_summary(record: UpdateRecord) -> UpdateSummary:

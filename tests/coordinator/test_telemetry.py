@@ -10,8 +10,12 @@ import pytest
 import structlog
 
 import coordinator
+from coordinator.store import MemoryCatalog
+from share_dist.client import AdminClient
 from share_dist.telemetry import Event, configure_logging, get_logger
+from share_dist.wire.records import UpdateState
 from tests.coordinator.readme_tables import README, written
+from tests.coordinator.support import client_of, make_config, make_update, running
 
 
 def test_the_tables_of_the_readme_are_those_of_the_code():
@@ -30,7 +34,7 @@ def test_the_readme_names_every_file():
 def test_every_event_of_the_catalogue_is_logged_somewhere():
     """No event is documented that nobody logs."""
     sources = Path(coordinator.__file__).parent.rglob("*.py")
-    used = set(re.findall(r"Event\.([A-Z_]+)\.value", "".join(p.read_text() for p in sources)))
+    used = set(re.findall(r"Event\.([A-Z_]+)\b", "".join(p.read_text() for p in sources)))
     assert used == {event.name for event in Event}
 
 
@@ -103,3 +107,48 @@ def test_a_log_without_room_loses_lines_and_stops_nothing(log_format):
         logged(log_format, full)
         with contextlib.suppress(OSError):
             full.close()
+
+
+@contextlib.contextmanager
+def logging_to(stream):
+    """Have everything that is logged written to a stream, as JSON."""
+    before = structlog.get_config()
+    configure_logging("json", "INFO", stream)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def test_one_id_follows_an_update_to_its_end():
+    """Pushed, set aside at the door, let in by a person, merged, taken out: each line has its id."""
+    stream = io.StringIO()
+    config = make_config(Path("unused"), quarantine_norm=1e-6, min_updates=1)
+    with (
+        logging_to(stream),
+        running(config, catalog=MemoryCatalog()) as app,
+        client_of(app.address) as worker,
+        AdminClient(app.address) as operator,
+    ):
+        worker.register()
+        assert worker.push(make_update("cats", "u1")).state is UpdateState.QUARANTINED
+        assert worker.push(make_update("cats", "u1")).state is UpdateState.QUARANTINED
+        operator.replay_update("u1", "looked at")
+        worker.pull(min_version=1)
+        operator.remove_task("cats", "withdrawn")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    told = [
+        line
+        for line in lines
+        if line.get("update_id") == "u1" or "u1" in line.get("update_ids", ())
+    ]
+    assert [line["event"] for line in told] == [
+        "update_quarantined",
+        "update_repeated",
+        "update_replayed",
+        "update_merged",
+        "version_committed",
+        "update_dropped",
+    ]
+    assert {line["subspace"] for line in told} == {"default"}
+    assert all(line["task_id"] == "cats" for line in told if "task_id" in line)
