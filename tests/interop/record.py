@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from share_dist.pb import coordinator_pb2, error_pb2
+from share_dist.pb import admin_pb2, coordinator_pb2, error_pb2
 from tests.coordinator.support import make_config, running
 from tests.interop.conversation import FOLDER, Conversation, Schema
 from tests.interop.scenarios import CONFIG, SCENARIOS
@@ -28,7 +28,7 @@ def record(release: str) -> Conversation:
         recorder = Recorder(channel)
         with BytesServer(recorder) as proxy:
             results = SCENARIOS[release](proxy.address)
-    schema = Schema.of([coordinator_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR])
+    schema = Schema.of([admin_pb2.DESCRIPTOR, coordinator_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR])
     return Conversation(release, schema, results, recorder.calls)
 
 

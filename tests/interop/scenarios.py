@@ -14,10 +14,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, final
 
+import grpc
 import torch
 from torch import Tensor
 
-from share_dist.client import ShareClient
+from share_dist.client import Mirror, ShareClient
+from share_dist.client.admin import AdminClient
 from share_dist.core.values import (
     Fingerprint,
     Head,
@@ -27,11 +29,17 @@ from share_dist.core.values import (
     TaskUpdate,
 )
 from share_dist.errors import ShareError
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
+from share_dist.wire.codec import upload_progress_from_pb
+from share_dist.wire.records import TokenRequest, UpdateState
 
 SHAPES = {"encoder.query": LayerShape(12, 10), "encoder.value": LayerShape(12, 8)}
 FINGERPRINT = Fingerprint("5a" * 32, SHAPES)
-CONFIG = {"num_factors": 6, "oversample": 2}
-"""So small that merges turn the factors, move tasks and cut energy away."""
+LARGER = {"encoder.query": LayerShape(96, 64), "encoder.value": LayerShape(96, 48)}
+"""So large that a step is smaller than the bases."""
+CONFIG = {"num_factors": 6, "oversample": 2, "quarantine_norm": 50.0, "anchor_every": 100}
+"""So small that merges turn the factors, move tasks and cut energy away; few updates are above such a norm."""
 LABELS = ("négatif", "positif")
 
 
@@ -45,6 +53,7 @@ def numbers(seed: int, *shape: int) -> Tensor:
 def update_of(task_id: str, seed: int, num_factors: int = 0, **fields: Any) -> TaskUpdate:
     """Make an update with ``k`` rows of coefficients, two temporary factors and pseudo-rank 2."""
     base_version = fields.pop("base_version", 0)
+    shapes = fields.pop("shapes", SHAPES)
 
     def side(features: int, number: int) -> SideUpdate:
         return SideUpdate(
@@ -55,7 +64,7 @@ def update_of(task_id: str, seed: int, num_factors: int = 0, **fields: Any) -> T
         name: LayerUpdate(
             side(shape.in_features, seed + 10 * i), side(shape.out_features, seed + 10 * i + 5)
         )
-        for i, (name, shape) in enumerate(SHAPES.items())
+        for i, (name, shape) in enumerate(shapes.items())
     }
     head = Head({"weight": numbers(seed + 90, 2, 4)}, "text-classification", 2, LABELS)
     known = {"head": head, "num_samples": 640, "scores": {"accuracy": 0.75}, "layers": layers}
@@ -100,6 +109,8 @@ def to_json(value: Any) -> Any:
         return to_json(value._asdict())
     if isinstance(value, list | tuple):
         return [to_json(each) for each in value]
+    if isinstance(value, bytes):
+        return value.hex()
     if isinstance(value, enum.Enum):
         return value.value
     return value.isoformat() if isinstance(value, datetime) else value
@@ -119,6 +130,128 @@ def talk_0_1(address: str) -> dict[str, Any]:
         _learn(note, north, south, reader)
         _be_refused(note, client, south, reader)
     return note.results
+
+
+def talk_0_2(address: str) -> dict[str, Any]:
+    """Say everything that a client of release 0.2 can say, also as an operator."""
+    note = Notes()
+    note.results |= talk_0_1(address)
+    with ExitStack() as clients:
+        options: dict[str, Any] = {"timeout_seconds": 20.0, "worker_id": "north"}
+        north = clients.enter_context(ShareClient(address, fingerprint=FINGERPRINT, **options))
+        vision = clients.enter_context(
+            ShareClient(
+                address,
+                fingerprint=replace(FINGERPRINT, layers=LARGER),
+                subspace="vision",
+                **options,
+            )
+        )
+        admin = clients.enter_context(AdminClient(address, timeout_seconds=20.0))
+        _name_a_subspace(note, vision)
+        _hold(note, north, vision)
+        _ask_for_an_upload(note, address)
+        _operate(note, north, admin)
+        _be_refused_in_the_end(note, north, admin)
+    return note.results
+
+
+def _name_a_subspace(note: Notes, vision: ShareClient) -> None:
+    note("pull of an unknown subspace", vision.pull)
+    note("register in a named subspace", vision.register)
+    other = replace(FINGERPRINT, layers=SHAPES)
+    note("register other layers in it", lambda: vision.register(fingerprint=other))
+    note("register in it again", lambda: vision.register(fingerprint=replace(other, layers=LARGER)))
+    for number, task_id in enumerate(("cats", "dogs", "eels")):
+        update = update_of(task_id, number, shapes=LARGER)
+        note(f"push {task_id} in it", lambda update=update: vision.push(update, wait="merged"))
+    note("status of it", vision.status)
+
+
+def _hold(note: Notes, north: ShareClient, vision: ShareClient) -> None:
+    newest = note("pull at least", lambda: vision.pull(min_version=3))
+    held = {"held_version": newest.version, "held_digest": newest.digest}
+    note("pull what is held with its digest", lambda: vision.pull(**held))
+    wrong = {"held_version": newest.version, "held_digest": "0" * 64}
+    note("pull what is held from another store", lambda: vision.pull(**wrong))
+    ants = update_of("ants", 7, shapes=LARGER, base_version=3, base_digest="0" * 64)
+    note("push on a version of another store", lambda: vision.push(ants))
+    with vision.watch(after_version=1, after_digest="0" * 64) as watch:
+        note("watch from another store", lambda: next(watch))
+    for precision in ("bfloat16", "int8"):
+        note(f"pull in {precision}", lambda precision=precision: vision.pull(precision=precision))
+        note(
+            f"pull a task in {precision}",
+            lambda precision=precision: vision.pull_task("cats", precision=precision),
+        )
+    mirror = Mirror(vision)
+    note("mirror", mirror.advance)
+    fourth = update_of("finches", 8, shapes=LARGER)
+    note("push after the mirror", lambda: vision.push(fourth, wait="merged"))
+    note("mirror again", mirror.advance)
+    note("mirror what is held", mirror.advance)
+
+
+def _ask_for_an_upload(note: Notes, address: str) -> None:
+    """Ask as a client does whose push broke off; how much has come is a matter of luck, so none has."""
+    with grpc.insecure_channel(address) as channel:
+        stub = CoordinatorStub(channel)
+        request = pb.GetUploadRequest(update_id="update-of-nobody", sha256=bytes(32))
+        note(
+            "ask for an upload",
+            lambda: upload_progress_from_pb(stub.GetUpload(request, timeout=20)),
+        )
+
+
+def _operate(note: Notes, north: ShareClient, admin: AdminClient) -> None:
+    north.register()
+    for task_id, seed in (("hares", 9), ("ibises", 10)):
+        update = update_of(task_id, seed)
+        loud = {name: _scaled(layer, 60.0) for name, layer in update.layers.items()}
+        update = replace(update, layers=loud)
+        note(f"push {task_id}, too loud", lambda update=update: north.push(update))
+    states = (UpdateState.QUARANTINED,)
+    note("list what was set aside", lambda: admin.updates(states))
+    note("list two updates", lambda: admin.updates(limit=2))
+    note("inspect an update", lambda: admin.inspect_update("update-of-hares"))
+    note("replay an update", lambda: admin.replay_update("update-of-hares", "it is right"))
+    note("wait for it", lambda: north.pull(min_version=7) is not None)
+    note("drop an update", lambda: admin.drop_update("update-of-ibises", "it is not"))
+    note("subspaces", admin.subspaces)
+    note("versions", lambda: admin.versions(after_version=1, limit=3))
+    note("difference", lambda: admin.diff(2, 6))
+    note("history of a task", lambda: admin.task_history("dogs"))
+    note("roll back", lambda: admin.rollback(6, "the loud one was wrong"))
+    note("remove a task", lambda: admin.remove_task("gnats", "asked for", worker_id="south"))
+    note("watch all kinds of versions", lambda: _events(north, 6, 3))
+    note("what would be compacted", lambda: admin.compact(2, dry_run=True))
+    note("compact", lambda: admin.compact(2))
+    token = note(
+        "make a token",
+        lambda: admin.create_token(TokenRequest("north", "worker", ("default",), 3600))[0],
+    )
+    note("revoke a token", lambda: admin.revoke_token(token.token_id))
+    note("tokens", admin.tokens)
+    note("audit log", lambda: admin.audit(limit=5))
+    note("status in the end", north.status)
+
+
+def _be_refused_in_the_end(note: Notes, north: ShareClient, admin: AdminClient) -> None:
+    note("inspect an unknown update", lambda: admin.inspect_update("update-of-nobody"))
+    note("replay what was dropped", lambda: admin.replay_update("update-of-ibises"))
+    note("roll back to a version to come", lambda: admin.rollback(99))
+    note("compare with a compacted version", lambda: admin.diff(1, 2))
+    note("pull a compacted version", lambda: north.pull(1))
+    note("push on a compacted version", lambda: north.push(update_of("ants", 7, 2, base_version=1)))
+    note("watch from a compacted version", lambda: _events(north, 1, 1))
+    note("remove an unknown task", lambda: admin.remove_task("nothing"))
+    note("remove another's task", lambda: admin.remove_task("dogs", worker_id="north"))
+    note("revoke an unknown token", lambda: admin.revoke_token("nothing"))
+
+
+def _events(client: ShareClient, after_version: int, count: int) -> list[Any]:
+    with client.watch(after_version=after_version) as watch:
+        return [next(watch) for _ in range(count)]
 
 
 def _begin(note: Notes, north: ShareClient, south: ShareClient, reader: ShareClient) -> None:
@@ -191,4 +324,4 @@ def _scaled(layer: LayerUpdate, factor: float) -> LayerUpdate:
     return LayerUpdate(a, b)
 
 
-SCENARIOS: dict[str, Callable[[str], dict[str, Any]]] = {"0.1": talk_0_1}
+SCENARIOS: dict[str, Callable[[str], dict[str, Any]]] = {"0.1": talk_0_1, "0.2": talk_0_2}

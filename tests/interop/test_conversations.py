@@ -10,14 +10,14 @@ import pytest
 from coordinator.store.memory import MemoryCatalog
 from share_dist.client import Mirror, ShareClient
 from share_dist.errors import UnknownSubspace, VersionInFuture
-from share_dist.pb import coordinator_pb2, error_pb2
+from share_dist.pb import admin_pb2, coordinator_pb2, error_pb2
 from tests.coordinator.support import make_config, running
 from tests.interop.conversation import ERROR_KEY, FOLDER, Call, Conversation, Schema
 from tests.interop.meaning import Names, answers_differ, errors_differ
 from tests.interop.scenarios import CONFIG, FINGERPRINT, SCENARIOS
 from tests.interop.servers import BytesServer, Echo
 
-TODAY = Schema.of([coordinator_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR])
+TODAY = Schema.of([admin_pb2.DESCRIPTOR, coordinator_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR])
 CONVERSATIONS = {
     path.name.removeprefix("release-").removesuffix(".jsonl.gz"): Conversation.load(path)
     for path in sorted(FOLDER.iterdir())
