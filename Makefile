@@ -46,9 +46,10 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 $(NODE_MODULES): $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json
 	@if [ "$(SHARE_DIST_NO_NODE)" != 1 ] && command -v npm >/dev/null; then cd $(JAVASCRIPT) && npm ci --loglevel=error && touch ../../../$@; fi
 
-# A server for the tests of stores in PostgreSQL.
+# A server for the tests of stores in PostgreSQL, and a browser for those of the operator's page.
 system-packages:
 	@[ "$(SHARE_DIST_NO_POSTGRES)" = 1 ] || .ci/install-system-packages postgresql
+	@[ "$(SHARE_DIST_NO_BROWSER)" = 1 ] || .ci/install-system-packages chromium
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/share-dist quickstart $(ARGS)

@@ -83,6 +83,10 @@ def test_the_wheel_holds_the_three_packages_and_their_data(wheel):
         assert f"{package}/py.typed" in names
     assert "share_dist/pb/coordinator_pb2.pyi" in names
     assert "share_dist/commands/kit_sources.toml" in names
+    assert "coordinator/web/templates/subspace.html.j2" in names
+    assert {"uPlot.iife.min.js", "uPlot-LICENSE.txt", "page.css"} <= {
+        name.rpartition("/")[2] for name in names if name.startswith("coordinator/web/static/")
+    }
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests/") for name in names)
 
