@@ -30,7 +30,7 @@ from share_dist.core.values import Subspace, TaskUpdate
 from share_dist.wire.records import VersionEvent, VersionKind
 from tests.coordinator.support import NOW
 
-KINDS = ("memory", "sqlite", "sqlite-files", "postgres-memory", "postgres-files")
+KINDS = ("memory", "sqlite", "postgres-memory", "postgres-files")
 
 
 class Opener:
