@@ -200,9 +200,9 @@ def _repeated_rollback(lineage: Lineage, version: int) -> VersionEvent | None:
     if not 0 <= version < current_version:
         return None
     (newest,) = store.events(current_version - 1, 1)
-    origin = origin_of(store, version)
-    is_same = newest.content_version == (origin.version if origin else 0)
-    return newest if newest.kind is VersionKind.ROLLBACK and is_same else None
+    if newest.kind is not VersionKind.ROLLBACK:
+        return None
+    return newest if origin_of(store, newest.version) == origin_of(store, version) else None
 
 
 def _require_nothing_dropped(store: Store, target: Snapshot) -> None:

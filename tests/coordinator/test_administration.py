@@ -138,6 +138,10 @@ def test_a_rollback_that_is_repeated_is_answered_as_the_first(three):
     first = three.operator.rollback(1)
     assert three.operator.rollback(1) == first
     assert three.operator.status().current_version == 4
+    three.push("dogs", "u4")  # 5
+    back = three.operator.rollback(4)  # has the content of 1, as 4 has
+    assert three.operator.rollback(4) == three.operator.rollback(1) == back
+    assert three.operator.status().current_version == 6
 
 
 def test_a_rollback_to_everything_before_empties_the_subspace(three):
