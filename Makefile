@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 PB := share_dist/pb
+RESULTS := tests/benchmarks/results
 JAVASCRIPT := tests/interop/javascript
 NODE_MODULES := $(JAVASCRIPT)/node_modules/.package-lock.json
 # Small matrices are slower on two contended threads than on one.
@@ -24,7 +25,8 @@ help:
 	@echo 'make lint        formatting, lint, types, import directions, generated code, wheel'
 	@echo 'make system      real processes, killed in the middle of their work'
 	@echo 'make bench       ratios against named baselines; bench-gpu the same on a GPU'
-	@echo 'make soak chaos  the system tests, repeated (ROUNDS=n)'
+	@echo 'make soak        workers, kills and hostile bytes for minutes (SECONDS=600, INPUTS=1000000)'
+	@echo 'make chaos       the system tests, repeated (ROUNDS=n)'
 	@echo 'make protos      generate $(PB) from protos/'
 	@echo 'make clean       remove .venv, runs/ and caches'
 
@@ -69,12 +71,23 @@ system: $(VENV)/.dev system-packages
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks.merge_time $(ARGS)
+	$(BIN)/python -m tests.benchmarks.wire_speed --output $(RESULTS)/wire_speed.json
+	$(BIN)/python -m tests.benchmarks.durability --output $(RESULTS)/durability.json
+	$(BIN)/python -m tests.benchmarks.fanout --output $(RESULTS)/fanout.json
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks.merge_time --device cuda $(ARGS)
 
+# Without atheris, which has no wheel for some interpreters, inputs are changed by chance alone.
+SECONDS ?= 600
+INPUTS ?= 1000000
+soak: $(VENV)/.dev
+	-$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAIN) --only-binary atheris -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --output $(RESULTS)/fuzz.json
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) --output $(RESULTS)/soak.json
+
 ROUNDS ?= 3
-soak chaos: $(VENV)/.dev
+chaos: $(VENV)/.dev
 	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -m system --timeout 1800 tests/system || exit 1; done
 
 protos: $(VENV)/.dev
