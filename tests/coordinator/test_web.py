@@ -23,6 +23,7 @@ from share_dist.wire.records import TokenRequest, UpdateState, VersionKind
 from tests.coordinator.browser import a_browser
 from tests.coordinator.support import (
     EMPTY,
+    CoordinatorProcess,
     client_of,
     make_config,
     make_update,
@@ -50,7 +51,7 @@ def push_all(app, tasks, worker_id="north"):
         for number, task_id in enumerate(tasks):
             update = make_update(
                 task_id,
-                f"{worker_id}-{number}",
+                f"{worker_id}-{number}-{task_id}"[:40],
                 base=newest_of(app),
                 lease_epoch=lease.lease_epoch,
                 scores={"accuracy": 0.5 + number / 100},
@@ -367,6 +368,12 @@ def test_the_page_keeps_up(open_tab):
         tab.page.wait_for_selector("tr[data-task=cats]")
         assert tab.tile("Version") == "1"
         assert tab.inked("chart-energy") > 100
+        tab.page.evaluate("window.notReloaded = true")
+        push_all(app, ["dogs"])
+        tab.page.clock.fast_forward(6000)
+        tab.page.wait_for_selector("tr[data-task=dogs]")
+        assert json.loads(tab.page.inner_html("#points"))["version"] == [1, 2]
+        assert tab.page.evaluate("window.notReloaded")
         assert tab.complaints == []
 
 
@@ -483,6 +490,14 @@ def test_it_is_off_unless_asked_for(tmp_path):
     """A coordinator that was not told to serve the page serves none."""
     with running(make_config(tmp_path / "unused"), catalog=MemoryCatalog()) as app:
         assert app.web_address is None
+
+
+def test_a_signal_ends_the_whole_process(tmp_path):
+    """The page takes no signal for itself: SIGTERM ends the coordinator in order, with its page."""
+    with CoordinatorProcess(tmp_path / "store", "--web-listen", "127.0.0.1:0") as process:
+        assert fetch(process.ready["web_address"])[0] == 200
+        assert process.stop() == 0
+        assert "coordinator_stopped" in process.stderr
 
 
 def test_beyond_this_machine_it_is_asked_for_in_so_many_words():

@@ -57,7 +57,11 @@ function draw(id, points, series, { format = shortNumber, range }) {
         ...extra,
       })),
     ],
-    hooks: { draw: [(plot) => markUnusual(plot, points)] },
+    hooks: {
+      draw: [(plot) => markUnusual(plot, points)],
+      // until somebody points at a version, the newest is spelled out
+      ready: [(plot) => plot.setLegend({ idx: points.version.length - 1 })],
+    },
   };
   place.replaceChildren();
   return new uPlot(options, [points.version, ...series.map(([, column]) => points[column])], place);
@@ -88,10 +92,15 @@ async function refresh() {
   } catch {
     return; // the coordinator is gone for the moment: what is shown says when it was read
   }
-  const points = found.getElementById("points");
-  if (points?.textContent !== document.getElementById("points")?.textContent) {
-    location.reload();
+  const points = document.getElementById("points");
+  const freshPoints = found.getElementById("points");
+  if (!points !== !freshPoints) {
+    location.reload(); // the first version: the charts have no place yet
     return;
+  }
+  if (points && points.textContent !== freshPoints.textContent) {
+    points.textContent = freshPoints.textContent;
+    drawAll();
   }
   for (const part of document.querySelectorAll("[data-live]")) {
     const fresh = found.getElementById(part.id);
