@@ -112,7 +112,11 @@ def stream_file() -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return "-" if field.default in (None, "") else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+    return (
+        "-"
+        if field.default in (None, "")
+        else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+    )
 
 
 def _attribute_docstrings(kind: type) -> dict[str, str]:
