@@ -158,6 +158,7 @@ def test_a_worker_belongs_to_who_first_registered_it(store):
         store.next_epoch("a", by="q")
     assert (caught.value.owner, caught.value.principal) == ("p", "q")
     assert store.epochs() == {"a": 1}
+    assert [store.worker_owner(worker_id) for worker_id in ("a", "b")] == ["p", None]
 
 
 # --- updates --------------------------------------------------------------------------------
