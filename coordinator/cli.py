@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from coordinator.app import CoordinatorApp
     from coordinator.config import CoordinatorConfig
 
+NUM_THREADS = 64
+"""Threads in which calls wait for the store."""
+
 app = typer.Typer(
     name="coordinator",
     help="The server that merges updates and broadcasts versions.",
@@ -129,10 +132,14 @@ def _serve(config: "CoordinatorConfig", *, as_json: bool) -> None:
 async def _serve_until_told(config: "CoordinatorConfig", *, as_json: bool) -> None:
     import asyncio
     import signal
+    from concurrent.futures import ThreadPoolExecutor
 
     from coordinator.app import build
     from share_dist.errors import ExitCode
 
+    # a push waits in a thread for the commit that it shares with others: the default few
+    # threads would let only a few share one
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_THREADS, "call"))
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)

@@ -56,8 +56,8 @@ versions = st.integers(0, 2**40)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(1e-300, 1e300)
 cut_energies = st.just(0.0) | positive
-texts = st.text(st.characters(codec="utf-8"), max_size=12)
-ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+ids = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 scores = st.dictionaries(texts, finite, max_size=3)
 metrics = st.sampled_from(METRICS)
 moments = st.integers(0, 2**37).map(
@@ -66,7 +66,7 @@ moments = st.integers(0, 2**37).map(
 
 layer_names = st.one_of(
     st.sampled_from(["encoder.layer.0.attention.self.query", "a", "b.a", "x.a.coefficients"]),
-    st.text(st.characters(codec="utf-8"), min_size=1, max_size=8),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8),
 ).filter(lambda name: not f"{name}.".startswith("head."))
 
 

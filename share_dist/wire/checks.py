@@ -123,6 +123,10 @@ def require_length(text: str, fewest: int, most: int, field: str) -> str:
         raise MalformedMessage(
             f"{field} has {len(text)} characters, needed are {fewest} to {most}", field=field
         )
+    if "\0" in text:
+        raise MalformedMessage(
+            f"{field} holds a NUL character, which no database keeps: leave it out", field=field
+        )
     return text
 
 

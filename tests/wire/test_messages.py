@@ -539,3 +539,10 @@ def test_the_cost_of_a_push_is_as_specified():
     assert len(chunks) == 5
     assert len(payload) < sum(chunks) <= len(payload) + 50 * len(chunks)
     assert pb.PushUpdateRequest(header=header).ByteSize() < 1024
+
+
+@pytest.mark.parametrize("text", ["\0", "cats\0", "\0" * 9])
+def test_a_name_with_a_nul_is_refused(text):
+    """What PostgreSQL cannot keep, no store is asked to: the field is named."""
+    with pytest.raises(MalformedMessage, match="task_id holds a NUL"):
+        codec.require_id(text, "task_id")
