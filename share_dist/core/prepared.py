@@ -76,10 +76,11 @@ class PreparedMerge:
         """Find the energy that is cut of each newcomer: update -> layer name -> both sides."""
         cuts: dict[str, dict[str, Pair[float]]] = {each: {} for each in self.newcomers}
         for name, both in merged.items():
-            widths = [layers[name].columns.a.shape[1] for layers in self.newcomers.values()]
+            # of a pseudo-rank beyond a layer's features, a side has as many columns as the other's features
             a, b = (
                 torch.split(
-                    (side.lost.mT @ self.sides[name][which].incoming).square().sum(dim=0), widths
+                    (side.lost.mT @ self.sides[name][which].incoming).square().sum(dim=0),
+                    [layers[name].columns[which].shape[1] for layers in self.newcomers.values()],
                 )
                 for which, side in both
             )

@@ -574,3 +574,22 @@ class TestRefusals:
         with pytest.raises(ConfigError) as caught:
             merge(subspace, tasks, [], **options)
         assert caught.value.key in options
+
+
+@everywhere
+@pytest.mark.parametrize("pseudo_rank", [5, 30])
+def test_a_pseudo_rank_beyond_the_features_merges(metric, pseudo_rank):
+    """More columns than a side has features, at once with others: all are merged, as they are."""
+    shapes = {"q": LayerShape(6, 4)}
+    subspace = Subspace.empty(shapes, metric)
+    updates = [
+        update_from_factors(
+            subspace,
+            {"q": LayerFactors(torch.randn(6, width), torch.randn(4, width))},
+            f"t{width}",
+        )
+        for width in (pseudo_rank, 2)
+    ]
+    outcome = merge(subspace, {}, updates, num_factors=3)
+    assert sorted(outcome.tasks) == sorted(update.task_id for update in updates)
+    assert outcome.subspace.layers["q"].a.num_factors == 3
