@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from coordinator.store.base import Store, TaskEntry
 from share_dist.core.values import MergedTask, Subspace
+from share_dist.errors import StoreCorrupt, VersionCompacted
 from share_dist.wire import codec
 from share_dist.wire.chunks import PayloadHeader, cut, messages_of
 from share_dist.wire.records import Precision, UpdateState
@@ -165,12 +166,16 @@ class VersionCache:
             below_bytes: What the whole subspace takes.
 
         Returns:
-            None where a version between has no step, or the steps are no smaller than the whole.
+            None where a step between is not there, was let go of or is damaged, or where the
+            steps are no smaller than the whole: that can be sent all the same.
         """
         held = self._steps.get((held_version, version))
         if held is None:
             numbers = range(held_version + 1, version + 1)
-            payloads = tuple(self._store.rotation(number) for number in numbers)
+            try:
+                payloads = tuple(self._store.rotation(number) for number in numbers)
+            except (VersionCompacted, StoreCorrupt):
+                return None
             if not all(payloads) or sum(map(len, payloads)) >= below_bytes:
                 return None
             held = ServedSteps(ServedPayload.of(codec.steps_to_bytes(payloads)), payloads)

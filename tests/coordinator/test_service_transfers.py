@@ -326,6 +326,18 @@ def test_a_mirror_falls_back_where_nothing_fits(app, wide_client):
     assert mirror.advance().num_steps == 1
 
 
+def test_a_mirror_that_slept_through_a_compaction_gets_the_whole(app, wide_client):
+    """A step that is no longer kept costs its reader the smaller payload, not the version."""
+    grow(wide_client, 5, base=Subspace.empty(WIDE))
+    mirror = Mirror(wide_client)
+    mirror.advance()
+    grow(wide_client, 2, 5, Subspace.empty(WIDE))
+    lineage_of(app).store.compact([6], by="test")
+    advance = mirror.advance()
+    assert (advance.version, advance.num_steps) == (7, 0)
+    assert mirror.subspace.digest == lineage_of(app).store.digest(7)
+
+
 def test_a_pull_waits_for_the_version_that_a_receipt_names(client):
     """Whoever is told of a version reads it, also before it is published; a wait has an end."""
     with ThreadPoolExecutor(1) as threads:
