@@ -16,7 +16,8 @@ from coordinator.access import Principal
 from coordinator.state import Coordinator
 from share_dist.errors import ShareError
 from share_dist.telemetry import Event
-from share_dist.wire.records import DEFAULT_SUBSPACE, Role
+from share_dist.wire.checks import require_subspace
+from share_dist.wire.records import Role
 from share_dist.wire.status import error_to_trailers, status_of
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
@@ -58,12 +59,13 @@ class Servicer:
 
         Raises:
             NotAuthenticated: Who calls is not known.
+            MalformedMessage: The subspace has a name that none can have.
             NotPermitted: Who calls has not the role that the call needs in the subspace.
         """
         access = self._coordinator.access
         principal = access.identify(context)
         # before the subspace is looked for: who has no role there need not hear which ones there are
-        access.require(principal, subspace or DEFAULT_SUBSPACE, needed)
+        access.require(principal, require_subspace(subspace), needed)
         return principal
 
     async def refuse(self, context: Any, rpc: str, error: Exception) -> NoReturn:

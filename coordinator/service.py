@@ -102,9 +102,9 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
     @override
     @answering
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
-        lease = await handlers.heartbeat(
-            self._call("Heartbeat", request, context), request.worker_id, request.lease_epoch
-        )
+        call = self._call("Heartbeat", request, context)
+        worker_id = codec.require_id(request.worker_id, "worker_id")
+        lease = await handlers.heartbeat(call, worker_id, request.lease_epoch)
         return codec.heartbeat_to_pb(lease)
 
     @override

@@ -34,6 +34,8 @@ from share_dist.errors import (
     UntrustedCoordinator,
     UpdateConflict,
 )
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
 from share_dist.telemetry import get_logger
 from share_dist.wire.records import AuditEntry, TokenRequest
 from tests.coordinator.support import (
@@ -171,6 +173,26 @@ def test_a_reader_cannot_push_and_cannot_register(mutual, authority, catalog):
         assert reader.status().num_pending == 0
     entry = one_refusal(catalog, "NotPermitted", "eve is a reader")
     assert (entry.principal, entry.subject) == ("eve", "Register")
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_"),
+    [
+        ("GetStatus", pb.GetStatusRequest(subspace="s" * 2**20)),
+        ("Heartbeat", pb.HeartbeatRequest(worker_id="w" * 2**20)),
+    ],
+)
+def test_a_name_without_end_is_refused_before_it_is_repeated(with_tokens, rpc, request_):
+    """What a peer makes up is kept neither in the log of refusals nor in what bounds it."""
+    north = token_in(with_tokens.coordinator.catalog, role="worker")
+    with_tokens.coordinator.access.remember(with_tokens.coordinator.catalog.tokens()[-1])
+    shown = [("authorization", f"Bearer {north.token}")]
+    with grpc.insecure_channel(with_tokens.address) as channel:
+        stub = CoordinatorStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(stub, rpc)(request_, timeout=60, metadata=shown)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not refused(with_tokens.coordinator.catalog)
 
 
 def test_a_worker_cannot_do_what_an_administrator_does(mutual, authority, catalog):
