@@ -152,7 +152,7 @@ async def receiving(
                 wait=codec.wait_from_pb(header.wait),
             )
         finally:
-            upload.close(is_done=is_done)
+            await asyncio.to_thread(upload.close, is_done=is_done)
 
 
 async def _receive(

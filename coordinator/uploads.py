@@ -32,6 +32,9 @@ _SUFFIX = ".part"
 _LENGTH_BYTES = 8
 """A file begins with the length of its chunks."""
 
+MAX_UPLOADS = 1000
+"""Files at once, however short: each takes a block of the disk."""
+
 NOTHING = UploadProgress(0, 0, hashlib.sha256().digest())
 
 
@@ -70,7 +73,7 @@ class UploadSpool:
 
     Args:
         folder: Made if it is not there; belongs to this object alone.
-        max_bytes: Of all files together; the oldest are removed.
+        max_bytes: Of all files together; the oldest are removed, also of more than ``MAX_UPLOADS``.
         max_age_seconds: How long a file may lie untouched.
     """
 
@@ -116,7 +119,10 @@ class UploadSpool:
             with kept.lock:
                 # one that was removed meanwhile is no longer anybody's
                 if self._kept.get(key) is kept:
-                    return self._begin(key, kept, header, first_chunk, limit_bytes)
+                    try:
+                        return self._begin(key, kept, header, first_chunk, limit_bytes)
+                    finally:
+                        self._forget_unused(key, kept)
 
     def remove(self, key: str, kept: _Kept) -> None:
         """Forget an upload, unless its file is another's by now."""
@@ -151,6 +157,12 @@ class UploadSpool:
         kept.writer, kept.touched_at = Upload(joiner, self, key, kept, chunk_bytes), time.time()
         return kept.writer
 
+    def _forget_unused(self, key: str, kept: _Kept) -> None:
+        with self._lock:
+            is_unused = kept.writer is None and not kept.num_bytes
+            if is_unused and self._kept.get(key) is kept:
+                del self._kept[key]
+
     def _adopt(self, path: Path) -> None:
         """Take over a file of a process before; remove what is none of ours to keep."""
         with contextlib.suppress(OSError):
@@ -171,9 +183,10 @@ class UploadSpool:
         with self._lock:
             oldest_first = sorted(self._kept.items(), key=lambda item: item[1].touched_at)
         excess = sum(kept.num_bytes for _, kept in oldest_first) - self._max_bytes
-        for key, kept in oldest_first:
+        surplus = len(oldest_first) - MAX_UPLOADS
+        for place, (key, kept) in enumerate(oldest_first):
             is_old = kept.writer is None and now - kept.touched_at > self._max_age_seconds
-            if excess > 0 or is_old:
+            if excess > 0 or place < surplus or is_old:
                 excess -= kept.num_bytes
                 yield key, kept
 
@@ -182,7 +195,7 @@ class Upload:
     """
     One push on its way: joins its chunks, and keeps them in case it is cut off.
 
-    Made by ``UploadSpool.open``. Leave it with ``close``.
+    Made by ``UploadSpool.open``. Leave it with ``close``, which waits for a chunk that is in hand.
     """
 
     def __init__(
@@ -220,13 +233,19 @@ class Upload:
 
     def close(self, *, is_done: bool) -> None:
         """Let go of the file; what is done is removed, the rest waits to be gone on with."""
-        if self._file:
-            with contextlib.suppress(OSError):
-                self._file.close()
-        if is_done or (self._kept and not self._kept.num_bytes):
-            self._give_up()
-        elif self._kept and self._kept.writer is self:
-            self._kept.writer = None
+        if self._kept is None or self._spool is None:
+            return
+        # a push that is cut off may leave a thread in the middle of a chunk: it must not write into
+        # what was closed, whose descriptor may be another file's by then
+        with self._kept.lock:
+            is_own = self._kept.writer is self
+            if is_own:
+                self._kept.writer = None
+            if self._file:
+                with contextlib.suppress(OSError):
+                    self._file.close()
+        if is_own and (is_done or not self._kept.num_bytes):
+            self._spool.remove(self._key, self._kept)
 
     def _keep(
         self, spool: UploadSpool, kept: _Kept, index: int, data: bytes, *, is_sure: bool

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.uploads import NOTHING, UploadSpool, upload_key
+from coordinator.uploads import NOTHING, Upload, UploadSpool, upload_key
 from share_dist.errors import ChecksumMismatch, StreamTruncated
 from share_dist.wire.chunks import MIN_CHUNK_BYTES, cut
 
@@ -176,6 +177,43 @@ def test_an_upload_that_is_evicted_goes_on_in_memory(folder):
     assert upload.finish() == PAYLOAD
     upload.close(is_done=True)
     assert list(folder.iterdir()) == []
+
+
+def test_tiny_uploads_are_bounded_in_number(folder, spool, monkeypatch):
+    """However short each is: the oldest go, and none is remembered of which nothing came."""
+    monkeypatch.setattr("coordinator.uploads.MAX_UPLOADS", 3)
+    keys = [upload_key("default", "north", f"u{i}", PIECES.header.sha256) for i in range(9)]
+    for key in keys[:6]:
+        send(spool, last=1, key=key).close(is_done=False)
+    for key in keys[6:]:
+        with pytest.raises(StreamTruncated):
+            spool.open(key, PIECES.header, 1, LIMIT)
+    assert [key for key in keys if spool.progress(key).num_chunks] == keys[3:6]
+    assert len(list(folder.iterdir())) == len(spool._kept) == 3
+
+
+def test_a_cut_waits_for_the_chunk_in_hand(folder, spool, monkeypatch):
+    """A thread that is writing when its push is cut off writes into its own file, to the end."""
+    upload, write = send(spool, last=1), Upload._write
+    is_writing, may_write = threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        is_writing.set()
+        may_write.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr("coordinator.uploads.Upload._write", slow)
+    with ThreadPoolExecutor(2) as threads:
+        adding = threads.submit(upload.add, CHUNKS[1])
+        is_writing.wait(60)
+        closing = threads.submit(upload.close, is_done=False)
+        wait([closing], timeout=0.2)
+        may_write.set()
+        adding.result(60)
+        closing.result(60)
+    assert spool.progress(KEY).num_chunks == 2
+    monkeypatch.undo()
+    assert whole(send(spool, 2)) == PAYLOAD
 
 
 def test_a_full_disk_ends_the_keeping_and_not_the_push(folder, spool, monkeypatch):
