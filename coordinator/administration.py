@@ -147,7 +147,7 @@ async def rollback(call: Call, version: int, reason: str) -> VersionEvent:
     """
     Make a new version with the content of an old one; the lineage between stays.
 
-    Asked again at once, it is answered as the first time.
+    Asked again at once, or while it is being done, it is answered as the first time.
 
     Args:
         call: By whom, and in which subspace.
@@ -161,7 +161,8 @@ async def rollback(call: Call, version: int, reason: str) -> VersionEvent:
         ConfigError: It is the current version.
     """
     lineage = call.lineage
-    repeated = await asyncio.to_thread(_repeated_rollback, lineage, version)
+    # after what is in hand: it may be the very same, asked by who was cut off meanwhile
+    repeated = await lineage.writer.between_merges(lambda: _repeated_rollback(lineage, version))
     if repeated is not None:
         return repeated
 
@@ -246,7 +247,7 @@ async def remove_task(call: Call, task_id: str, reason: str, worker_id: str = ""
     """
     Take a task out of the subspace, and drop all updates of it.
 
-    Asked again at once, it is answered as the first time.
+    Asked again at once, or while it is being done, it is answered as the first time.
 
     Args:
         call: By whom: an administrator, or the owner of the task.
@@ -260,7 +261,8 @@ async def remove_task(call: Call, task_id: str, reason: str, worker_id: str = ""
     """
     lineage = call.lineage
     await asyncio.to_thread(_require_owner, call, task_id, worker_id)
-    repeated = await asyncio.to_thread(_repeated_removal, lineage, task_id)
+    # after what is in hand: it may be the very same, asked by who was cut off meanwhile
+    repeated = await lineage.writer.between_merges(lambda: _repeated_removal(lineage, task_id))
     if repeated is not None:
         return repeated
 

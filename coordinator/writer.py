@@ -36,7 +36,7 @@ from coordinator.preparation import Prepared, Preparer
 from coordinator.store.base import COORDINATOR, Store, UpdateRecord
 from coordinator.versions import Snapshot, VersionCache
 from share_dist.errors import Overloaded
-from share_dist.wire.records import UpdateState, VersionKind
+from share_dist.wire.records import UpdateState, VersionEvent, VersionKind
 
 ResultT = TypeVar("ResultT")
 
@@ -210,6 +210,7 @@ class MergeWriter:
 
     async def _do_job(self, job: _Job) -> None:
         try:
+            await self._catch_up()
             result = await asyncio.to_thread(job.work)
         except Exception as error:  # noqa: BLE001 - whoever asked is told, and merging goes on
             if not job.done.done():
@@ -273,6 +274,8 @@ class MergeWriter:
         self.snapshot = await asyncio.to_thread(Snapshot.load, self._store)
         for event in missed:
             self._broadcast.publish(event)
+            self._let_be_tidied(event)
+        self._wake.set()  # no merge may follow, and what is due now is not to wait for one
         self._release_waiters()
 
     def _for_policy(self, pending: Sequence[UpdateRecord]) -> list[PendingUpdate]:
@@ -355,10 +358,13 @@ class MergeWriter:
         if candidate:
             self.snapshot = candidate.snapshot
             slow = self._broadcast.publish(candidate.commit.event)
-            self._is_compaction_due = True
-            self._is_replay_due |= candidate.commit.event.kind is not VersionKind.MERGE
+            self._let_be_tidied(candidate.commit.event)
         self._release_waiters()
         return slow
+
+    def _let_be_tidied(self, event: VersionEvent) -> None:
+        self._is_compaction_due = True
+        self._is_replay_due |= event.kind is not VersionKind.MERGE
 
     def _release_waiters(self) -> None:
         """Let everyone who waits for an update or a version look again."""

@@ -1,7 +1,9 @@
 """What an operator can ask of a running coordinator, and what stands afterwards."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +40,7 @@ from tests.coordinator.support import (
     make_config,
     make_update,
     running,
+    wait_until,
 )
 
 
@@ -142,6 +145,33 @@ def test_a_rollback_that_is_repeated_is_answered_as_the_first(three):
     back = three.operator.rollback(4)  # has the content of 1, as 4 has
     assert three.operator.rollback(4) == three.operator.rollback(1) == back
     assert three.operator.status().current_version == 6
+
+
+@pytest.mark.parametrize("what", ["rollback", "removal"])
+def test_what_is_asked_again_while_it_is_being_done_is_done_once(three, monkeypatch, what):
+    """A client that was cut off does not wait for the first answer before it asks again."""
+    lineage = lineage_of(three.app)
+    commit, is_committing, may_commit = lineage.store.commit, threading.Event(), threading.Event()
+
+    def slow(version, *, by):
+        is_committing.set()
+        may_commit.wait(60)
+        commit(version, by=by)
+
+    def ask():
+        if what == "rollback":
+            return three.operator.rollback(1)
+        return three.operator.remove_task("bees").event
+
+    monkeypatch.setattr(lineage.store, "commit", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(ask)
+        is_committing.wait(60)
+        second = threads.submit(ask)
+        wait_until(lambda: lineage.writer._jobs)
+        may_commit.set()
+        assert second.result(60) == first.result(60)
+    assert three.operator.status().current_version == 4
 
 
 def test_a_rollback_to_everything_before_empties_the_subspace(three):

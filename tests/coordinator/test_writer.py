@@ -332,6 +332,28 @@ def test_a_commit_that_seemed_to_fail_is_found_and_told(app, client, monkeypatch
     assert client.push(make_update("bees", "u2"), wait="merged").version == 2
 
 
+def test_an_operation_after_a_commit_that_seemed_to_fail_begins_with_what_was_committed(
+    app, client, monkeypatch
+):
+    """It neither fails nor hides the version before it from anyone, though no retry is due yet."""
+    store = lineage_of(app).store
+    commit = store.commit
+
+    def commit_and_lose_the_answer(version, *, by):
+        commit(version, by=by)
+        raise StoreUnavailable("the disk said nothing")
+
+    monkeypatch.setattr("coordinator.writer._RETRY_SECONDS", (600.0,))
+    client.push(make_update("ants", "u1"), wait="merged")
+    with client.watch(after_version=0) as watch, AdminClient(app.address) as operator:
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "commit", commit_and_lose_the_answer)
+            client.push(make_update("bees", "u2"))
+            wait_until(lambda: lineage_of(app).writer._failures)
+        assert operator.remove_task("ants").event.version == 3
+        assert [next(watch).version for _ in range(3)] == [1, 2, 3]
+
+
 def test_merging_goes_on_where_compacting_fails(monkeypatch):
     """A version that cannot be let go of holds up nobody, and is tried again later."""
     config = make_config(Path("unused"), keep_versions=1)
