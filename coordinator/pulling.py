@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from coordinator.state import Call, Lineage
+from coordinator.store.base import summarise
 from coordinator.versions import AS_KEPT, WHOLE, Form, ServedPayload, Snapshot
 from share_dist.core.values import Fingerprint
 from share_dist.errors import UnknownTask, VersionCompacted
@@ -89,7 +90,6 @@ async def pull_subspace(call: Call, wanted: Wanted) -> ServedSubspace:
     lineage = call.lineage
     await _wait_for(lineage, wanted)
     version = lineage.writer.snapshot.version if wanted.version is None else wanted.version
-    lineage.store.require_version(version)
     return await asyncio.to_thread(_served_subspace, lineage, version, wanted)
 
 
@@ -106,7 +106,7 @@ async def pull_task(
     """
     snapshot = call.lineage.writer.snapshot
     if version is not None and version != snapshot.version:
-        _require_newest(call.lineage, version, snapshot.version)
+        await asyncio.to_thread(_require_newest, call.lineage, version, snapshot.version)
     if task_id not in snapshot.tasks:
         raise await asyncio.to_thread(_unknown_task, snapshot, task_id)
     return await asyncio.to_thread(_served_task, call.lineage, snapshot, task_id, precision)
@@ -148,10 +148,11 @@ async def _wait_for(lineage: Lineage, wanted: Wanted) -> None:
         return
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(lineage.writer.reached(least), wanted.patience_seconds)
-    lineage.store.require_exists(least)
+    await asyncio.to_thread(lineage.store.require_exists, least)
 
 
 def _served_subspace(lineage: Lineage, version: int, wanted: Wanted) -> ServedSubspace:
+    lineage.store.require_version(version)
     digest, fingerprint = lineage.store.digest(version), lineage.store.fingerprint()
     if version == wanted.held_version and wanted.held_digest in {"", digest}:
         return ServedSubspace(
@@ -213,10 +214,12 @@ def _require_newest(lineage: Lineage, version: int, current_version: int) -> Non
 def _served_task(
     lineage: Lineage, snapshot: Snapshot, task_id: str, precision: Precision
 ) -> ServedTask:
-    head = lineage.store.load_update(snapshot.entries[task_id].update_id).head
+    entry = snapshot.entries[task_id]
+    head = lineage.store.load_update(entry.update_id).head
     coefficients = snapshot.tasks[task_id].served(snapshot.subspace)
     short = codec.task_to_precision(coefficients, head, precision)
-    summary = lineage.store.task_summary(task_id)
+    # of the update that is sent: a newer version may hold another one by now
+    summary = summarise(lineage.store.update_record(entry.update_id), entry.cumulative_drift)
     return ServedTask(summary, snapshot.version, ServedPayload.of(short.payload, short.loss))
 
 

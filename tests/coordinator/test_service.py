@@ -21,14 +21,17 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from coordinator.access import LOCAL
 from coordinator.clock import Clock
+from coordinator.pulling import pull_task
 from coordinator.screening import merge_of
+from coordinator.state import Call
 from coordinator.store import MemoryCatalog
 from coordinator.store.durable import open_catalog
 from coordinator.store.format import encode_version
 from share_dist.core.subspace import reconstruct
 from share_dist.core.temporary import factor_of
-from share_dist.core.values import LayerShape
+from share_dist.core.values import Head, LayerShape
 from share_dist.errors import (
     ConfigError,
     FingerprintMismatch,
@@ -422,6 +425,18 @@ def test_pulls_of_versions(client):
     assert client.pull(version=1).num_factors == 2
     with pytest.raises(VersionInFuture):
         client.pull(version=3)
+
+
+def test_a_task_is_described_by_the_update_that_is_sent(app, client):
+    """Also where a newer one was merged after the pull had begun."""
+    client.push(make_update("cats", "u1"), wait="merged")
+    begun_with = SimpleNamespace(snapshot=lineage_of(app).writer.snapshot)
+    head = Head({"weight": torch.zeros(7, 4)}, "text-classification", 7)
+    client.push(make_update("cats", "u2", base=client.pull(), head=head), wait="merged")
+    lineage = replace(lineage_of(app), writer=begun_with)
+    call = Call(app.coordinator, lineage, LOCAL, "somewhere")
+    summary = asyncio.run(pull_task(call, "cats", None)).summary
+    assert (summary.update_id, summary.head.num_labels) == ("u1", 3)
 
 
 def test_pulls_of_tasks(client, stub):
