@@ -21,7 +21,7 @@ from share_dist.core.values import Coefficients, Fingerprint, Subspace, TaskUpda
 from share_dist.errors import ConfigError, MalformedMessage, ShapeMismatch, VersionCompacted
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
-from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, cut
+from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, CutPayload, cut
 from share_dist.wire.codec import (
     fingerprint_from_pb,
     fingerprint_to_pb,
@@ -172,7 +172,12 @@ class ShareClient(Caller):
         return self.lease
 
     def push(
-        self, update: TaskUpdate, wait: Wait = "durable", timeout_seconds: float | None = None
+        self,
+        update: TaskUpdate,
+        wait: Wait = "durable",
+        timeout_seconds: float | None = None,
+        *,
+        pieces: CutPayload | None = None,
     ) -> Receipt:
         """
         Send what one task has learnt.
@@ -185,6 +190,7 @@ class ShareClient(Caller):
             update: A lease epoch of 0 is replaced by that of the client's own lease.
             wait: Return when the update is ``"durable"``, or when it is ``"merged"``.
             timeout_seconds: Replaces the client's own.
+            pieces: The update's tensors, where they are encoded and cut already.
 
         Raises:
             BaseVersionTooOld: Pull, rebase and push again.
@@ -195,7 +201,7 @@ class ShareClient(Caller):
         """
         if update.lease_epoch == 0 and self.lease is not None:
             update = replace(update, lease_epoch=self.lease.lease_epoch)
-        pieces = cut(update_to_bytes(update))
+        pieces = cut(update_to_bytes(update)) if pieces is None else pieces
         header = update_header(
             update,
             worker_id=self.worker_id,

@@ -1,8 +1,13 @@
 """
 A large pull and a large push against bare streams of the same bytes: part of `make bench`.
 
-The baselines: a gRPC server that only sends, or only receives, hashes and syncs; and a bare TCP
-connection. Each is a process of its own, as the coordinator is; all are measured in turn.
+The baselines move the same bytes: a gRPC server that only sends, to a client that gathers the
+chunks in one buffer; one that only receives, hashes, writes and syncs; and a bare TCP connection, which
+does not even that. Each is a process of its own, as the coordinator is; all are measured in turn.
+
+A pull is measured twice: `fetch` is what the wire does, up to verified bytes and tensors; `pull` is all
+of it, with the proof that the bases are orthonormal. So is a push: `send` begins with the update
+encoded and hashed, and ends with its receipt, admission and disk included; `push` encodes and hashes as well.
 """
 
 import argparse
@@ -12,6 +17,7 @@ import multiprocessing
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -24,8 +30,11 @@ from typing_extensions import Self
 from share_dist.client import ShareClient
 from share_dist.client.client import new_update_id
 from share_dist.core.values import TaskUpdate
+from share_dist.pb import coordinator_pb2
+from share_dist.wire.chunks import CutPayload, cut
 from share_dist.wire.codec import update_to_bytes
 from share_dist.wire.options import CHANNEL_OPTIONS, SERVER_OPTIONS
+from share_dist.wire.tensors import tensors_from_bytes
 from tests.benchmarks.measuring import (
     coordinator,
     fingerprint_of,
@@ -54,7 +63,8 @@ def main() -> None:
     shapes = shapes_of(LAYERS, features)
     fingerprint = fingerprint_of(shapes)
     update = update_of(shapes, "big", pseudo_rank=FACTORS, num_temporary=FACTORS)
-    size = len(update_to_bytes(update))
+    payload = update_to_bytes(update)
+    size = len(payload)
     with tempfile.TemporaryDirectory(prefix="share-dist-bench-") as folder:
         config = {"num_factors": FACTORS, "oversample": 0}
         unmerged = {"min_updates": 10**6, "max_wait_seconds": 10**6}
@@ -75,19 +85,25 @@ def main() -> None:
             puller.push(update, wait="merged")
             works = {
                 "TCP pull": partial(_tcp_pull, tcp_port, size),
-                "gRPC pull": partial(_grpc_pull, channel),
+                "gRPC pull": partial(_grpc_pull, channel, size),
+                "fetch": partial(_fetch, puller),
                 "pull": puller.pull,
-                "TCP push": partial(_tcp_push, tcp_port, size),
-                "gRPC push": partial(_grpc_push, channel, size),
+                "TCP push": partial(_tcp_push, tcp_port, payload),
+                "gRPC push": partial(_grpc_push, channel, payload),
+                "send": partial(_send, pusher, update, cut(payload)),
                 "push": partial(_push, pusher, update),
             }
             taken = interleaved(works, options.repeats)
             resident = rss_mib(pid)
-    report: dict[str, Any] = {"payload_bytes": size, "repeats": options.repeats}
+    report: dict[str, Any] = {
+        "payload_bytes": size,
+        "repeats": options.repeats,
+        "load_average": os.getloadavg(),
+    }
     report["seconds"] = {name: spread(each) for name, each in taken.items()}
     report["ratios"] = {
-        f"{what} to {base}": ratios(taken[f"{base} {what}"], taken[what])
-        for what in ("pull", "push")
+        f"{what} to {base}": ratios(taken[f"{base} {like}"], taken[what])
+        for what, like in (("fetch", "pull"), ("pull", "pull"), ("send", "push"), ("push", "push"))
         for base in ("gRPC", "TCP")
     }
     report["coordinator_rss_mib"] = resident
@@ -102,31 +118,46 @@ def main() -> None:
     write(report, options.output)
 
 
+def _fetch(client: ShareClient) -> None:
+    _, payload = client.fetch_subspace(coordinator_pb2.PullSubspaceRequest())
+    tensors_from_bytes(payload)
+
+
+def _send(client: ShareClient, update: TaskUpdate, pieces: CutPayload) -> None:
+    client.push(replace(update, update_id=new_update_id()), pieces=pieces)
+
+
 def _push(client: ShareClient, update: TaskUpdate) -> None:
     client.push(replace(update, update_id=new_update_id()))
 
 
-def _grpc_pull(channel: grpc.Channel) -> None:
-    for _ in channel.unary_stream("/bare/Pull")(b""):
-        pass
+def _grpc_pull(channel: grpc.Channel, size: int) -> None:
+    buffer, end = bytearray(size), 0
+    for piece in channel.unary_stream("/bare/Pull")(b""):
+        buffer[end : end + len(piece)] = piece
+        end += len(piece)
 
 
-def _grpc_push(channel: grpc.Channel, size: int) -> None:
-    piece = bytes(CHUNK_BYTES)
-    channel.stream_unary("/bare/Push")(piece for _ in range(-(-size // CHUNK_BYTES)))
+def _grpc_push(channel: grpc.Channel, payload: bytes) -> None:
+    channel.stream_unary("/bare/Push")(_pieces(payload))
+
+
+def _pieces(payload: bytes) -> Iterator[bytes]:
+    return (payload[at : at + CHUNK_BYTES] for at in range(0, len(payload), CHUNK_BYTES))
 
 
 def _tcp_pull(port: int, size: int) -> None:
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"<")
-        buffer, left = bytearray(CHUNK_BYTES), size
-        while left > 0:
-            left -= connection.recv_into(buffer)
+        left = memoryview(bytearray(size))
+        while left:
+            left = left[connection.recv_into(left) :]
 
 
-def _tcp_push(port: int, size: int) -> None:
+def _tcp_push(port: int, payload: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b">" + bytes(size))
+        connection.sendall(b">")
+        connection.sendall(payload)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
 
@@ -178,7 +209,8 @@ def _serve_bare(ports: Connection, size: int, folder: str) -> None:
 
 
 async def _serve_both(ports: Connection, size: int, folder: str) -> None:
-    pieces = [bytes(CHUNK_BYTES)] * (-(-size // CHUNK_BYTES))
+    payload = os.urandom(size)
+    pieces = [*_pieces(payload)]
 
     async def pull(_request: bytes, _context: Any) -> Any:
         for piece in pieces:
@@ -192,7 +224,7 @@ async def _serve_both(ports: Connection, size: int, folder: str) -> None:
 
     async def tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if await reader.readexactly(1) == b"<":
-            writer.write(bytes(size))
+            writer.write(payload)
         else:
             while await reader.read(CHUNK_BYTES):
                 pass
