@@ -6,7 +6,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,18 @@ class Coordinator:
     A coordinator that is always started on the same store and the same port.
 
     Args:
-        folder: For store, log and port file.
+        folder: For log and port file.
+        store: In the folder unless it is said.
+        environment: Added to this process's.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, store: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = folder
+        self.store = store or folder / "store"
+        self.log = folder / "coordinator.log"
+        self._environment = {"OMP_NUM_THREADS": "1", **(environment or {})}
         self._listen = "127.0.0.1:0"
         self._child: Child
 
@@ -57,17 +64,22 @@ class Coordinator:
         port_file = self._folder / "coordinator.port"
         port_file.unlink(missing_ok=True)
         arguments: tuple[object, ...] = (
-            *("coordinator", "serve", "--store", self._folder / "store"),
+            *("coordinator", "serve", "--store", self.store),
             *("--listen", self._listen, "--port-file", port_file, "--log-format", "json"),
         )
-        environment = {"SHARE_DIST_FAULT": f"{fault}:kill" if fault else "", "OMP_NUM_THREADS": "1"}
+        environment = {"SHARE_DIST_FAULT": f"{fault}:kill" if fault else "", **self._environment}
         self._child = Child(
             "the coordinator",
             share_dist_command(*arguments),
-            log=self._folder / "coordinator.log",
+            log=self.log,
             environment=environment,
         )
         self._listen = f"127.0.0.1:{wait_for_file(port_file, self._child, seconds=120)}"
+
+    def stop(self) -> int | None:
+        """Ask it to stop; return the exit code."""
+        self._child.stop()
+        return self._child.exit_code
 
     def kill(self) -> None:
         """End it as ``kill -9`` does."""
