@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from share_dist import errors
-from share_dist.commands.connection import connect
+from share_dist.commands.connection import Connection
 from share_dist.commands.console import jsonable, rows, run, show, writing
 from share_dist.errors import ConfigError, ShareError
 from tests.commands.conftest import share_dist
@@ -160,7 +160,7 @@ def test_what_cannot_be_written_is_a_letter(tmp_path):
 @pytest.mark.parametrize("address", ["localhost", "two words:1", ""])
 def test_what_is_no_address_is_refused_at_once(address):
     """A mistyped address fails before anything is tried."""
-    with pytest.raises(ConfigError, match="is no address"), connect(address, None):
+    with pytest.raises(ConfigError, match="is no address"), Connection(address).client():
         pass
 
 
