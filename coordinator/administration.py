@@ -99,7 +99,7 @@ async def diff_versions(call: Call, version_a: int, version_b: int) -> VersionDi
         VersionCompacted: One is no longer kept.
     """
     store = call.lineage.store
-    return await asyncio.to_thread(
+    return await call.look(
         lambda: compare(Snapshot.load(store, version_a), Snapshot.load(store, version_b))
     )
 
@@ -111,7 +111,7 @@ async def task_history(call: Call, task_id: str) -> tuple[TaskMove, ...]:
     Raises:
         UnknownTask: It was never pushed.
     """
-    return await asyncio.to_thread(_history, call.lineage, task_id)
+    return await call.look(lambda: _history(call.lineage, task_id))
 
 
 def _history(lineage: Lineage, task_id: str) -> tuple[TaskMove, ...]:
@@ -378,7 +378,7 @@ async def inspect_update(call: Call, update_id: str) -> UpdateInspection:
         VersionCompacted: The version that it was trained on is no longer kept.
         StoreCorrupt: What is on disk is not what was written.
     """
-    return await asyncio.to_thread(_inspect, call.lineage, update_id)
+    return await call.look(lambda: _inspect(call.lineage, update_id))
 
 
 def _inspect(lineage: Lineage, update_id: str) -> UpdateInspection:

@@ -9,6 +9,7 @@ Example::
 
 import asyncio
 import contextlib
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,7 @@ from coordinator.observation import observe
 from coordinator.refusals import Refusals
 from coordinator.state import Coordinator, Lineage
 from coordinator.store.base import COORDINATOR, Catalog, Store
+from coordinator.store.blobs import storage_errors
 from coordinator.transfers import ByteBudget
 from coordinator.uploads import UploadSpool
 from coordinator.versions import VersionCache
@@ -45,6 +47,10 @@ from share_dist.wire.records import UpdateState, VersionEvent
 
 HISTORY_BATCH = 64
 """Events that a watcher who catches up reads at once."""
+
+PULLS_AT_ONCE = 4
+LOOKS_AT_ONCE = 2
+"""Payloads that are made, and versions or updates that are looked into, at the same time."""
 
 
 def build(
@@ -107,7 +113,7 @@ class CoordinatorApp:
             closing.push_async_callback(asyncio.to_thread, refusals.close)
             closing.enter_context(handshakes.told(refusals.add_handshake))
             uploads = await asyncio.to_thread(self._open_uploads, closing)
-            self.coordinator = self._compose(catalog, refusals, uploads)
+            self.coordinator = self._compose(catalog, refusals, uploads, closing)
             # before anyone is served: whoever can reach a port can ask for any subspace of before
             closing.push_async_callback(self.coordinator.lineages.stop)
             for name in sorted({*self._config.names, *catalog.names()}):
@@ -201,9 +207,16 @@ class CoordinatorApp:
             folder = Path(self._config.store) / "uploads"
         if folder is None:
             folder = Path(closing.enter_context(TemporaryDirectory(prefix="share-dist-uploads-")))
-        return UploadSpool(folder, self._config.max_bytes_of_uploads)
+        with storage_errors(str(folder)):
+            return UploadSpool(folder, self._config.max_bytes_of_uploads)
 
-    def _compose(self, catalog: Catalog, refusals: Refusals, uploads: UploadSpool) -> Coordinator:
+    def _compose(
+        self,
+        catalog: Catalog,
+        refusals: Refusals,
+        uploads: UploadSpool,
+        closing: contextlib.AsyncExitStack,
+    ) -> Coordinator:
         metrics = Metrics()
         lineages = Lineages(
             catalog,
@@ -219,6 +232,8 @@ class CoordinatorApp:
                 self._config.max_bytes_in_flight, self._config.max_bytes_in_flight_per_peer
             ),
             uploads=uploads,
+            pulls=_threads(closing, PULLS_AT_ONCE, "pull"),
+            looks=_threads(closing, LOOKS_AT_ONCE, "look"),
             metrics=metrics,
             log=self._log,
             clock=self._clock,
@@ -254,6 +269,13 @@ class CoordinatorApp:
         unfinished = path.with_name(path.name + ".tmp")
         unfinished.write_text(f"{self.port}\n", encoding="utf-8")
         unfinished.replace(path)
+
+
+def _threads(closing: contextlib.AsyncExitStack, number: int, name: str) -> Executor:
+    """Make threads; at the end what waits for them is let go, and what they are at is finished."""
+    made = ThreadPoolExecutor(number, name)
+    closing.push_async_callback(asyncio.to_thread, partial(made.shutdown, cancel_futures=True))
+    return made
 
 
 def _lineage(

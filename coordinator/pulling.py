@@ -90,7 +90,7 @@ async def pull_subspace(call: Call, wanted: Wanted) -> ServedSubspace:
     lineage = call.lineage
     await _wait_for(lineage, wanted)
     version = lineage.writer.snapshot.version if wanted.version is None else wanted.version
-    return await asyncio.to_thread(_served_subspace, lineage, version, wanted)
+    return await call.pull(lambda: _served_subspace(lineage, version, wanted))
 
 
 async def pull_task(
@@ -109,7 +109,7 @@ async def pull_task(
         await asyncio.to_thread(_require_newest, call.lineage, version, snapshot.version)
     if task_id not in snapshot.tasks:
         raise await asyncio.to_thread(_unknown_task, snapshot, task_id)
-    return await asyncio.to_thread(_served_task, call.lineage, snapshot, task_id, precision)
+    return await call.pull(lambda: _served_task(call.lineage, snapshot, task_id, precision))
 
 
 async def list_tasks(

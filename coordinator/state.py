@@ -1,7 +1,11 @@
 """What the handlers act on: the parts of one running coordinator, in one place."""
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -19,6 +23,8 @@ from coordinator.uploads import UploadSpool
 from coordinator.versions import VersionCache
 from coordinator.writer import MergeWriter
 from share_dist.wire.records import Role
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,13 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Coordinator:
-    """The parts of one running coordinator; made by ``coordinator.app``."""
+    """
+    The parts of one running coordinator; made by ``coordinator.app``.
+
+    What takes whole versions into memory is done in threads of its own, few of them: however
+    many ask at once, memory holds what these few need, and merges and pushes have other threads.
+    ``pulls`` make payloads, ``looks`` compare and measure.
+    """
 
     config: CoordinatorConfig
     catalog: Catalog
@@ -48,6 +60,8 @@ class Coordinator:
     access: Access
     budget: ByteBudget
     uploads: UploadSpool
+    pulls: Executor
+    looks: Executor
     metrics: Metrics
     log: FilteringBoundLogger
     clock: Clock
@@ -67,6 +81,14 @@ class Call:
     def clock(self) -> Clock:
         """The time."""
         return self.coordinator.clock
+
+    async def pull(self, work: Callable[[], ResultT]) -> ResultT:
+        """Make a payload, once it is this call's turn."""
+        return await asyncio.get_running_loop().run_in_executor(self.coordinator.pulls, work)
+
+    async def look(self, work: Callable[[], ResultT]) -> ResultT:
+        """Compare or measure, once it is this call's turn."""
+        return await asyncio.get_running_loop().run_in_executor(self.coordinator.looks, work)
 
     def require(self, needed: Role) -> None:
         """

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.app import CoordinatorApp
+from coordinator.app import LOOKS_AT_ONCE, PULLS_AT_ONCE, CoordinatorApp
 from coordinator.broadcast import Broadcast
 from coordinator.store import MemoryCatalog
 from coordinator.versions import Snapshot
@@ -352,6 +352,38 @@ def test_any_sequence_equals_that_of_the_core_alone(steps, num_factors):
             for name, layer in task.served(subspace).layers.items():
                 for side, coefficients in layer:
                     torch.testing.assert_close(pulled.coefficients.layers[name][side], coefficients)
+
+
+@pytest.mark.parametrize(
+    ("what", "work", "most"),
+    [
+        ("diff", "coordinator.administration.compare", LOOKS_AT_ONCE),
+        ("pull", "coordinator.pulling._served_subspace", PULLS_AT_ONCE),
+    ],
+)
+def test_many_readers_hold_up_nobody_who_learns(three, monkeypatch, what, work, most):
+    """What takes whole versions into memory is done a few at a time; merges have other threads."""
+    inside, go_on, peak = set(), threading.Event(), []
+
+    def slow(*_args):
+        inside.add(threading.get_ident())
+        peak.append(len(inside))
+        go_on.wait(60)
+        inside.discard(threading.get_ident())
+        raise UnknownTask("never mind")
+
+    def ask(_number):
+        with contextlib.suppress(UnknownTask):
+            three.operator.diff(1, 2) if what == "diff" else three.worker.pull(1)
+
+    monkeypatch.setattr(work, slow)
+    with ThreadPoolExecutor(40) as threads:
+        asked = threads.map(ask, range(40))
+        wait_until(lambda: len(inside) >= most)
+        three.push("dogs", "u4")
+        go_on.set()
+        assert len(list(asked)) == 40
+    assert max(peak) == most
 
 
 # --- compaction -----------------------------------------------------------------------------
