@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 from typing_extensions import Self
 
 from coordinator import handlers
@@ -82,13 +83,17 @@ async def send(
 
     Raises:
         Overloaded: Too much is on its way already.
-        StreamTruncated: The peer takes nothing any more.
+        StreamTruncated: The peer takes nothing any more, or is gone.
     """
     messages = (header, *(served.messages if served else ()))
     stall_seconds = call.coordinator.config.stall_seconds
     with _reserved(call, served), Patience(stall_seconds, f"{rpc}: no chunk was taken") as patience:
         for message in messages:
-            await context.write(message)
+            try:
+                await context.write(message)
+            except grpc.aio.InternalError as error:
+                # so gRPC says it where the connection broke while it wrote
+                raise StreamTruncated(f"{rpc}: the peer is gone: call again") from error
             patience.renew()
 
 

@@ -1,5 +1,6 @@
 """Payloads to and from a real coordinator: resumed, bounded, by rotations, in pages."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,10 @@ import grpc
 import pytest
 import torch
 
+from coordinator import streams
+from coordinator.access import LOCAL
+from coordinator.state import Call
+from coordinator.versions import ServedPayload
 from share_dist.client import Mirror
 from share_dist.client.upload import Upload
 from share_dist.core.values import Fingerprint, Head, LayerShape, Subspace
@@ -392,6 +397,19 @@ def test_an_unknown_precision_is_refused_by_name(client, stub):
         with pytest.raises(grpc.RpcError, match="unknown value 99") as caught:
             ask()
         refused(caught, MalformedMessage)
+
+
+def test_a_reader_that_is_cut_off_is_no_bug_of_ours(app):
+    """What gRPC raises when the connection breaks in the middle of a pull is told as that."""
+
+    class Gone:
+        async def write(self, _message):
+            raise grpc.aio.InternalError("Failed execute_batch")
+
+    call = Call(app.coordinator, lineage_of(app), LOCAL, "somewhere")
+    with pytest.raises(StreamTruncated, match="PullSubspace: the peer is gone"):
+        asyncio.run(streams.send(call, Gone(), "PullSubspace", b"", ServedPayload.of(b"bases")))
+    assert app.coordinator.budget.bytes_in_flight == 0
 
 
 # --- lists and watches ----------------------------------------------------------------------------
