@@ -43,6 +43,7 @@ from share_dist.wire.records import (
     Wait,
     WorkerStatus,
 )
+from share_dist.wire.tensors import Buffer
 
 MAX_FEATURES = 2**31
 """Most features of one side of a layer."""
@@ -57,7 +58,7 @@ class Push:
     fingerprint_digest: str
     base_digest: str = ""
     wait: Wait = "durable"
-    payload: bytes | None = None
+    payload: Buffer | None = None
     """The update's tensors as they came; made anew when absent."""
 
 

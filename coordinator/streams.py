@@ -165,7 +165,7 @@ async def _receive(
     upload: Upload,
     requests: AsyncIterator[pb.PushUpdateRequest],
     patience: Patience,
-) -> bytes:
+) -> bytearray:
     is_small = header.payload.num_chunks < 2
     async for request in requests:
         if request.WhichOneof("part") != "chunk":

@@ -223,7 +223,7 @@ class Upload:
             except OSError:
                 self._give_up()
 
-    def finish(self) -> bytes:
+    def finish(self) -> bytearray:
         """Take the payload; raises what ``ChunkJoiner.finish`` raises."""
         try:
             return self._joiner.finish()

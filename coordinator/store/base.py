@@ -52,6 +52,7 @@ from share_dist.wire.records import (
     VersionEvent,
     VersionSummary,
 )
+from share_dist.wire.tensors import Buffer
 
 COORDINATOR = "coordinator"
 """Who did what nobody asked for: the principal of merges and of automatic compaction."""
@@ -241,7 +242,7 @@ class DescribedUpdate:
 
     record: UpdateRecord
     metadata: str
-    payload: bytes
+    payload: Buffer
     payload_digest: str
 
 

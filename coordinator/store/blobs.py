@@ -16,6 +16,7 @@ from coordinator import faults
 from coordinator.store.format import digest_of
 from share_dist.errors import ConfigError, StoreCorrupt, StoreFull, StoreUnavailable
 from share_dist.files import make_folder, sync_folder
+from share_dist.wire.tensors import Buffer
 
 Occasion: TypeAlias = Literal["update", "merge"]
 
@@ -37,7 +38,7 @@ class Blobs(abc.ABC):
         self.place = place
 
     @abc.abstractmethod
-    def write(self, digest: str, payload: bytes, occasion: Occasion) -> None:
+    def write(self, digest: str, payload: Buffer, occasion: Occasion) -> None:
         """
         Keep bytes; when this returns they survive a loss of power.
 
@@ -100,7 +101,7 @@ class LocalBlobs(Blobs):
         self.path = path
 
     @override
-    def write(self, digest: str, payload: bytes, occasion: Occasion) -> None:
+    def write(self, digest: str, payload: Buffer, occasion: Occasion) -> None:
         final = self.path / f"{digest}{SUFFIX}"
         # a name of its own: the same bytes may be written by two threads at once
         unfinished = self.path / f"{uuid.uuid4().hex}{UNFINISHED}"
@@ -166,10 +167,10 @@ class RemoteBlobs(Blobs):
         self._root = root.rstrip("/")
 
     @override
-    def write(self, digest: str, payload: bytes, occasion: Occasion) -> None:
+    def write(self, digest: str, payload: Buffer, occasion: Occasion) -> None:
         faults.reach(f"before-{occasion}-blob-write")
         with storage_errors(self.name_of(digest), len(payload)):
-            self._files.pipe_file(self._path(digest), payload)
+            self._files.pipe_file(self._path(digest), bytes(payload))
         faults.reach(f"after-{occasion}-blob-write")
 
     @override
@@ -219,7 +220,7 @@ def open_blobs(url: str, store_id: str) -> Blobs:
     return RemoteBlobs(f"{url.rstrip('/')}/{store_id}")
 
 
-def require_digest(name: str, digest: str, payload: bytes) -> None:
+def require_digest(name: str, digest: str, payload: Buffer) -> None:
     """
     Raise unless bytes are those of a digest.
 
@@ -276,7 +277,7 @@ def full(name: str, needed_bytes: int) -> StoreFull:
     )
 
 
-def _write_through(path: Path, payload: bytes, occasion: Occasion) -> None:
+def _write_through(path: Path, payload: Buffer, occasion: Occasion) -> None:
     faults.reach(f"before-{occasion}-blob-write")
     with path.open("wb") as file:
         file.write(payload)

@@ -19,6 +19,7 @@ from coordinator.store.base import (
 from share_dist.core.values import Fingerprint, LayerShape, TaskUpdate
 from share_dist.wire import codec
 from share_dist.wire.records import UpdateState, VersionEvent, VersionKind
+from share_dist.wire.tensors import Buffer
 
 
 def content_digest(metadata: str, payload_digest: str) -> str:
@@ -31,7 +32,7 @@ def content_digest(metadata: str, payload_digest: str) -> str:
     return digest_of(f"{payload_digest}\n{metadata}".encode())
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: Buffer) -> str:
     """SHA-256 (hex)."""
     return hashlib.sha256(data).hexdigest()
 
@@ -42,7 +43,7 @@ def describe_update(
     worker_id: str,
     pushed_at: datetime,
     owner: str = "",
-    payload: bytes | None = None,
+    payload: Buffer | None = None,
     payload_digest: str = "",
     state: UpdateState = UpdateState.PENDING,
     reason: str = "",

@@ -14,16 +14,17 @@ from coordinator.store.database import Database
 from coordinator.store.format import digest_of
 from coordinator.store.rows import batches
 from coordinator.store.tables import small_blobs, updates, versions
+from share_dist.wire.tensors import Buffer
 
 
 class Payload(NamedTuple):
     """Bytes and their SHA-256 (hex)."""
 
     digest: str
-    data: bytes
+    data: Buffer
 
     @classmethod
-    def of(cls, data: bytes) -> "Payload":
+    def of(cls, data: Buffer) -> "Payload":
         """Make the digest of bytes."""
         return cls(digest_of(data), data)
 

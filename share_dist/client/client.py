@@ -51,6 +51,7 @@ from share_dist.wire.records import (
     TaskSummary,
     Wait,
 )
+from share_dist.wire.tensors import Buffer
 
 WATCH_STREAM_SECONDS = 600.0
 """A watching call is opened anew this often, in case a cut went unnoticed."""
@@ -258,7 +259,9 @@ class ShareClient(Caller):
             )
         return subspace_of(header, payload)
 
-    def fetch_subspace(self, request: pb.PullSubspaceRequest) -> tuple[pb.SubspaceHeader, bytes]:
+    def fetch_subspace(
+        self, request: pb.PullSubspaceRequest
+    ) -> tuple[pb.SubspaceHeader, bytearray]:
         """Ask for a version in any form; see ``pull`` and ``Mirror``, which read the answer."""
         request.subspace = self.subspace
 
@@ -409,7 +412,7 @@ def _optional_version(version: int | None, field: str) -> int | None:
     return None if version is None else require_count(version, field)
 
 
-def subspace_of(header: pb.SubspaceHeader, payload: bytes) -> Subspace:
+def subspace_of(header: pb.SubspaceHeader, payload: Buffer) -> Subspace:
     """
     Read a version that came whole.
 

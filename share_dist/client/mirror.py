@@ -20,6 +20,7 @@ from share_dist.core.values import Subspace
 from share_dist.errors import MalformedMessage, SubspaceError, VersionError, WireError
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire.codec import next_chain, rotation_from_bytes, steps_from_bytes
+from share_dist.wire.tensors import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Mirror:
 
     def _fetch(
         self, held: Subspace | None, min_version: int | None
-    ) -> tuple[pb.SubspaceHeader, bytes]:
+    ) -> tuple[pb.SubspaceHeader, bytearray]:
         request = pb.PullSubspaceRequest(with_tail=True, min_version=min_version)
         if held is not None:
             request.held_version, request.held_digest = held.version, held.digest
@@ -120,7 +121,7 @@ class Mirror:
         return header, payload
 
     def _rotated(
-        self, held: Subspace, header: pb.SubspaceHeader, payload: bytes
+        self, held: Subspace, header: pb.SubspaceHeader, payload: Buffer
     ) -> tuple[Subspace, int]:
         payloads, chain = steps_from_bytes(payload), self._chain
         for each in payloads:

@@ -549,7 +549,7 @@ def _deviation(basis: Basis) -> float:
     if not basis.num_columns:
         return 0.0
     excess = -torch.eye(basis.num_columns, dtype=torch.float64, device=basis.vectors.device)
-    for rows in basis.vectors.split(_ROWS_AT_ONCE):
+    for rows in torch.split(basis.vectors, _ROWS_AT_ONCE):
         exact = rows.double()
         excess.addmm_(exact.mT, exact)
     return float(excess.abs().max())

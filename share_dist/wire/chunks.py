@@ -9,7 +9,6 @@ be sent again.
 """
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -119,7 +118,7 @@ def join_chunks(
     header: pb.PayloadHeader,
     chunks: Iterable[pb.Chunk],
     limit_bytes: int = MAX_PAYLOAD_BYTES,
-) -> bytes:
+) -> bytearray:
     """Join what ``split_into_chunks`` made; see ``ChunkJoiner`` for what is refused."""
     joiner = ChunkJoiner(header, limit_bytes)
     for chunk in chunks:
@@ -165,9 +164,7 @@ class ChunkJoiner:
         self._expected_bytes = header.num_bytes
         self._expected_chunks = header.num_chunks
         self._digest = hashlib.sha256(held)
-        # BytesIO and not bytearray: getvalue hands its bytes over without a second copy
-        self._received = io.BytesIO()
-        self._received.write(held)
+        self._received = bytearray(held)
         self._num_chunks = num_held_chunks
         if num_held_chunks > header.num_chunks or len(held) > header.num_bytes:
             raise self._wrong_length(num_held_chunks, len(held))
@@ -186,7 +183,7 @@ class ChunkJoiner:
             StreamTruncated: It goes on after the announced end.
         """
         data = chunk.data  # read once: each access copies
-        received, num_bytes = self._num_chunks, self._received.tell() + len(data)
+        received, num_bytes = self._num_chunks, len(self._received) + len(data)
         if received == self._expected_chunks or num_bytes > self._expected_bytes:
             raise self._wrong_length(received + 1, num_bytes)
         if chunk.index != received:
@@ -206,23 +203,26 @@ class ChunkJoiner:
         self._digest.update(data)
         if chunk.prefix_sha256:
             self._require_digest(chunk.prefix_sha256, f"up to the end of chunk {received}")
-        self._received.write(data)
+        self._received += data
         self._num_chunks += 1
         return data
 
-    def finish(self) -> bytes:
+    def finish(self) -> bytearray:
         """
         Say that the stream has ended, and take the payload.
+
+        Returns:
+            The buffer that it was gathered in: what is read from it need not be copied.
 
         Raises:
             StreamTruncated: Chunks or bytes are missing.
             ChecksumMismatch: The payload is not the one that was announced.
         """
         announced = (self._expected_chunks, self._expected_bytes)
-        if (self._num_chunks, self._received.tell()) != announced:
-            raise self._wrong_length(self._num_chunks, self._received.tell())
+        if (self._num_chunks, len(self._received)) != announced:
+            raise self._wrong_length(self._num_chunks, len(self._received))
         self._require_digest(self._expected_digest, "as a whole")
-        return self._received.getvalue()
+        return self._received
 
     def _require_digest(self, expected: bytes, what: str) -> None:
         found = self._digest.digest()

@@ -47,6 +47,7 @@ from share_dist.wire.records import (
     Wait,
     WorkerStatus,
 )
+from share_dist.wire.tensors import Buffer
 
 MAX_LAYERS = 10_000
 MAX_LAYER_NAME_CHARACTERS = 500
@@ -282,7 +283,7 @@ def update_header(
     )
 
 
-def update_from_wire(header: pb.UpdateHeader, payload: bytes) -> TaskUpdate:
+def update_from_wire(header: pb.UpdateHeader, payload: Buffer) -> TaskUpdate:
     """
     Put an update together from its header and its joined payload.
 

@@ -28,7 +28,7 @@ from share_dist.core.values import (
 )
 from share_dist.errors import MalformedMessage, ShapeMismatch
 from share_dist.wire.names import Parts, name_head, name_parts, parts_by_layer, take_head
-from share_dist.wire.tensors import note_of, tensors_from_bytes, tensors_to_bytes
+from share_dist.wire.tensors import Buffer, note_of, tensors_from_bytes, tensors_to_bytes
 
 MAX_STORED_TENSORS = 2**22
 MAX_STORED_HEADER_BYTES = 100_000_000
@@ -55,7 +55,7 @@ def subspace_tensors(subspace: Subspace) -> dict[str, Tensor]:
 
 
 def subspace_from_bytes(
-    data: bytes, *, version: int, metric: Metric, check: bool = True
+    data: Buffer, *, version: int, metric: Metric, check: bool = True
 ) -> Subspace:
     """
     Read all bases.
@@ -110,7 +110,7 @@ def update_to_bytes(update: TaskUpdate) -> bytes:
     return tensors_to_bytes(name_parts(parts) | name_head(update.head.tensors))
 
 
-def update_tensors_from_bytes(data: bytes) -> tuple[dict[str, LayerUpdate], dict[str, Tensor]]:
+def update_tensors_from_bytes(data: Buffer) -> tuple[dict[str, LayerUpdate], dict[str, Tensor]]:
     """
     Read the tensors of an update: its layers, and its head's tensors.
 
@@ -152,7 +152,7 @@ def update_to_record(update: TaskUpdate) -> tuple[dict[str, Any], bytes]:
     return update_metadata(update), update_to_bytes(update)
 
 
-def update_from_record(metadata: Mapping[str, Any], payload: bytes) -> TaskUpdate:
+def update_from_record(metadata: Mapping[str, Any], payload: Buffer) -> TaskUpdate:
     """
     Put an update together again: the way back of ``update_to_record``.
 
@@ -185,7 +185,7 @@ def task_tensors(coefficients: Coefficients, head: Head) -> dict[str, Tensor]:
     return name_parts(parts) | name_head(head.tensors)
 
 
-def task_from_bytes(data: bytes, *, version: int, head_info: Head) -> tuple[Coefficients, Head]:
+def task_from_bytes(data: Buffer, *, version: int, head_info: Head) -> tuple[Coefficients, Head]:
     """
     Read what a task keeps.
 

@@ -37,7 +37,7 @@ from share_dist.wire.payloads import (
     task_to_bytes,
 )
 from share_dist.wire.records import Precision
-from share_dist.wire.tensors import tensors_from_bytes, tensors_to_bytes
+from share_dist.wire.tensors import Buffer, tensors_from_bytes, tensors_to_bytes
 
 _LARGEST = 127
 _SHORTENED = ("vectors", "tail", "coefficients")
@@ -80,7 +80,7 @@ def subspace_to_precision(subspace: Subspace, precision: Precision) -> ShortPayl
 
 
 def subspace_from_precision(
-    data: bytes, *, precision: Precision, version: int, metric: Metric
+    data: Buffer, *, precision: Precision, version: int, metric: Metric
 ) -> Subspace:
     """
     Read all bases that were written in some precision, as float32 with orthonormal columns.
@@ -119,7 +119,7 @@ def task_to_precision(coefficients: Coefficients, head: Head, precision: Precisi
 
 
 def task_from_precision(
-    data: bytes, *, precision: Precision, version: int, head_info: Head
+    data: Buffer, *, precision: Precision, version: int, head_info: Head
 ) -> tuple[Coefficients, Head]:
     """
     Read a task whose coefficients were written in some precision, as float32.
@@ -135,7 +135,7 @@ def task_from_precision(
     return task_from_tensors(tensors, version=version, head_info=head_info)
 
 
-def _read(data: bytes, precision: Precision) -> dict[str, Tensor]:
+def _read(data: Buffer, precision: Precision) -> dict[str, Tensor]:
     return tensors_from_bytes(data, may_have_int8=precision == "int8")
 
 

@@ -12,7 +12,7 @@ from share_dist.core.values import Pair, Subspace
 from share_dist.errors import MalformedMessage, MessageTooLarge, ShapeMismatch
 from share_dist.wire.names import Parts, name_parts, parts_by_layer
 from share_dist.wire.payloads import cut_energy_of, require_energies
-from share_dist.wire.tensors import tensors_from_bytes, tensors_to_bytes
+from share_dist.wire.tensors import Buffer, tensors_from_bytes, tensors_to_bytes
 
 MAX_STEPS = 1024
 """Most steps in one payload."""
@@ -77,7 +77,7 @@ def steps_to_bytes(payloads: Sequence[bytes]) -> bytes:
     return b"".join([*(length.to_bytes(_COUNT_BYTES, "little") for length in lengths), *payloads])
 
 
-def steps_from_bytes(data: bytes) -> list[bytes]:
+def steps_from_bytes(data: Buffer) -> list[bytes]:
     """
     Part the payloads of consecutive steps: the way back of ``steps_to_bytes``.
 
@@ -96,7 +96,7 @@ def steps_from_bytes(data: bytes) -> list[bytes]:
         )
     payloads = []
     for length in lengths:
-        payloads.append(data[position : position + length])
+        payloads.append(bytes(data[position : position + length]))
         position += length
     return payloads
 
@@ -153,7 +153,7 @@ def _side_step(layer: str, side: str, parts: Parts) -> SideStep:
     )
 
 
-def _number(data: bytes, index: int) -> int:
+def _number(data: Buffer, index: int) -> int:
     number = data[_COUNT_BYTES * index : _COUNT_BYTES * (index + 1)]
     if len(number) != _COUNT_BYTES:
         raise MalformedMessage(

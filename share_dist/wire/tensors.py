@@ -7,14 +7,13 @@ and the data. The header is checked in full before a tensor is made, so that a
 hostile one costs no more memory than the bytes that it came in.
 """
 
+import ctypes
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from share_dist.errors import MalformedMessage, MessageTooLarge
@@ -31,7 +30,17 @@ MAX_TENSORS = 65_536
 MAX_HEADER_BYTES = 16 * 2**20
 """Longest JSON header on the wire."""
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES_BY_NAME = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES_BY_NAME.items()}
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes, wherever they lie."""
+
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _NOTE = "note"
@@ -63,22 +72,22 @@ def tensors_to_bytes(
         MalformedMessage: A tensor has a dtype that is not sent.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES and not (may_have_int8 and tensor.dtype == torch.int8):
+        if _DTYPE_NAMES.get(tensor.dtype) not in (
+            ITEM_BYTES_WITH_INT8 if may_have_int8 else ITEM_BYTES
+        ):
             raise MalformedMessage(
                 f"tensor {name!r} has dtype {tensor.dtype}, sent are {', '.join(ITEM_BYTES)}: "
                 "convert it to a floating point type of at most 64 bits",
                 field=name,
             )
-    # A copy of its own for each: safetensors refuses tensors that share memory.
-    ready = {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
-    }
-    metadata = None if note is None else {_NOTE: note}
-    return bytes(safetensors.torch.save(ready, metadata))
+    views = [(name, _DTYPE_NAMES[t.dtype], t.shape, _bytes_of(t)) for name, t in tensors.items()]
+    # the order of the safetensors library: widest entries first, then by name
+    views.sort(key=lambda view: (-ITEM_BYTES_WITH_INT8[view[1]], view[1], view[0]))
+    return b"".join([_header(views, note), *(data for *_, data in views)])
 
 
 def tensors_from_bytes(
-    data: bytes,
+    data: Buffer,
     *,
     max_tensors: int = MAX_TENSORS,
     max_header_bytes: int = MAX_HEADER_BYTES,
@@ -89,7 +98,8 @@ def tensors_from_bytes(
     Read a safetensors file from a peer that is not trusted.
 
     Args:
-        data: The whole file.
+        data: The whole file. The tensors are views of it where it can be written to, as a buffer
+            that was received into can, and copies otherwise.
         max_tensors: Refuse more tensors than this.
         max_header_bytes: Refuse a longer JSON header.
         may_have_note: Pass over a note, which ``note_of`` reads.
@@ -114,13 +124,14 @@ def tensors_from_bytes(
     item_bytes = ITEM_BYTES_WITH_INT8 if may_have_int8 else ITEM_BYTES
     spans = [_checked_span(name, entry, item_bytes) for name, entry in entries.items()]
     _require_gapless(spans, len(data) - header_end)
-    try:
-        return safetensors.torch.load(data)
-    except SafetensorError as exc:
-        raise MalformedMessage(f"not a safetensors file: {exc}", field="payload") from exc
+    content = memoryview(data)[header_end:]
+    return {
+        name: _tensor_at(content[begin:end], entry)
+        for (name, entry), (begin, end) in zip(entries.items(), spans, strict=True)
+    }
 
 
-def note_of(data: bytes, *, max_header_bytes: int = MAX_HEADER_BYTES) -> str:
+def note_of(data: Buffer, *, max_header_bytes: int = MAX_HEADER_BYTES) -> str:
     """
     Read the note beside a file's tensors.
 
@@ -140,7 +151,7 @@ def note_of(data: bytes, *, max_header_bytes: int = MAX_HEADER_BYTES) -> str:
     return note
 
 
-def payload_sizes(data: bytes) -> PayloadSizes:
+def payload_sizes(data: Buffer) -> PayloadSizes:
     """
     Tell how many bytes of a payload are header and how many are entries of tensors.
 
@@ -152,7 +163,7 @@ def payload_sizes(data: bytes) -> PayloadSizes:
     return PayloadSizes(header_end, len(data) - header_end)
 
 
-def _header_end(data: bytes, max_header_bytes: int) -> int:
+def _header_end(data: Buffer, max_header_bytes: int) -> int:
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if length > max_header_bytes:
         raise MessageTooLarge(
@@ -168,9 +179,41 @@ def _header_end(data: bytes, max_header_bytes: int) -> int:
     return _LENGTH_BYTES + length
 
 
-def _parse_header(header: bytes) -> dict[str, Any]:
+def _header(views: Iterable[tuple[str, str, Sequence[int], Any]], note: str | None) -> bytes:
+    """Write the header's length and the header: every tensor's data begins where the last one ends."""
+    entries: dict[str, Any] = {} if note is None else {_METADATA: {_NOTE: note}}
+    end = 0
+    for name, dtype, shape, data in views:
+        begin, end = end, end + data.nbytes
+        entries[name] = {"dtype": dtype, "shape": [*shape], "data_offsets": [begin, end]}
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % _LENGTH_BYTES)
+    return len(header).to_bytes(_LENGTH_BYTES, "little") + header
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    """View the entries of a tensor as they lie in memory, row by row."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _tensor_at(data: memoryview, entry: Mapping[str, Any]) -> Tensor:
+    dtype = _DTYPES_BY_NAME[entry["dtype"]]
+    if not data:
+        return torch.empty(entry["shape"], dtype=dtype)
+    address = 0 if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    # torch takes no view of what cannot be written to, nor of what lies across its words
+    is_usable = not data.readonly and address % dtype.itemsize == 0
+    buffer = data if is_usable else bytearray(data)
+    return torch.frombuffer(buffer, dtype=dtype).reshape(entry["shape"])
+
+
+def _parse_header(header: Buffer) -> dict[str, Any]:
     try:
-        entries = json.loads(header, object_pairs_hook=_without_repeats)
+        entries = json.loads(bytes(header).decode(), object_pairs_hook=_without_repeats)
+        if isinstance(entries, dict):
+            # half a character can be said in JSON, and by nobody who must repeat the name
+            "".join(entries).encode()
     except (ValueError, RecursionError) as exc:
         raise MalformedMessage(f"the payload's header is no JSON: {exc}", field="payload") from exc
     if not isinstance(entries, dict):

@@ -142,7 +142,7 @@ def test_many_at_once_finish_whole(folder, spool):
     """Pushes of one update from many threads all join to the payload."""
 
     def push(_number):
-        return whole(send(spool))
+        return bytes(whole(send(spool)))
 
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(push, range(32))) == {PAYLOAD}

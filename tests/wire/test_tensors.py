@@ -63,6 +63,33 @@ def test_other_readers_read_what_we_write():
     assert same(safetensors.torch.load(VALID), tensors_from_bytes(VALID))
 
 
+@given(st.dictionaries(texts, tensors, max_size=6), st.none() | texts)
+@settings(deadline=None)
+def test_the_bytes_are_those_of_the_reference(named, note):
+    """The safetensors library writes the same tensors and the same note as the same bytes."""
+    metadata = None if note is None else {"note": note}
+    copies = {name: tensor.clone() for name, tensor in named.items()}
+    assert tensors_to_bytes(named, note) == safetensors.torch.save(copies, metadata)
+
+
+def test_what_was_received_is_viewed_and_what_is_kept_is_copied():
+    """Tensors of a buffer that can be written to share its memory; those of bytes have their own."""
+    buffer = bytearray(VALID)
+    found = tensors_from_bytes(buffer)
+    buffer[-16:] = bytes(16)
+    assert same(found["x"], torch.zeros(2, 2))
+    assert same(tensors_from_bytes(VALID)["x"], torch.ones(2, 2))
+
+
+def test_tensors_across_the_words_of_memory_are_read():
+    """A sender may lay a narrow tensor before a wide one: the wide one is copied to where it fits."""
+    header = {"a": entry("F16", [1], [0, 2]), "b": entry("F64", [1], [2, 10])}
+    content = torch.tensor([1.5], dtype=torch.float16), torch.tensor([2.5], dtype=torch.float64)
+    data = b"".join(tensor.numpy().tobytes() for tensor in content)
+    found = tensors_from_bytes(bytearray(file_of(header, data)))
+    assert same(found, {"a": content[0], "b": content[1]})
+
+
 def test_the_size_is_header_and_entries():
     """A payload is its header and every tensor's entries, and nothing else."""
     sizes = payload_sizes(VALID)
