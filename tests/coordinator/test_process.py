@@ -1,16 +1,14 @@
-"""A real coordinator process: killed at every point, stopped, started twice, started again."""
+"""A real coordinator process: killed, stopped, started twice, started again."""
 
 import json
 import subprocess
 import sys
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from coordinator import faults
 from share_dist.client import ShareClient
-from share_dist.errors import ConfigError, CoordinatorUnreachable, StoreLocked
+from share_dist.errors import ConfigError, StoreLocked
 from share_dist.wire.records import UpdateState
 from tests.coordinator.support import (
     FINGERPRINT,
@@ -21,42 +19,6 @@ from tests.coordinator.support import (
 )
 
 SIGKILL = -9
-
-
-def push_until_it_dies(process):
-    """Push one update for all it takes; say whether it was acknowledged."""
-    with client_of(process.address, timeout_seconds=1.0) as client:
-        client.register()
-        try:
-            client.push(make_update("cats", "u1", lease_epoch=0), timeout_seconds=1.0)
-        except CoordinatorUnreachable:
-            return False
-        return True
-
-
-@pytest.mark.parametrize("point", faults.POINTS)
-def test_killed_at_any_point_an_update_is_merged_once(tmp_path, point):
-    """Wherever it dies: what was acknowledged is there, and the same push leaves one merged update."""
-    store = tmp_path / "store"
-    with CoordinatorProcess(store, fault=point) as doomed:
-        was_acknowledged = push_until_it_dies(doomed)
-        assert doomed.wait() == SIGKILL
-    with CoordinatorProcess(store) as process, client_of(process.address) as client:
-        client.register()
-        if was_acknowledged:
-            wait_until(lambda: client.status().num_pending == 0)
-            assert [task.update_id for task in client.tasks()] == ["u1"]
-        receipt = client.push(make_update("cats", "u1", lease_epoch=0), wait="merged")
-        assert (receipt.state, receipt.version) == (UpdateState.MERGED, 1)
-        assert client.status().current_version == 1
-        (task,) = client.tasks()
-        assert (task.task_id, task.update_id, task.merged_version) == ("cats", "u1", 1)
-        watch = client.watch(after_version=0)
-        assert next(watch).update_ids == ("u1",)
-        watch.close()
-        assert client.push(make_update("dogs", lease_epoch=0), wait="merged").version == 2
-        assert process.stop() == 0
-    assert list((store / "blobs").glob("*.tmp")) == []
 
 
 def test_acknowledged_updates_survive_kill_minus_nine(tmp_path):
