@@ -272,4 +272,7 @@ class DurableCatalog(Catalog):
     def remove_blobs(self, digests: Collection[str]) -> None:
         """Remove those of some blobs that no row names, while this process owns the catalog."""
         if digests:
+            # a commit that failed may come back at the next start, and name what is removed here,
+            # until another commit is written over it
+            self.renew()
             self.write("compaction", lambda rows: self.payloads.remove(rows, digests))

@@ -59,8 +59,7 @@ static int is_open_below(int fd) {
 
 /* --- the disk --- */
 static int sync_fails(int fd) {
-    if (told->syncs <= 0 || !is_open_below(fd)) return 0;
-    return __sync_fetch_and_sub(&told->syncs, 1) > 0;
+    return told->syncs > 0 && is_open_below(fd) && __sync_sub_and_fetch(&told->syncs, 1) == 0;
 }
 int fsync(int fd) {
     if (sync_fails(fd)) { errno = EIO; return -1; }
@@ -165,8 +164,8 @@ class Shim:
         """Let everything that writes below the store fail; 0 lets it work again."""
         self._tell(1, error)
 
-    def fail_syncs(self, number: int) -> None:
-        """Let so many of the next syncs below the store fail."""
+    def fail_sync(self, number: int) -> None:
+        """Let one sync below the store fail: 1 for the next; 0 for none."""
         self._tell(2, number)
 
     def _tell(self, index: int, value: int) -> None:
