@@ -50,7 +50,9 @@ HISTORY_BATCH = 64
 
 PULLS_AT_ONCE = 4
 LOOKS_AT_ONCE = 2
-"""Payloads that are made, and versions or updates that are looked into, at the same time."""
+RESUMES_AT_ONCE = 2
+"""Payloads that are made, versions or updates that are looked into, and unfinished uploads that
+are read, at the same time."""
 
 
 def build(
@@ -234,6 +236,7 @@ class CoordinatorApp:
             uploads=uploads,
             pulls=_threads(closing, PULLS_AT_ONCE, "pull"),
             looks=_threads(closing, LOOKS_AT_ONCE, "look"),
+            resumes=_threads(closing, RESUMES_AT_ONCE, "resume"),
             metrics=metrics,
             log=self._log,
             clock=self._clock,

@@ -195,7 +195,8 @@ async def answer_push(call: Call, record: UpdateRecord, wait: Wait) -> Receipt:
 async def upload_progress(call: Call, update_id: str, sha256: bytes) -> UploadProgress:
     """Tell how much of an interrupted push is here; only the principal who pushes it may know."""
     key = upload_key(call.lineage.name, call.principal.name, update_id, sha256)
-    return await asyncio.to_thread(call.coordinator.uploads.progress, key)
+    # it is hashed anew: in the threads of all other calls, who asks often would hold these up
+    return await call.resume(lambda: call.coordinator.uploads.progress(key))
 
 
 async def get_status(call: Call) -> CoordinatorStatus:

@@ -51,7 +51,7 @@ class Coordinator:
 
     What takes whole versions into memory is done in threads of its own, few of them: however
     many ask at once, memory holds what these few need, and merges and pushes have other threads.
-    ``pulls`` make payloads, ``looks`` compare and measure.
+    ``pulls`` make payloads, ``looks`` compare and measure, ``resumes`` read unfinished uploads.
     """
 
     config: CoordinatorConfig
@@ -62,6 +62,7 @@ class Coordinator:
     uploads: UploadSpool
     pulls: Executor
     looks: Executor
+    resumes: Executor
     metrics: Metrics
     log: FilteringBoundLogger
     clock: Clock
@@ -89,6 +90,10 @@ class Call:
     async def look(self, work: Callable[[], ResultT]) -> ResultT:
         """Compare or measure, once it is this call's turn."""
         return await asyncio.get_running_loop().run_in_executor(self.coordinator.looks, work)
+
+    async def resume(self, work: Callable[[], ResultT]) -> ResultT:
+        """Read an unfinished upload, once it is this call's turn."""
+        return await asyncio.get_running_loop().run_in_executor(self.coordinator.resumes, work)
 
     def require(self, needed: Role) -> None:
         """

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.app import LOOKS_AT_ONCE, PULLS_AT_ONCE, CoordinatorApp
+from coordinator.app import LOOKS_AT_ONCE, PULLS_AT_ONCE, RESUMES_AT_ONCE, CoordinatorApp
 from coordinator.broadcast import Broadcast
 from coordinator.store import MemoryCatalog
 from coordinator.versions import Snapshot
@@ -32,6 +33,8 @@ from share_dist.errors import (
     VersionInFuture,
     WrongState,
 )
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
 from share_dist.wire.records import UpdateState, VersionKind
 from tests.coordinator.support import (
     EMPTY,
@@ -359,10 +362,11 @@ def test_any_sequence_equals_that_of_the_core_alone(steps, num_factors):
     [
         ("diff", "coordinator.administration.compare", LOOKS_AT_ONCE),
         ("pull", "coordinator.pulling._served_subspace", PULLS_AT_ONCE),
+        ("resume", "coordinator.uploads.UploadSpool.progress", RESUMES_AT_ONCE),
     ],
 )
-def test_many_readers_hold_up_nobody_who_learns(three, monkeypatch, what, work, most):
-    """What takes whole versions into memory is done a few at a time; merges have other threads."""
+def test_who_asks_for_much_holds_up_nobody_who_learns(three, monkeypatch, what, work, most):
+    """What takes much memory or much reading is done a few at a time; merges have other threads."""
     inside, go_on, peak = set(), threading.Event(), []
 
     def slow(*_args):
@@ -372,12 +376,18 @@ def test_many_readers_hold_up_nobody_who_learns(three, monkeypatch, what, work, 
         inside.discard(threading.get_ident())
         raise UnknownTask("never mind")
 
+    asking = {
+        "diff": lambda stub: three.operator.diff(1, 2),
+        "pull": lambda stub: three.worker.pull(1),
+        "resume": lambda stub: stub.GetUpload(pb.GetUploadRequest(update_id="u"), timeout=60),
+    }
+
     def ask(_number):
-        with contextlib.suppress(UnknownTask):
-            three.operator.diff(1, 2) if what == "diff" else three.worker.pull(1)
+        with contextlib.suppress(UnknownTask, grpc.RpcError):
+            asking[what](CoordinatorStub(channel))
 
     monkeypatch.setattr(work, slow)
-    with ThreadPoolExecutor(40) as threads:
+    with grpc.insecure_channel(three.app.address) as channel, ThreadPoolExecutor(40) as threads:
         asked = threads.map(ask, range(40))
         wait_until(lambda: len(inside) >= most)
         three.push("dogs", "u4")
