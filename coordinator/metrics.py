@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from coordinator.config import split_address
+from coordinator.store.base import StoreCounts
 from share_dist.errors import ConfigError
 from share_dist.wire.records import CoordinatorStatus, VersionEvent
 
@@ -35,10 +36,18 @@ class Observed(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What is now: every named subspace, and how many callers were refused since the start, by action."""
+    """
+    What is now.
+
+    Args:
+        subspaces: Every named subspace.
+        num_refused: How many callers were refused since the start, by action.
+        store: What the store has done since the start.
+    """
 
     subspaces: tuple[Observed, ...] = ()
     num_refused: Mapping[str, int] = MappingProxyType({})
+    store: StoreCounts = StoreCounts()
 
 
 class _Gauge(NamedTuple):
@@ -133,6 +142,22 @@ _OF_NEWEST: Final[dict[str, tuple[str, Callable[[VersionEvent], float]]]] = {
 }
 
 
+_OF_STORE: Final[dict[str, tuple[str, Callable[[StoreCounts], int]]]] = {
+    "store_commits": (
+        "Transactions that the store committed, each with a flush of the disk.",
+        lambda counts: counts.commits,
+    ),
+    "store_writes": (
+        "What was written in these transactions: many writes at once share one.",
+        lambda counts: counts.writes,
+    ),
+    "store_blobs": (
+        "Payloads that the store wrote into files of their own, each flushed to the disk.",
+        lambda counts: counts.blobs,
+    ),
+}
+
+
 class _Now(Collector):
     """Gauges that are read when they are asked for, so that they are right after a restart too."""
 
@@ -141,7 +166,7 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every gauge, with one sample for each named subspace, and what was refused."""
-        observed, num_refused = self.observe()
+        observed, num_refused, store = self.observe()
         for name, gauge in _OF_STATUS.items():
             labels = ["subspace", *([gauge.label] if gauge.label else [])]
             family = GaugeMetricFamily(f"share_dist_{name}", gauge.description, labels=labels)
@@ -170,6 +195,10 @@ class _Now(Collector):
         for action, number in num_refused.items():
             refused.add_metric([action], number)
         yield refused
+        for name, (description, count_of) in _OF_STORE.items():
+            done = CounterMetricFamily(f"share_dist_{name}", description)
+            done.add_metric([], count_of(store))
+            yield done
 
 
 class Metrics:

@@ -14,7 +14,11 @@ from share_dist.wire.records import VersionEvent
 
 def observe(coordinator: Coordinator) -> Observation:
     """Read what is now; a named subspace whose store cannot be read now is left out."""
-    return Observation(tuple(_subspaces(coordinator)), coordinator.access.refusals.num_refused)
+    return Observation(
+        tuple(_subspaces(coordinator)),
+        coordinator.access.refusals.num_refused,
+        coordinator.catalog.counts,
+    )
 
 
 def _subspaces(coordinator: Coordinator) -> Iterator[Observed]:

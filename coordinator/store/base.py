@@ -265,6 +265,22 @@ class TokenRecord:
     secret_digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """
+    What a catalog has done since it was opened, and its disk was made to keep.
+
+    Args:
+        commits: Transactions.
+        writes: What was written in them: of many writes at once, one commit keeps many.
+        blobs: Payloads in files of their own.
+    """
+
+    commits: int = 0
+    writes: int = 0
+    blobs: int = 0
+
+
 class Catalog(abc.ABC):
     """Everything that one coordinator keeps. See the module for a short history."""
 
@@ -272,6 +288,11 @@ class Catalog(abc.ABC):
     @abc.abstractmethod
     def store_id(self) -> str:
         """Made at random when the catalog was made; a restored backup keeps it."""
+
+    @property
+    @abc.abstractmethod
+    def counts(self) -> StoreCounts:
+        """What this catalog has done since it was opened."""
 
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:

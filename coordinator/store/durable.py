@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from coordinator import faults
-from coordinator.store.base import Catalog, Finding, Store, TokenRecord
+from coordinator.store.base import Catalog, Finding, Store, StoreCounts, TokenRecord
 from coordinator.store.blobs import Occasion as BlobOccasion
 from coordinator.store.blobs import storage_errors
 from coordinator.store.database import Database
@@ -133,6 +133,13 @@ class DurableCatalog(Catalog):
     @override
     def store_id(self) -> str:
         return self._store_id
+
+    @property
+    @override
+    def counts(self) -> StoreCounts:
+        return StoreCounts(
+            self._writer.num_commits, self._writer.num_writes, self.payloads.num_blobs
+        )
 
     # --- subspaces --------------------------------------------------------------------------
 

@@ -89,6 +89,8 @@ class GroupWriter:
         self._changed = threading.Condition()
         self._is_closed = False
         self._pace = Pace()
+        self.num_commits = 0
+        self.num_writes = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -160,6 +162,8 @@ class GroupWriter:
                     told = []
                 if told:
                     _commit(rows, {job.occasion for job in group})
+                    self.num_commits += 1
+                    self.num_writes += len(group)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             told = [_teller(job, error) for job in group]
         for tell in told:

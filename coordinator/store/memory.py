@@ -19,6 +19,7 @@ from coordinator.store.base import (
     KeptTasks,
     MergeMark,
     Store,
+    StoreCounts,
     TokenRecord,
     UpdateRecord,
     VersionCommit,
@@ -58,6 +59,12 @@ class MemoryCatalog(Catalog):
     @override
     def store_id(self) -> str:
         return self._store_id
+
+    @property
+    @override
+    def counts(self) -> StoreCounts:
+        """Nothing ever reaches a disk."""
+        return StoreCounts()
 
     @override
     def names(self) -> tuple[str, ...]:

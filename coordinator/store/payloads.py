@@ -45,6 +45,7 @@ class Payloads:
         self._inline_bytes = inline_bytes
         self._lock = threading.Lock()
         self._arriving: Counter[str] = Counter()
+        self.num_blobs = 0
 
     def is_large(self, payload: Payload) -> bool:
         """Whether a payload is kept in a file."""
@@ -71,6 +72,8 @@ class Payloads:
         with self._held([payload.digest for payload in large]):
             for payload in large:
                 self.blobs.write(payload.digest, payload.data, occasion)
+            with self._lock:
+                self.num_blobs += len(large)
             yield lambda rows: self._insert(rows, small, occasion)
 
     def read(self, digest: str) -> bytes:

@@ -845,6 +845,12 @@ def test_metrics_answer(tmp_path):
         f"share_dist_merge_seconds_count{{{own}}} 1.0",
         "share_dist_bytes_in_flight 0.0",
     } <= lines
+    samples = (line.split() for line in lines if line.startswith("share_dist_store_"))
+    values = {name: float(value) for name, value in samples}
+    # the subspace, its binding, the worker, the update and its version, if each was written alone
+    assert 0 < values["share_dist_store_commits_total"] <= values["share_dist_store_writes_total"]
+    assert values["share_dist_store_writes_total"] >= 5
+    assert values["share_dist_store_blobs_total"] == 0
 
 
 def test_status_tells_all(client):

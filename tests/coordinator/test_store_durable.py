@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from share_dist.errors import (
     StoreUnavailable,
 )
 from tests.coordinator.store_support import abandon, add, commit, merged, rolled_back
-from tests.coordinator.support import FINGERPRINT, make_update
+from tests.coordinator.support import FINGERPRINT, make_update, wait_until
 
 
 @pytest.fixture
@@ -559,6 +560,30 @@ def test_an_answer_that_is_lost_is_asked_for_again(catalog, store, monkeypatch):
             commit(store, version)
     assert store.current_version == 1
     assert list(catalog.verify()) == []
+
+
+def test_what_reached_the_disk_is_counted(catalog, store):
+    """Each large payload is a file; writes that come while another is in hand share one commit."""
+    add(store, make_update("cats"))
+    before = catalog.counts
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hold(_rows):
+        begun.set()
+        assert may_end.wait(60)
+
+    with ThreadPoolExecutor(9) as threads:
+        held = threads.submit(catalog.write, "change", hold)
+        assert begun.wait(60)
+        added = [threads.submit(add, store, make_update(f"task-{i}")) for i in range(8)]
+        wait_until(lambda: len(catalog._writer._jobs) == len(added))
+        may_end.set()
+        for future in (held, *added):
+            future.result(60)
+    after = catalog.counts
+    assert after.blobs - before.blobs == 8
+    assert after.writes - before.writes == 9
+    assert after.commits - before.commits == 2
 
 
 # --- verify ---------------------------------------------------------------------------------
