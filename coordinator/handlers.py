@@ -60,6 +60,8 @@ class Push:
     wait: Wait = "durable"
     payload: Buffer | None = None
     """The update's tensors as they came; made anew when absent."""
+    payload_digest: str = ""
+    """SHA-256 (hex) of the payload, where it was compared already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,7 @@ async def keep_update(call: Call, push: Push) -> UpdateRecord:
     """
     lineage = call.lineage
     try:
-        described = await asyncio.to_thread(_describe, call, push)
-        record = await asyncio.to_thread(lineage.store.find_update, push.update.update_id)
+        described, record = await asyncio.to_thread(_described_and_known, call, push)
         if record is None:
             record = await _admit(call, push, described)
         else:
@@ -266,14 +267,16 @@ async def _lease(lineage: Lineage, worker_id: str, lease_epoch: int) -> Lease:
 # --- push ---------------------------------------------------------------------------------------
 
 
-def _describe(call: Call, push: Push) -> DescribedUpdate:
-    return describe_update(
+def _described_and_known(call: Call, push: Push) -> tuple[DescribedUpdate, UpdateRecord | None]:
+    described = describe_update(
         push.update,
         worker_id=push.worker_id,
         pushed_at=call.clock.now(),
         owner=_owner(call, push.worker_id),
         payload=push.payload,
+        payload_digest=push.payload_digest,
     )
+    return described, call.lineage.store.find_update(push.update.update_id)
 
 
 async def _admit(call: Call, push: Push, described: DescribedUpdate) -> UpdateRecord:

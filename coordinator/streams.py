@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
 from typing_extensions import Self
@@ -16,6 +16,9 @@ from share_dist.errors import MalformedMessage, StreamTruncated
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire import codec
 from share_dist.wire.chunks import require_sound
+
+ResultT = TypeVar("ResultT")
+_P = ParamSpec("_P")
 
 
 class Patience:
@@ -137,8 +140,13 @@ async def receiving(
         held.enter_context(call.lineage.holds.hold(announced.base_version))
         await handlers.announce_push(call, announced)
         held.enter_context(call.coordinator.budget.reserve(_peer(call), header.payload.num_bytes))
-        upload = await asyncio.to_thread(
-            call.coordinator.uploads.open, key, header.payload, header.first_chunk, limit_bytes
+        upload = await _unless_small(
+            header,
+            call.coordinator.uploads.open,
+            key,
+            header.payload,
+            header.first_chunk,
+            limit_bytes,
         )
         is_done = False
         try:
@@ -151,13 +159,23 @@ async def receiving(
             yield handlers.Push(
                 update=update,
                 payload=payload,
+                payload_digest=header.payload.sha256.hex(),
                 base_digest=header.base_digest,
                 worker_id=header.worker_id,
                 fingerprint_digest=header.fingerprint_digest,
                 wait=codec.wait_from_pb(header.wait),
             )
         finally:
-            await asyncio.to_thread(upload.close, is_done=is_done)
+            await _unless_small(header, upload.close, is_done=is_done)
+
+
+async def _unless_small(
+    header: pb.UpdateHeader, work: Callable[_P, ResultT], *arguments: _P.args, **named: _P.kwargs
+) -> ResultT:
+    """Work in a thread where a push has files; where it has none, a thread costs more than the work."""
+    if header.payload.num_chunks < 2:
+        return work(*arguments, **named)
+    return await asyncio.to_thread(work, *arguments, **named)
 
 
 async def _receive(
@@ -167,15 +185,30 @@ async def _receive(
     patience: Patience,
 ) -> bytearray:
     is_small = header.payload.num_chunks < 2
-    async for request in requests:
-        if request.WhichOneof("part") != "chunk":
-            raise MalformedMessage("after its header a push has chunks only", field="chunk")
-        if is_small:
-            upload.add(request.chunk)
-        else:
-            await asyncio.to_thread(upload.add, request.chunk)
-        patience.renew()
-    return await asyncio.to_thread(upload.finish)
+    added: asyncio.Future[None] | None = None
+    try:
+        async for request in requests:
+            if request.WhichOneof("part") != "chunk":
+                raise MalformedMessage("after its header a push has chunks only", field="chunk")
+            if is_small:
+                upload.add(request.chunk)
+            else:
+                # one chunk is hashed and kept while the next one comes
+                await _done(added)
+                added = asyncio.ensure_future(asyncio.to_thread(upload.add, request.chunk))
+            patience.renew()
+        await _done(added)
+    finally:
+        if added:
+            await asyncio.wait([added])
+    return upload.finish()
+
+
+async def _done(work: "asyncio.Future[None] | None") -> None:
+    """Wait for work in a thread, which goes on where the waiting is cancelled."""
+    if work:
+        await asyncio.wait([work])
+        work.result()
 
 
 def _reserved(call: Call, served: ServedPayload | None) -> contextlib.AbstractContextManager[None]:

@@ -77,6 +77,7 @@ class DurableStore(Store):
         self._catalog = catalog
         self._name = name
         self._newest: int | None = self._read_newest()
+        self._bound: Fingerprint | None = None
 
     @property
     @override
@@ -90,7 +91,9 @@ class DurableStore(Store):
 
     @override
     def fingerprint(self) -> Fingerprint | None:
-        return self._read(self._fingerprint)
+        # kept once it is read: what is bound is bound for ever
+        self._bound = self._bound or self._read(self._fingerprint)
+        return self._bound
 
     @override
     def bind(self, fingerprint: Fingerprint, *, by: str) -> bool:
