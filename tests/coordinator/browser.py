@@ -61,6 +61,8 @@ class Look:
 
     def inked(self, chart: str) -> int:
         """How many pixels of a chart are drawn upon."""
+        # rows come a moment before the charts that are drawn from them
+        self.page.wait_for_selector(f"#{chart} canvas", state="attached")
         return self.page.evaluate(
             """(id) => {
               const canvas = document.querySelector(`#${id} canvas`);
