@@ -9,6 +9,7 @@ coordinators are measured in turn.
 import argparse
 import itertools
 import mmap
+import os
 import struct
 import subprocess
 import tempfile
@@ -74,7 +75,9 @@ class Pushers:
         self._shapes = shapes_of(LAYERS, FEATURES)
         environment = {"LD_PRELOAD": str(shim), "SYNC_COUNTER": str(self._counter)}
         environment |= {"SYNC_OFF": "1"} if is_off else {}
-        unmerged = dict.fromkeys(("min_updates", "max_wait_seconds", "max_pending"), 10**6)
+        # nothing is merged: a merge syncs for itself, and takes the processor from the pushes
+        keys = ("min_updates", "max_updates", "max_wait_seconds", "max_pending")
+        unmerged = dict.fromkeys(keys, 10**6)
         self._numbers = itertools.count()
         self._closing = ExitStack()
         address, _ = self._closing.enter_context(
@@ -155,6 +158,7 @@ def main() -> None:
     per_second_off, per_second_on = [each[0] for each in off], [each[0] for each in on]
     report = {
         "workers": options.workers,
+        "load_average": os.getloadavg(),
         "update_bytes": durable.update_bytes,
         "updates_per_second": spread(per_second_on, 1),
         "updates_per_second_without_syncs": spread(per_second_off, 1),

@@ -7,6 +7,7 @@ the time until all have the version, and from push to the last watcher.
 """
 
 import argparse
+import os
 import tempfile
 import threading
 import time
@@ -92,6 +93,7 @@ def main() -> None:
         resident = rss_mib(pid)
     report = {
         "watchers": options.watchers,
+        "load_average": os.getloadavg(),
         "rounds": options.rounds,
         "coordinator_rss_mib": resident,
     }
