@@ -1,14 +1,23 @@
 """A real coordinator process: killed, stopped, started twice, started again."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import grpc
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from share_dist.client import ShareClient
+from share_dist.core.values import Head
 from share_dist.errors import ConfigError, StoreLocked
+from share_dist.pb import coordinator_pb2 as pb
+from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
+from share_dist.wire import codec
+from share_dist.wire.chunks import cut
 from share_dist.wire.records import UpdateState
 from tests.coordinator.support import (
     FINGERPRINT,
@@ -18,7 +27,7 @@ from tests.coordinator.support import (
     wait_until,
 )
 
-SIGKILL = -9
+SIGKILL = -signal.SIGKILL
 
 
 def test_acknowledged_updates_survive_kill_minus_nine(tmp_path):
@@ -104,6 +113,53 @@ def test_a_signal_stops_it_gracefully(tmp_path):
         assert story[-2:] == ["coordinator_stopping", "coordinator_stopped"]
         life = [line["event"] for line in lines if "u1" in line.get("update_id", "")]
         assert life == ["update_admitted", "update_merged"]
+
+
+def held_back(update, may_end):
+    """The messages of a push, of which the last waits until it may go."""
+    pieces = cut(codec.update_to_bytes(update))
+    header = codec.update_header(
+        update,
+        worker_id="w",
+        fingerprint_digest=FINGERPRINT.digest,
+        payload=pieces.header,
+        wait="durable",
+    )
+    *sent, last = pieces.chunks(0)
+    yield pb.PushUpdateRequest(header=header)
+    for chunk in sent:
+        yield pb.PushUpdateRequest(chunk=chunk)
+    assert may_end.wait(60)
+    yield pb.PushUpdateRequest(chunk=last)
+
+
+def test_an_upload_on_its_way_ends_well_though_it_is_told_to_stop(tmp_path):
+    """SIGTERM in the middle of a push: health says NOT_SERVING at once, the push is acknowledged, then comes the end."""
+    store, may_end = tmp_path / "store", threading.Event()
+    head = Head({"weight": torch.ones(4, 2**18)}, "text-classification", 3)
+    update = make_update("large", head=head)
+    with CoordinatorProcess(store) as process, grpc.insecure_channel(process.address) as channel:
+        with client_of(process.address) as client:
+            client.register()
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        stub = CoordinatorStub(channel)
+        pushing = stub.PushUpdate.future(held_back(update, may_end), timeout=60)
+        payload = cut(codec.update_to_bytes(update)).header
+        asked = pb.GetUploadRequest(update_id=update.update_id, sha256=payload.sha256)
+        wait_until(lambda: stub.GetUpload(asked).num_chunks == payload.num_chunks - 1)
+        os.kill(process.pid, signal.SIGTERM)
+        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        health.cancel()
+        assert process.is_alive
+        assert not pushing.done()
+        may_end.set()
+        assert pushing.result(60).update_id == update.update_id
+        assert process.wait() == 0
+    with CoordinatorProcess(store) as process, client_of(process.address) as client:
+        wait_until(lambda: client.status().num_pending == 0)
+        assert [task.update_id for task in client.tasks()] == [update.update_id]
+        assert process.stop() == 0
 
 
 def test_the_help_names_every_flag():
