@@ -130,6 +130,16 @@ def test_columns_that_are_not_orthonormal_are_found():
     assert caught.value.deviation == pytest.approx(0.0201, rel=1e-3)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30, 3e38])
+def test_columns_whose_products_overflow_are_not_orthonormal(size):
+    """Infinities of both signs in one sum are no number, and no excuse either."""
+    vectors = torch.full((1200, 2), size)
+    vectors[::2, 1] *= -1
+    bad = Basis(vectors, torch.ones(2, dtype=torch.float64), 2)
+    with pytest.raises(NotOrthonormal, match="q, side a"):
+        check_orthonormal(Subspace({"q": LayerSubspace(bad, bad)}))
+
+
 def test_values_can_be_copied_and_pickled():
     """A subspace and its tasks travel between processes unchanged."""
     outcome = merge_in_sequence([random_factors(0)], "delta")[-1][2]
