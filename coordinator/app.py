@@ -295,7 +295,10 @@ def _lineage(
     log = log.bind(subspace=store.name)
     versions = VersionCache(store)
     broadcast = Broadcast(
-        store.current_version, partial(_history, store), max_watchers=own.max_watchers
+        store.current_version,
+        partial(_history, store),
+        max_watchers=own.max_watchers,
+        max_watchers_per_peer=own.max_watchers_per_peer,
     )
     leases = Leases(
         own.lease_seconds,

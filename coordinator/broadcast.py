@@ -20,7 +20,7 @@ it is, and misses nothing, because the store forgets nothing.
 
 import asyncio
 import enum
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeAlias
 
@@ -82,6 +82,7 @@ class Broadcast:
         history: Reads past events from the store.
         queue_size: Events that a synced watcher may be behind.
         max_watchers: More are refused.
+        max_watchers_per_peer: More of one peer are refused.
     """
 
     def __init__(
@@ -90,11 +91,14 @@ class Broadcast:
         history: History,
         queue_size: int = 16,
         max_watchers: int = 1000,
+        max_watchers_per_peer: int = 1000,
     ) -> None:
         self.current_version = current_version
         self._history = history
         self._queue_size = queue_size
         self._max_watchers = max_watchers
+        self._max_watchers_per_peer = max_watchers_per_peer
+        self._of_peer: Counter[str] = Counter()
         self._watchers: set[Watcher] = set()
         self._is_closed = False
 
@@ -131,20 +135,22 @@ class Broadcast:
         for watcher in self._watchers:
             watcher.wake()
 
-    async def watch(self, after_version: int) -> AsyncIterator[VersionEvent]:
+    async def watch(self, after_version: int, peer: str = "") -> AsyncIterator[VersionEvent]:
         """
         Yield every event after a version, for ever, until the broadcast is closed.
 
+        Args:
+            after_version: What the watcher holds.
+            peer: On whose behalf it watches.
+
         Raises:
-            Overloaded: There are too many watchers.
+            Overloaded: There are too many watchers, or too many of this peer.
         """
-        if len(self._watchers) >= self._max_watchers:
-            raise Overloaded(
-                f"{len(self._watchers)} watchers are as many as this coordinator takes: try again later",
-                retry_after_seconds=10.0,
-            )
+        _require_room("this coordinator", len(self._watchers), self._max_watchers)
+        _require_room(f"{peer} here", self._of_peer[peer], self._max_watchers_per_peer)
         watcher = Watcher(after_version, self._queue_size)
         self._watchers.add(watcher)
+        self._of_peer[peer] += 1
         try:
             while True:
                 for event in await self._next_events(watcher):
@@ -154,6 +160,7 @@ class Broadcast:
                     return
         finally:
             self._watchers.discard(watcher)
+            self._of_peer -= Counter([peer])
 
     async def _next_events(self, watcher: Watcher) -> Sequence[VersionEvent]:
         if watcher.state is WatcherState.SYNCED:
@@ -171,3 +178,11 @@ class Broadcast:
         if not events and watcher.held_version >= self.current_version:
             watcher.state = WatcherState.SYNCED
         return events
+
+
+def _require_room(whose: str, num_watchers: int, limit: int) -> None:
+    if num_watchers >= limit:
+        raise Overloaded(
+            f"{num_watchers} watchers are as many as {whose} may have: end one, or try again later",
+            retry_after_seconds=10.0,
+        )

@@ -108,6 +108,11 @@ class SubspaceConfig(BaseModel):
     max_update_bytes: int = Field(2**30, ge=1, description="Payload of an update, at most")
     max_pending: int = Field(1000, ge=1, description="Updates that wait, at most")
     max_watchers: int = Field(1000, ge=1, description="Watchers at once, at most")
+    max_watchers_per_peer: int = Field(
+        250,
+        ge=1,
+        description="The same, of one principal; of one connection where nobody has a name",
+    )
     anchor_every: int = Field(
         50,
         ge=1,

@@ -137,7 +137,7 @@ async def watch_versions(
     after_version = current if after_version is None else after_version
     await asyncio.to_thread(_require_all_after, lineage, after_version)
     await asyncio.to_thread(lineage.store.require_digest, after_version, after_digest)
-    async for event in lineage.broadcast.watch(after_version):
+    async for event in lineage.broadcast.watch(after_version, call.account):
         yield event
 
 

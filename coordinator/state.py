@@ -83,6 +83,11 @@ class Call:
         """The time."""
         return self.coordinator.clock
 
+    @property
+    def account(self) -> str:
+        """On whose account a call goes: a principal's, or a connection's where nobody has a name."""
+        return self.peer if self.principal.how == "local" else self.principal.name
+
     async def pull(self, work: Callable[[], ResultT]) -> ResultT:
         """Make a payload, once it is this call's turn."""
         return await asyncio.get_running_loop().run_in_executor(self.coordinator.pulls, work)

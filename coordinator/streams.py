@@ -139,7 +139,7 @@ async def receiving(
     with contextlib.ExitStack() as held:
         held.enter_context(call.lineage.holds.hold(announced.base_version))
         await handlers.announce_push(call, announced)
-        held.enter_context(call.coordinator.budget.reserve(_peer(call), header.payload.num_bytes))
+        held.enter_context(call.coordinator.budget.reserve(call.account, header.payload.num_bytes))
         upload = await _unless_small(
             header,
             call.coordinator.uploads.open,
@@ -215,12 +215,7 @@ def _reserved(call: Call, served: ServedPayload | None) -> contextlib.AbstractCo
     if served is None:
         return contextlib.nullcontext()
     # every reader of a payload reads the same bytes
-    return call.coordinator.budget.reserve(_peer(call), served.num_bytes, served.header.sha256)
-
-
-def _peer(call: Call) -> str:
-    """On whose account a payload goes: a principal's, or a connection's where nobody has a name."""
-    return call.peer if call.principal.how == "local" else call.principal.name
+    return call.coordinator.budget.reserve(call.account, served.num_bytes, served.header.sha256)
 
 
 def _announced(header: pb.UpdateHeader) -> handlers.AnnouncedPush:

@@ -171,6 +171,26 @@ def test_too_many_watchers_are_refused():
     asyncio.run(story())
 
 
+def test_one_peer_leaves_room_for_others():
+    """A peer with as many watches as it may have is refused one more; another one is not."""
+
+    async def story():
+        versions = Versions(current=1, max_watchers_per_peer=1)
+        first = versions.broadcast.watch(0, "north")
+        assert await take(first, 1) == [1]
+        with pytest.raises(Overloaded, match="as many as north here may have"):
+            await anext(versions.broadcast.watch(0, "north"))
+        other = versions.broadcast.watch(0, "south")
+        assert await take(other, 1) == [1]
+        await first.aclose()
+        again = versions.broadcast.watch(0, "north")
+        assert await take(again, 1) == [1]
+        await again.aclose()
+        await other.aclose()
+
+    asyncio.run(story())
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     steps=st.lists(st.sampled_from(["make", "read", "settle"]), max_size=40),
