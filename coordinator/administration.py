@@ -180,7 +180,7 @@ async def rollback(call: Call, version: int, reason: str) -> VersionEvent:
         return candidate_of_rollback(target, origin, reason, current, stopwatch)
 
     with lineage.holds.hold(version):
-        sentence = f"rollback to version {version}: {reason}"
+        sentence = _because(f"rollback to version {version}", reason)
         made = await lineage.writer.commit(make, by=call.principal.name, reason=sentence)
     lineage.writer.notify()
     return made.commit.event
@@ -274,7 +274,7 @@ async def remove_task(call: Call, task_id: str, reason: str, worker_id: str = ""
         outcome = _without(lineage, current, task_id)
         return candidate_of_removal(outcome, task_id, reason, current, stopwatch)
 
-    sentence = f"task {task_id!r} was taken out: {reason}"
+    sentence = _because(f"task {task_id!r} was taken out", reason)
     made = await lineage.writer.commit(make, by=call.principal.name, reason=sentence)
     for update_id in dropped:
         _tell_of_change(call, Event.UPDATE_DROPPED, update_id, task_id, sentence)
@@ -461,7 +461,7 @@ _WORDS = {
 async def _change(call: Call, update_id: str, state: UpdateState, reason: str) -> Receipt:
     lineage, by = call.lineage, call.principal.name
     verb, event = _WORDS[state]
-    sentence = f"{verb} by {by}: {reason}" if reason else f"{verb} by {by}"
+    sentence = _because(f"{verb} by {by}", reason)
 
     def work() -> tuple[UpdateRecord, bool]:
         record = lineage.store.update_record(update_id)
@@ -476,6 +476,10 @@ async def _change(call: Call, update_id: str, state: UpdateState, reason: str) -
         _tell_of_change(call, event, update_id, record.task_id, reason)
         lineage.writer.notify()
     return record.receipt()
+
+
+def _because(what: str, reason: str) -> str:
+    return f"{what}: {reason}" if reason else what
 
 
 def _tell_of_change(call: Call, event: Event, update_id: str, task_id: str, reason: str) -> None:

@@ -50,6 +50,7 @@ from share_dist.wire.records import (
     Token,
     UpdateState,
     VersionEvent,
+    VersionKind,
     VersionSummary,
 )
 from share_dist.wire.tensors import Buffer
@@ -196,6 +197,17 @@ class VersionCommit:
     def version(self) -> int:
         """The new version."""
         return self.subspace.version
+
+    @property
+    def audit_detail(self) -> str:
+        """What an operator asked for, and why; empty for a merge, whose updates have lines of their own."""
+        event = self.event
+        if event.kind is VersionKind.MERGE:
+            return ""
+        is_rollback = event.kind is VersionKind.ROLLBACK
+        what = f"content of version {event.content_version}" if is_rollback else f"without task {event.task_ids[0]!r}"  # fmt: skip
+        reason = self.report.get("reason")
+        return f"{what}: {reason}" if reason else what
 
 
 @dataclass(frozen=True)

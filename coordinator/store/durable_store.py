@@ -302,8 +302,14 @@ class DurableStore(Store):
                 change_updates(rows, self._name, version.commit)
                 faults.reach("after-merge-update-rows")
                 replace_entries(rows, self._name, version.commit.entries)
-                action = f"version_{event.kind.value}"
-                self._audit(rows, by, action, subject=str(event.version), digest=event.digest)
+                self._audit(
+                    rows,
+                    by,
+                    f"version_{event.kind.value}",
+                    subject=str(event.version),
+                    digest=event.digest,
+                    detail=version.commit.audit_detail,
+                )
 
             # unknown meanwhile: a commit that fails may have been done, where its answer was lost
             self._newest = None

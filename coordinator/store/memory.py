@@ -306,7 +306,13 @@ class MemoryStore(Store):
                 self._drop(commit)
             self._versions.append(version)
             event = commit.event
-            self._write(by, f"version_{event.kind.value}", subject=str(event.version), digest=event.digest)  # fmt: skip
+            self._write(
+                by,
+                f"version_{event.kind.value}",
+                subject=str(event.version),
+                digest=event.digest,
+                detail=commit.audit_detail,
+            )
 
     def _mark_merged(self, marks: Mapping[str, MergeMark], version: int) -> None:
         for update_id, mark in marks.items():

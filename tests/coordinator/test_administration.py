@@ -529,6 +529,19 @@ def test_an_inspection_measures_an_update_and_what_it_would_do_to_others():
             made.operator.inspect_update("nothing")
 
 
+def test_the_audit_log_says_why_the_lineage_was_changed(three):
+    """What an operator asked for, of what, and the reason that was given; none leaves no trace of it."""
+    three.operator.rollback(2, "a bad batch")
+    three.operator.remove_task("bees", "withdrawn")
+    three.operator.remove_task("ants")
+    details = [line.detail for line in three.operator.audit() if "version_r" in line.action]
+    assert details == [
+        "content of version 2: a bad batch",
+        "without task 'bees': withdrawn",
+        "without task 'ants'",
+    ]
+
+
 def test_updates_are_dropped_for_good(three):
     """A dropped update stays dropped, says why, and asking again changes nothing."""
     three.operator.rollback(2)
