@@ -34,6 +34,9 @@ _FAILED: Final = re.compile(
     re.DOTALL,
 )
 
+_LEFT: Final = b"Handshake read failed"
+"""The peer went away by itself, as a port scan or a balancer's health check does: nobody refused it."""
+
 _WORDS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no client certificate was shown",
     "WRONG_VERSION_NUMBER": "the client does not speak TLS",
@@ -135,9 +138,9 @@ def split(read: bytes) -> tuple[list[bytes], bytes]:
 
 
 def read_entry(entry: bytes) -> FailedHandshake | None:
-    """Read who failed and why in one entry of gRPC's log; None where it is about anything else."""
+    """Read who failed and why in one entry of gRPC's log; None where nobody was refused in it."""
     found = _FAILED.search(entry)
-    if found is None:
+    if found is None or _LEFT in found[1]:
         return None
     error, peer = (part.decode(errors="replace") for part in found.groups())
     return FailedHandshake(peer, _in_words(error))

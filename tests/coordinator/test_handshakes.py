@@ -56,6 +56,14 @@ def test_reasons_are_in_words(name, words):
     assert found.reason == words
 
 
+def test_who_only_knocks_was_not_refused():
+    """A balancer that connects and leaves every few seconds must not fill the audit log."""
+    said = FAILED[FAILED.index(b"UNKNOWN") : FAILED.index(b" shutdown")]
+    for why in (b"Socket closed", b"recvmsg:Connection reset by peer"):
+        left = b"UNAVAILABLE: Handshake read failed (" + why + b")"
+        assert read_entry(FAILED.replace(said, left)) is None
+
+
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
 def test_entries_are_whole_however_they_are_read(size):
     """A pipe gives what it has; an entry of several lines is one entry all the same."""
