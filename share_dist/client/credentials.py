@@ -6,6 +6,7 @@ replaced is read again. No secret stands in a ``repr``, a log line or an error.
 """
 
 import ipaddress
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,11 +114,10 @@ class Credentials:
         )
 
     def _tls(self) -> grpc.ChannelCredentials:
-        return grpc.ssl_channel_credentials(
-            _read_pem(self.ca, "ca"),
-            _read_pem(self.key, "key"),
-            _read_pem(self.certificate, "certificate"),
-        )
+        pems = [_read_pem(getattr(self, name), name) for name in ("ca", "key", "certificate")]
+        if self.certificate is not None:
+            _require_pair(self.certificate, self.key)
+        return grpc.ssl_channel_credentials(*pems)
 
     def _require_private(self, address: str) -> None:
         if self.is_encrypted or self.insecure or is_local(address):
@@ -215,6 +215,20 @@ def _read_pem(path: Path | None, key: str) -> bytes | None:
             key=key,
         )
     return pem
+
+
+def _require_pair(certificate: Path, key: Path | None) -> None:
+    """Raise unless a key is a certificate's own: gRPC would blame the other end."""
+    try:
+        # a key that asks for a password gets none, rather than a prompt
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        reason = (error.reason or "not readable").lower().replace("_", " ")
+        raise ConfigError(
+            f"{certificate} and {key} cannot be used together ({reason}): give --certificate and "
+            "--key as `share-dist certs client` made them, the key without a password",
+            key="key",
+        ) from error
 
 
 def _read(path: Path, key: str) -> bytes:

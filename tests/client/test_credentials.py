@@ -5,6 +5,7 @@ import pickle
 import socket
 import threading
 from concurrent import futures
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -122,6 +123,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     nothing.write_text("no certificate")
     with pytest.raises(ConfigError, match="no PEM file"):
         Credentials(ca=nothing).channel("127.0.0.1:1")
+
+
+def test_a_key_of_another_certificate_is_named(tmp_path):
+    """It is the caller's own mistake, and not a coordinator that cannot be trusted."""
+    authority = Authority(tmp_path)
+    one, other = authority.client("one"), authority.client("other")
+    mixed = replace(one, key=other.key)
+    with pytest.raises(ConfigError, match="cannot be used together") as caught:
+        mixed.channel("127.0.0.1:1")
+    assert str(one.certificate) in str(caught.value)
+    assert str(other.key) in str(caught.value)
+    one.channel("127.0.0.1:1").close()
 
 
 def test_a_certificate_goes_with_its_key(tmp_path):
