@@ -33,7 +33,7 @@ from share_dist.core.values import (
     TaskUpdate,
     check_finite,
 )
-from share_dist.errors import AdapterFormatError
+from share_dist.errors import AdapterFormatError, NotFinite
 from share_dist.files import write_file
 
 NumberT = TypeVar("NumberT", int, float)
@@ -145,14 +145,17 @@ def load_lora(directory: str | Path) -> LoraAdapter:
     modules = config.modules_to_save or []
     head = _head_tensors(plain, modules)
     require_keys(directory / TENSOR_FILE, _expected_keys(layers, head, modules), plain)
-    return LoraAdapter(
-        factors={name: _factors(plain, name, config, directory) for name in layers},
-        head={name: tensor.float() for name, tensor in head.items()},
-        metadata={
-            "base_model": config.base_model_name_or_path or "",
-            "task_type": config.task_type or "",
-        },
-    )
+    try:
+        return LoraAdapter(
+            factors={name: _factors(plain, name, config, directory) for name in layers},
+            head={name: tensor.float() for name, tensor in head.items()},
+            metadata={
+                "base_model": config.base_model_name_or_path or "",
+                "task_type": config.task_type or "",
+            },
+        )
+    except NotFinite as error:
+        raise NotFinite(f"{directory}: {error.message}", **error.details) from error
 
 
 def save_lora(

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from share_dist.adapters import LoraAdapter
     from share_dist.client import ShareClient
     from share_dist.core.values import Fingerprint, Subspace, TaskUpdate
-    from share_dist.wire.records import Receipt
+    from share_dist.wire.records import CoordinatorStatus, Receipt
 
 WorkerOption = Annotated[
-    str, typer.Option("--worker", help="Who pushes; listed with the tasks and in the status.")
+    str | None,
+    typer.Option(
+        "--worker",
+        help="Who pushes; listed with the tasks and in the status. [default: cli, and your name "
+        "behind it where the coordinator knows you]",
+        show_default=False,
+    ),
 ]
 WaitOption = Annotated[
     bool,
@@ -28,15 +34,15 @@ WaitOption = Annotated[
     ),
 ]
 
-NOT_TAKEN = ("refused", "quarantined")
-"""States of an update that will not be merged."""
+TAKEN = ("pending", "merged")
+"""States of an update that needs nobody; in any other it is set aside, or will not be merged."""
 
 
 @connecting
 def push(
     adapter: Annotated[Path, typer.Argument(help="PEFT LoRA directory, trained anywhere, of any rank.", exists=True, file_okay=False)],
     task: Annotated[str | None, typer.Option("--task", help="What to call the task; a task of that name is replaced. [default: the folder's name]")] = None,
-    worker: WorkerOption = "cli",
+    worker: WorkerOption = None,
     model: ModelOption = None,
     wait: WaitOption = True,
     connection: Connection = DEFAULT_CONNECTION,
@@ -56,7 +62,7 @@ def push(
 @connecting
 def import_(
     adapters: Annotated[list[Path], typer.Argument(help="PEFT LoRA directories, of any ranks; each becomes the task of its folder's name.", exists=True, file_okay=False)],
-    worker: WorkerOption = "cli",
+    worker: WorkerOption = None,
     model: ModelOption = None,
     wait: WaitOption = True,
     connection: Connection = DEFAULT_CONNECTION,
@@ -88,7 +94,7 @@ def _by_name(adapters: list[Path]) -> dict[str, Path]:
 
 def _push_all(
     folders: Mapping[str, Path],
-    worker: str,
+    worker: str | None,
     model: Path | None,
     connection: Connection,
     *,
@@ -106,11 +112,16 @@ def _push_all(
             _update(adapter, task_id, folders[task_id], subspace)
             for task_id, adapter in loaded.items()
         ]
-        client.register(worker, fingerprint)
+        client.register(worker or _worker_of(known), fingerprint)
         receipts = {update.task_id: client.push(update) for update in updates}
         if wait:
             receipts = {update.task_id: _merged(client, update) for update in updates}
     return receipts
+
+
+def _worker_of(known: "CoordinatorStatus") -> str:
+    """A worker belongs to one caller, so each has one; not its bare name, which a worker may go by."""
+    return f"cli-{known.principal}" if known.principal not in {"", "local"} else "cli"
 
 
 def _newest(client: "ShareClient", fingerprint: "Fingerprint", current_version: int) -> "Subspace":
@@ -159,5 +170,5 @@ def _show(receipts: "Mapping[str, Receipt]", found: object, *, as_json: bool) ->
     ]
     columns = ("task", "state", "version", "lag", "reason")
     show(found, as_json=as_json, table=lambda: rows("pushed", columns, lines))
-    if any(receipt.state.value in NOT_TAKEN for receipt in receipts.values()):
+    if any(receipt.state.value not in TAKEN for receipt in receipts.values()):
         raise typer.Exit(ShareError.exit_code)

@@ -1,12 +1,16 @@
 """`push` and `import`: adapters that exist become tasks, or nothing happens at all."""
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from share_dist.adapters import load_lora, load_subspace, load_task
 from share_dist.client import ShareClient
 from share_dist.core.subspace import reconstruct
 from tests.commands.conftest import end_of, share_dist, start_share_dist
 from tests.coordinator.support import make_config, running
+from tests.pki import Authority
 
 
 def deltas(factors):
@@ -109,6 +113,49 @@ def test_an_import_is_all_or_nothing_at_the_door(workshop, fresh):
     assert ended.code == 1
     found = share_dist("status", "-c", fresh, "--json").json
     assert (found["fingerprint"], found["num_pending"], found["workers"]) == (None, 0, [])
+
+
+def test_numbers_that_are_none_are_refused_by_folder(workshop, tmp_path):
+    """Of many adapters the one is named that has them, before anyone is asked."""
+    folder = tmp_path / "burnt"
+    shutil.copytree(workshop.adapter("dogs"), folder)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, file)
+    ended = share_dist("import", workshop.adapter("cats"), folder, "-c", "127.0.0.1:1")
+    assert ended.code == 1
+    assert f"NotFinite: {folder}: " in ended.stderr
+
+
+def test_a_push_that_is_set_aside_is_no_success(workshop, tmp_path):
+    """Parked or quarantined it is in no version, and a script must not take it for that."""
+    budget = {"drift_budget": 1e-3, "max_subspace_bytes": 1}
+    config = make_config(tmp_path / "store", num_factors=4, oversample=0, **budget)
+    with running(config) as coordinator:
+        address = ("-c", coordinator.address)
+        first = share_dist("push", workshop.adapter("cats"), "--model", workshop.model, *address)
+        ended = share_dist("push", workshop.adapter("birds"), *address, "--json")
+    assert first.code == 0
+    assert (ended.code, ended.json["state"]) == (1, "parked")
+
+
+def test_two_people_push_without_a_word_about_workers(workshop, tmp_path):
+    """Each has a worker of their own, named after who they are to the coordinator."""
+    authority = Authority(tmp_path / "authority")
+    keys = authority.server() | {"tls_client_ca": authority.certificate}
+    with running(make_config(tmp_path / "store", num_factors=16, **keys)) as coordinator:
+        for who, task in (("north", "cats"), ("south", "dogs")):
+            shown = authority.client(who)
+            flags = ("--ca", shown.ca, "--certificate", shown.certificate, "--key", shown.key)
+            address = coordinator.address
+            ended = share_dist("push", workshop.adapter(task), "--model", workshop.model, "-c", address, *flags)  # fmt: skip
+            assert ended.code == 0, ended.stderr
+        found = share_dist("tasks", "-c", address, *flags, "--json").json
+    assert {task["task_id"]: task["worker_id"] for task in found} == {
+        "cats": "cli-north",
+        "dogs": "cli-south",
+    }
 
 
 def test_two_folders_of_one_name_are_refused(workshop, tmp_path):
