@@ -218,8 +218,8 @@ class Access:
                 self.require(principal, subspace, "admin")
             elif not is_everywhere:
                 raise NotPermitted(
-                    f"{principal.name} is no administrator of every subspace: name subspaces of "
-                    "which it is one",
+                    f"{principal.name} is no administrator of every subspace, which this needs: ask one, "
+                    "or, for a token, name subspaces of which it is one",
                     principal=principal.name,
                     held=principal.most,
                     needed="admin",

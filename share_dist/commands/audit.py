@@ -1,5 +1,6 @@
 """`share-dist audit`: who changed what, and when."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,26 +12,37 @@ from share_dist.commands.console import JsonOption, rows, show
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from share_dist.client.admin import AdminClient
     from share_dist.wire.records import AuditEntry
 
 COLUMNS = ("line", "at", "who", "what", "subspace", "of what", "digest", "detail")
 
+_PAGE = 1000
+
 
 @connecting
 def audit(
-    after: Annotated[int, typer.Option("--after", min=0, help="Only lines after this one.")] = 0,
+    after: Annotated[int | None, typer.Option("--after", min=0, help="The lines after this one; 0 begins with the first. [default: the newest lines]", show_default=False)] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many lines.")] = 200,
     connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """
     Print the audit log, oldest line first: every change of state, and every refused caller.
 
-    Of all subspaces of the coordinator. Needs the role admin.
+    Of all subspaces of the coordinator. Needs the role admin in every one.
     """
     with connection.admin() as client:
-        found = client.audit(after, limit=limit)
-    show(found, as_json=as_json, table=lambda: _table(found, after))
+        found = _newest(client, limit) if after is None else client.audit(after, limit=limit)
+    show(found, as_json=as_json, table=lambda: _table(found, after or 0))
+
+
+def _newest(client: "AdminClient", limit: int) -> "list[AuditEntry]":
+    """Return the end of the log, for which all of it is read: its pages begin at its beginning."""
+    newest: deque[AuditEntry] = deque(maxlen=limit)
+    while found := client.audit(newest[-1].sequence if newest else 0, limit=_PAGE):
+        newest.extend(found)
+    return list(newest)
 
 
 def _table(found: "Sequence[AuditEntry]", after: int) -> "Table | str":

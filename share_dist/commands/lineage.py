@@ -109,7 +109,8 @@ def remove(
 def _planned(planned: "Compaction") -> str:
     return (
         f"let go of {len(planned.versions):,} versions, {planned.versions[0]} to "
-        f"{planned.versions[-1]}, {planned.freed_bytes:,} bytes"
+        f"{planned.versions[-1]}, at most {planned.freed_bytes:,} bytes: less where versions that "
+        "stay share their content"
     )
 
 

@@ -7,6 +7,7 @@ import typer
 
 from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
 from share_dist.commands.console import JsonOption, show
+from share_dist.commands.versions import tasks_of
 
 if TYPE_CHECKING:
     from share_dist.wire.records import VersionEvent
@@ -33,8 +34,9 @@ def watch(
 
 
 def _line(event: "VersionEvent") -> str:
+    kind = "" if event.kind.value == "merge" else f", {event.kind.value}"
     return (
-        f"version {event.version}: {', '.join(event.task_ids)}; "
+        f"version {event.version}{kind}: {tasks_of(event)}; "
         f"k {event.num_factors}, energy kept {event.mean_energy_kept:.3f} "
         f"(lowest {event.lowest_energy_kept:.3f}), angle {event.angle:.3f} rad, "
         f"largest drift {max(event.drift.values(), default=0.0):.3g}"

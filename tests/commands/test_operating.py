@@ -154,12 +154,15 @@ def test_a_command_works_on_the_subspace_that_is_named(look):
 
 def test_the_audit_log_is_read_in_pieces(look):
     """Lines come oldest first, and go on after the last that was seen."""
-    first = look("audit", "--limit", 3, "--json").json
+    first = look("audit", "--after", 0, "--limit", 3, "--json").json
     assert len(first) == 3
     rest = look("audit", "--after", first[-1]["sequence"], "--json").json
     assert rest[0]["sequence"] == first[-1]["sequence"] + 1
     assert {"update_admitted", "version_merge"} <= {each["action"] for each in first + rest}
     assert "go on with --after" in look("audit").text
+    assert first + rest == look("audit", "--limit", 1000, "--json").json
+    newest = look("audit", "--limit", 3, "--json").json
+    assert newest == rest[-3:], "who does not say from where is told what happened last"
     assert look("audit", "--after", 10**6).text == "there is no line after 1,000,000"
 
 
@@ -238,6 +241,8 @@ def test_a_rollback_is_a_new_version_with_old_content(ask):
     states = ask("updates", "list", "--state", "rolled-back", "--json").json
     assert {each["task_id"] for each in states} == {"birds", "fish"}
     assert "content of version 2" in ask("versions").text
+    watched = ask("watch", "--after", 4, "--count", 1).text
+    assert watched.startswith("version 5, rollback: content of version 2; k ")
     assert ask("updates", "replay", "of-birds").code == 0
 
 
