@@ -21,7 +21,11 @@ def first_difference(left: Any, right: Any, where: str = "value") -> str | None:
     if type(left) is not type(right):
         return f"{where}: {type(left).__name__} is not {type(right).__name__}"
     if is_dataclass(left):
-        pairs = [(f.name, getattr(left, f.name), getattr(right, f.name)) for f in fields(left) if f.compare]
+        pairs = [
+            (f.name, getattr(left, f.name), getattr(right, f.name))
+            for f in fields(left)
+            if f.compare
+        ]
         return _first(pairs, where)
     if isinstance(left, Mapping):
         if left.keys() != right.keys():
