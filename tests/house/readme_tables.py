@@ -212,6 +212,66 @@ def merge_time() -> str:
     )
 
 
+def wire() -> str:
+    """The committed runs of the benchmarks of the wire, of durability and of the fan-out."""
+    speed, durability, fanout = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("wire_speed", "durability", "fanout")
+    )
+
+    def ratio(name: str) -> str:
+        return _with_spread(speed["ratios"][name])
+
+    rows = [
+        ("64 MiB fetched (bytes verified and decoded), to bare gRPC", ratio("fetch to gRPC"), "≥ 0.8"),
+        ("64 MiB pulled (bases checked as well), to bare gRPC", ratio("pull to gRPC"), "≥ 0.8"),
+        ("64 MiB pulled, to raw TCP", ratio("pull to TCP"), ""),
+        ("64 MiB sent and admitted, to bare gRPC, hash and fsync", ratio("send to gRPC"), "≥ 0.8"),
+        ("64 MiB pushed (encoded as well), to the same", ratio("push to gRPC"), "≥ 0.8"),
+        ("64 MiB pushed, to raw TCP", ratio("push to TCP"), ""),
+        ("fsyncs per acknowledged push, 32 pushers of 100 kB", _with_spread(durability["syncs_per_update"]), "≤ 0.2"),
+        ("rate to the rate without fsync, the same", _with_spread(durability["rate_to_rate_without_syncs"]), "≥ 0.8"),
+        ("bytes to 100 watchers, by rotations to whole bases", f"{fanout['rotation_bytes_to_whole']:.2f}", ""),
+        *(
+            (
+                f"push to last of 100 watchers, by {how}",
+                f"{fanout[key]['push_to_last_watcher_seconds']['median']:.1f} s, "
+                f"slowest of {fanout['rounds']} {fanout[key]['p99_seconds']:.1f} s",
+                "",
+            )
+            for how, key in (("rotations", "rotations"), ("whole bases", "whole"))
+        ),
+        ("coordinator's memory to bytes of the version it holds", f"{speed['coordinator_rss_over_held_bytes']:.1f}", ""),
+    ]  # fmt: skip
+    return table(["what", "found, median (lowest to highest)", "wanted"], rows)
+
+
+def _with_spread(found: dict[str, float]) -> str:
+    return f"{found['median']:.2f} ({found['smallest']:.2f} to {found['largest']:.2f})"
+
+
+def soak() -> str:
+    """The committed run of the soak."""
+    report = json.loads((RESULTS / "soak.json").read_text())
+    recovery = report["recovery_seconds"]
+    return table(
+        ["workers", "seconds", "kills", "acknowledged", "lost", "merged twice", "broken in the store", "back after, p50 / max", "memory"],
+        [
+            (
+                report["workers"],
+                f"{report['seconds']:.0f}",
+                report["kills"],
+                f"{report['acknowledged']:,}",
+                len(report["lost"]),
+                len(report["doubled"]),
+                len(report["findings"]),
+                f"{recovery['p50']:.1f} / {recovery['max']:.1f} s",
+                f"{report['rss_slope_mib_per_minute']:+.1f} MiB a minute",
+            )
+        ],
+    )  # fmt: skip
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "rpcs": rpcs,
@@ -222,6 +282,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "bytes in all": byte_accounts,
     "merge time": merge_time,
+    "wire": wire,
+    "soak": soak,
 }
 
 
