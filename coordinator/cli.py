@@ -28,7 +28,15 @@ def commands() -> None:
 @app.command()
 def serve(
     store: Annotated[
-        Path | None, typer.Option(help="Folder of the store; made if it is not there.")
+        str | None,
+        typer.Option(
+            help="Folder of the store, made if it is not there; or a postgresql:// URL, which needs "
+            "--blobs."
+        ),
+    ] = None,
+    blobs: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of large tensors. [default: STORE/blobs]"),
     ] = None,
     listen: Annotated[
         str | None,
@@ -93,6 +101,7 @@ def serve(
 
     flags: dict[str, Any] = {
         "store": store,
+        "blobs": blobs,
         "listen": listen,
         "port_file": port_file,
         "num_factors": num_factors,

@@ -44,6 +44,7 @@ _SYNCED_BYTES = 4096
 @connecting
 def doctor(
     store: Annotated[str | None, typer.Option("--store", help="Also look at this store: on the coordinator's machine, its folder; anywhere, its postgresql:// URL.", show_default=False)] = None,
+    blobs: Annotated[str | None, typer.Option("--blobs", help="With --store: where its large tensors are, as the coordinator was told. [default: STORE/blobs]", show_default=False)] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="Also look at Prometheus metrics at this host:port.", show_default=False)] = None,
     connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
@@ -60,7 +61,7 @@ def doctor(
     It changes nothing. Ends with 0 when all is well, 7 when something was found.
     """
     connection.require_address()
-    checks = [*_of_coordinator(connection, metrics), *_of_store(store)]
+    checks = [*_of_coordinator(connection, metrics), *_of_store(store, blobs)]
     show(checks, as_json=as_json, table=lambda: _table(connection.address, checks))
     if any(check.outcome == "finding" for check in checks):
         raise typer.Exit(ExitCode.FINDINGS)
@@ -177,12 +178,12 @@ def _samples(text: str) -> dict[str, float]:
 # --- on the coordinator's machine ---------------------------------------------------------------
 
 
-def _of_store(store: str | None) -> Iterator[Check]:
+def _of_store(store: str | None, blobs: str | None) -> Iterator[Check]:
     if store is None:
         return
     if "://" not in store:
         yield from _disk(Path(store))
-    yield from _contents(store)
+    yield from _contents(("--store", store, *(("--blobs", blobs) if blobs else ())))
 
 
 def _disk(folder: Path) -> Iterator[Check]:
@@ -207,20 +208,20 @@ def _time_of_sync(folder: Path) -> float:
         return time.perf_counter() - started
 
 
-def _contents(store: str) -> Iterator[Check]:
+def _contents(place: tuple[str, ...]) -> Iterator[Check]:
     # the store belongs to the other program: it is asked as a process
     try:
-        yield diagnosis.of_store(_ask_store("info", store))
-        yield diagnosis.of_verify(_ask_store("verify", store))
+        yield diagnosis.of_store(_ask_store("info", place))
+        yield diagnosis.of_verify(_ask_store("verify", place))
     except ConfigError as error:
         yield finding(
             17, "store", error.message, "check --store; `share-dist store info` says more"
         )
 
 
-def _ask_store(question: str, store: str) -> Any:
+def _ask_store(question: str, place: tuple[str, ...]) -> Any:
     ended = subprocess.run(  # noqa: S603 - our own command line
-        share_dist_command("store", question, "--store", store, "--json"),
+        share_dist_command("store", question, *place, "--json"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

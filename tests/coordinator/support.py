@@ -167,7 +167,7 @@ class CoordinatorProcess:
 
     def __init__(
         self,
-        store: Path,
+        store: Path | str,
         *flags: str,
         fault: str = "",
         prepare: Callable[[], None] | None = None,

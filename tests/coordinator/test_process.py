@@ -19,6 +19,7 @@ from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
 from share_dist.wire import codec
 from share_dist.wire.chunks import cut
 from share_dist.wire.records import UpdateState
+from tests.commands.conftest import share_dist
 from tests.coordinator.support import (
     FINGERPRINT,
     CoordinatorProcess,
@@ -82,6 +83,27 @@ def test_a_second_coordinator_is_refused(tmp_path):
             assert "Traceback" not in second.stderr
         with ShareClient(first.address) as client:
             assert client.status().current_version == 0
+
+
+def test_a_store_in_postgresql_is_served_by_flags(tmp_path, postgres_server, monkeypatch):
+    """--store takes its URL and --blobs a folder; the tools find the same store, with its owner."""
+    monkeypatch.chdir(tmp_path)
+    url = postgres_server.make_database()
+    with CoordinatorProcess(url) as without:
+        assert without.wait() == ConfigError.exit_code
+        assert "needs a place for large payloads" in without.stderr
+    place = ("--store", url, "--blobs", str(tmp_path / "blobs"))
+    with CoordinatorProcess(url, "--blobs", str(tmp_path / "blobs")) as process:
+        with client_of(process.address) as client:
+            client.register()
+            client.push(make_update("cats", lease_epoch=0), wait="merged")
+        info = share_dist("store", "info", *place, "--json").json
+        checks = share_dist("doctor", *place, "-c", process.address, "--json").json
+        pid = process.pid
+    assert info["owner"]["pid"] == pid
+    outcomes = {check["number"]: check["outcome"] for check in checks}
+    assert (outcomes[17], outcomes[18]) == ("well", "well")
+    assert {path.name for path in tmp_path.iterdir()} <= {"blobs"}, "a URL is no folder"
 
 
 def test_a_bad_configuration_ends_at_once(tmp_path):
