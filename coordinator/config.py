@@ -326,13 +326,20 @@ def _config_error(error: ValidationError, where: str, model: type[BaseModel]) ->
     first = error.errors(include_url=False)[0]
     key = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.0)
-        sentence = f"unknown key {key!r} in {where}: did you mean {nearest[0]!r}?"
+        sentence = f"unknown key {key!r} in {where}: {_instead_of(key, model)}"
     elif first["type"] == "missing":
         sentence = f"{key} is missing: give --{key.replace('_', '-')}, or {key} in a file"
     else:
         sentence = f"{key} is {first['input']!r}: {first['msg'].lower()}"
     return ConfigError(sentence, key=key)
+
+
+def _instead_of(key: str, model: type[BaseModel]) -> str:
+    if key in CoordinatorConfig.model_fields:
+        return "it is one of the whole coordinator, so set it above all tables"
+    # none rather than a far one: 'insecure' must not be offered to somebody who meant something else
+    nearest = difflib.get_close_matches(key, model.model_fields, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else "the README has a table of all keys"
 
 
 def _check_tls(config: CoordinatorConfig) -> None:

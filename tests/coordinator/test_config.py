@@ -8,6 +8,21 @@ from coordinator.config import CoordinatorConfig, load_config, split_address
 from share_dist.errors import ConfigError
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense = 1", "unknown key 'nonsense' in .*: the README has a table"),
+        ("[subspaces.cats]\nlisten = '127.0.0.1:1'", "unknown key 'listen' in .*whole coordinator"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_what_helps(tmp_path, text, said):
+    """A key that is near, or its right place; nothing far-fetched, least of all 'insecure'."""
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config({"store": str(tmp_path)}, file, {})
+
+
 def test_flags_win_over_environment_over_file_over_default(tmp_path):
     """Four sources, one order."""
     file = tmp_path / "coordinator.toml"
