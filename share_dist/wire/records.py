@@ -4,9 +4,12 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from share_dist.core.values import Coefficients, Fingerprint, Head, Subspace
+if TYPE_CHECKING:
+    # what a command needs before it knows what it is asked must not bring torch
+    from share_dist.core.values import Coefficients, Fingerprint, Head, Subspace
+
 
 Wait: TypeAlias = Literal["durable", "merged"]
 
@@ -53,7 +56,7 @@ class Lease:
     lease_epoch: int
     duration_seconds: float
     current_version: int
-    fingerprint: Fingerprint | None
+    fingerprint: "Fingerprint | None"
     store_id: str = ""
 
 
@@ -94,7 +97,7 @@ class TaskSummary:
     cumulative_drift: float
     num_samples: int
     scores: Mapping[str, float]
-    head: Head
+    head: "Head"
     """Without tensors: task type, number of labels and, if shared, their names."""
     pushed_at: datetime
     update_bytes: int
@@ -108,9 +111,9 @@ class PulledTask:
     """One task at one version: enough to use it or to export it."""
 
     summary: TaskSummary
-    coefficients: Coefficients
-    head: Head
-    subspace: Subspace
+    coefficients: "Coefficients"
+    head: "Head"
+    subspace: "Subspace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ class CoordinatorStatus:
 
     current_version: int
     first_version: int
-    fingerprint: Fingerprint | None
+    fingerprint: "Fingerprint | None"
     num_tasks: int
     num_pending: int
     num_quarantined: int
@@ -207,7 +210,7 @@ class SubspaceSummary:
     """One named subspace of a coordinator."""
 
     name: str
-    fingerprint: Fingerprint | None
+    fingerprint: "Fingerprint | None"
     current_version: int
     first_version: int
     num_tasks: int
