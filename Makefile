@@ -56,8 +56,10 @@ system-packages:
 quickstart: $(VENV)/.quickstart
 	$(BIN)/share-dist quickstart $(ARGS)
 
+# A file's tests stay together: what they share is made once.
+WORKERS ?= 2
 test: $(VENV)/.dev $(NODE_MODULES) system-packages
-	$(BIN)/python -m pytest -m "not system and not packaging" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not system and not packaging" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -175,3 +175,9 @@ def stocked(workshop, tmp_path_factory):
             )
             assert ended.code == 0, ended.text
         yield coordinator.address
+
+
+@pytest.fixture(autouse=True)
+def _no_width_of_the_runner(monkeypatch):
+    """Write as into a pipe, however wide the terminal is that the tests were started from."""
+    monkeypatch.delenv("COLUMNS", raising=False)
