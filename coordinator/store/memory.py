@@ -397,7 +397,11 @@ class MemoryStore(Store):
     @override
     def report(self, version: int) -> dict[str, object]:
         self.require_exists(version)
-        return dict(self._versions[version - 1].commit.report) if version else {}
+        # read from JSON as from a disk: what was a tuple there is a list
+        report: dict[str, object] = (
+            json.loads(self._versions[version - 1].report) if version else {}
+        )
+        return report
 
     @override
     def compact(self, versions: Collection[int], *, by: str) -> int:
