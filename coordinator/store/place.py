@@ -1,5 +1,6 @@
 """Where a catalog is: a folder, or a database and a place for large payloads."""
 
+import contextlib
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -30,6 +31,12 @@ class Place:
             self.url = sqlite_url(self.folder) if self.folder else sa.make_url(store)
         except (sa.exc.ArgumentError, ValueError) as error:
             raise ConfigError(f"store is no URL of a database: {error}", key="store") from error
+        if self.folder and _is_file(self.folder):
+            raise ConfigError(
+                f"store is {self.folder}, which is a file: name a folder, or one that is still to be "
+                "made",
+                key="store",
+            )
         if self.folder is None and self.blobs_url is None:
             raise ConfigError(
                 "a store in PostgreSQL needs a place for large payloads: set blobs to a folder, or "
@@ -47,3 +54,10 @@ class Place:
         if self.blobs_url is not None:
             return open_blobs(self.blobs_url, store_id)
         return LocalBlobs(Path(str(self.folder)) / "blobs")
+
+
+def _is_file(path: Path) -> bool:
+    # what may not be looked at is told of when it is opened
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False

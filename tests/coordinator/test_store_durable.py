@@ -623,3 +623,12 @@ def test_the_schema_is_what_the_migrations_make(catalog):
 
     with catalog.database.snapshot() as rows:
         assert compare_metadata(MigrationContext.configure(rows), updates.metadata) == []
+
+
+def test_a_file_is_no_place_for_a_store(tmp_path):
+    """Whoever names a file where a folder is needed is told so, and the file stays as it was."""
+    place = tmp_path / "file"
+    place.write_text("kept")
+    with pytest.raises(ConfigError, match="which is a file: name a folder"):
+        open_catalog(str(place))
+    assert place.read_text() == "kept"
