@@ -44,6 +44,11 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAIN) -e '.[dev]'
 	@touch $@
 
+# Beside the tests, not among them: the other programs that the merge is measured against.
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAIN) -e '.[bench]'
+	@touch $@
+
 # Where there is no npm nothing is done: the test that needs it fails, and says what to do.
 $(NODE_MODULES): $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json
 	@if [ "$(SHARE_DIST_NO_NODE)" != 1 ] && command -v npm >/dev/null; then cd $(JAVASCRIPT) && npm ci --loglevel=error && touch ../../../$@; fi
@@ -71,13 +76,13 @@ lint: $(VENV)/.dev
 system: $(VENV)/.dev system-packages
 	$(BIN)/python -m pytest -m system --timeout 1800 $(ARGS)
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.merge_time $(ARGS)
 	$(BIN)/python -m tests.benchmarks.wire_speed --output $(RESULTS)/wire_speed.json
 	$(BIN)/python -m tests.benchmarks.durability --output $(RESULTS)/durability.json
 	$(BIN)/python -m tests.benchmarks.fanout --output $(RESULTS)/fanout.json
 
-bench-gpu: $(VENV)/.dev
+bench-gpu: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.merge_time --device cuda $(ARGS)
 
 # Without atheris, which has no wheel for some interpreters, inputs are changed by chance alone.
