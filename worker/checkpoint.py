@@ -11,12 +11,15 @@ tasks/movies/receipt.json         pushed: never trained or pushed again
 Each file appears whole or not at all. Killed between ``update.json`` and
 ``receipt.json``, the worker pushes again with the same ``update_id``, which the
 coordinator knows: it is one push. Every file carries the digest of what the
-task is learnt from and how, so that a changed stream file is noticed.
+task is learnt from and how, so that a changed stream file is noticed. Beside
+every base version stands its digest: after a restore, or from another store,
+the same number may have another content. Files of release 0.1 have no digest.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,6 +46,22 @@ def lesson_digest(stream: TaskStream, task: Task) -> str:
 def _is_best(best_epoch: int, epochs_done: int) -> bool:
     """Whether the best state is the last one, which is then kept once."""
     return best_epoch == epochs_done - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SavedEpoch:
+    """
+    Where training goes on.
+
+    Args:
+        state: After the last finished epoch.
+        base_version: The version that it is trained in.
+        base_digest: Of that version; empty where a release wrote it that kept none.
+    """
+
+    state: EpochState
+    base_version: int
+    base_digest: str
 
 
 class TaskCheckpoint:
@@ -76,7 +95,7 @@ class TaskCheckpoint:
     def _receipt(self) -> Path:
         return self._folder / "receipt.json"
 
-    def save_epoch(self, state: EpochState, base_version: int) -> None:
+    def save_epoch(self, state: EpochState, base_version: int, base_digest: str) -> None:
         """Keep the state after an epoch, in place of an earlier one."""
         groups = {"tensors": state.tensors, "optimizer": state.optimizer}
         if not _is_best(state.best_epoch, state.epochs_done):
@@ -89,15 +108,16 @@ class TaskCheckpoint:
         description = {
             "digest": self._digest,
             "base_version": base_version,
+            "base_digest": base_digest,
             "epochs_done": state.epochs_done,
             "best_epoch": state.best_epoch,
             "best_score": state.best_score,
         }
         write_tensors(self._epoch, tensors, {"epoch": json.dumps(description)})
 
-    def load_epoch(self) -> tuple[EpochState, int] | None:
+    def load_epoch(self) -> SavedEpoch | None:
         """
-        The state after the last finished epoch and its base version, if there is one.
+        The state after the last finished epoch and the version it is trained in, if there is one.
 
         Raises:
             StreamError: It belongs to another lesson.
@@ -120,7 +140,7 @@ class TaskCheckpoint:
             best_score=description["best_score"],
             **groups,
         )
-        return state, description["base_version"]
+        return SavedEpoch(state, description["base_version"], description.get("base_digest", ""))
 
     def save_update(self, update: TaskUpdate) -> None:
         """Keep a finished update under its id, until it is pushed."""
@@ -128,7 +148,11 @@ class TaskCheckpoint:
         write_file(self._payload, payload)
         self._write_json(
             self._update,
-            {"update": metadata, "sha256": hashlib.sha256(payload).hexdigest()},
+            {
+                "update": metadata,
+                "base_digest": update.base_digest,
+                "sha256": hashlib.sha256(payload).hexdigest(),
+            },
         )
         self._epoch.unlink(missing_ok=True)
 
@@ -150,7 +174,8 @@ class TaskCheckpoint:
                 path=str(self._payload),
                 task_id=self._task_id,
             )
-        return update_from_record(description["update"], payload)
+        update = update_from_record(description["update"], payload)
+        return replace(update, base_digest=description.get("base_digest", ""))
 
     def discard(self) -> None:
         """Forget a task that must be learnt again."""

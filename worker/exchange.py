@@ -6,7 +6,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from share_dist.core.values import Fingerprint, Subspace, TaskUpdate
-from share_dist.errors import LeaseExpired, VersionCompacted
+from share_dist.errors import LeaseExpired, VersionCompacted, VersionInFuture
 from share_dist.wire.records import Lease, PulledTask, Receipt, TaskSummary, UpdateState
 from worker.follower import Follower
 from worker.heartbeat import Heartbeat
@@ -63,12 +63,20 @@ class Exchange:
         assert subspace is not None
         return subspace
 
-    def pull_older(self, version: int) -> Subspace | None:
-        """An older version, or None where it is no longer kept."""
+    def pull_older(self, version: int, digest: str) -> Subspace | None:
+        """
+        An older version as the worker knew it, or None where it is no longer there.
+
+        Args:
+            version: Its number.
+            digest: Of its content; empty: any content will do.
+        """
         try:
-            return self._coordinator.pull(version)
-        except VersionCompacted:
+            subspace = self._coordinator.pull(version)
+        except (VersionCompacted, VersionInFuture):
             return None
+        assert subspace is not None
+        return subspace if digest in {"", subspace.digest} else None
 
     def push(self, update: TaskUpdate) -> Receipt:
         """
@@ -76,6 +84,7 @@ class Exchange:
 
         Raises:
             BaseVersionTooOld: The update's base version is no longer kept.
+            VersionMismatch: It is known there with another content.
         """
         self.check()
         try:

@@ -144,10 +144,10 @@ class Learner:
         checkpoint: TaskCheckpoint,
         resume: EpochState | None,
     ) -> EpochState:
-        base_version = injected.subspace.version
+        base = injected.subspace
         hooks = Hooks(
             on_step=self._stepper(),
-            on_epoch=lambda state: checkpoint.save_epoch(state, base_version),
+            on_epoch=lambda state: checkpoint.save_epoch(state, base.version, base.digest),
         )
         trainee = trainee_of(injected, prepared.task.id, self.stream.training)
         return train(self._lesson(prepared), trainee, head, resume=resume, hooks=hooks)

@@ -21,7 +21,7 @@ import torch
 
 from share_dist.adapters import InjectedModel, inject
 from share_dist.core.values import TaskUpdate
-from share_dist.errors import BaseVersionTooOld
+from share_dist.errors import VersionError
 from share_dist.wire.records import PulledTask
 from worker.backbone import Backbone
 from worker.checkpoint import TaskCheckpoint, lesson_digest
@@ -151,19 +151,30 @@ class TaskLoop:
         """Go on in the version of the checkpoint, or begin in the newest."""
         saved = checkpoint.load_epoch()
         if saved is not None:
-            state, base_version = saved
-            subspace = self._exchange.pull_older(base_version)
+            subspace = self._exchange.pull_older(saved.base_version, saved.base_digest)
             if subspace is not None:
                 self._injected.use_subspace(subspace)
-                return state
+                return saved.state
         self._injected.use_subspace(self._exchange.pull())
         return None
 
     def _push(self, update: TaskUpdate, checkpoint: TaskCheckpoint) -> str:
         """Push until the coordinator has it, and note so."""
+        if not update.base_digest:
+            self.emit(
+                WorkerEvent.BASE_UNCHECKED,
+                task_id=update.task_id,
+                base_version=update.base_version,
+            )
         try:
             receipt = self._exchange.push(update)
-        except BaseVersionTooOld:
+        except VersionError as error:
+            self.emit(
+                WorkerEvent.BASE_REFUSED,
+                task_id=update.task_id,
+                base_version=update.base_version,
+                reason=error.message,
+            )
             update = self._in_newest_version(update, checkpoint)
             receipt = self._exchange.push(update)
         checkpoint.save_pushed(update.update_id)
@@ -184,7 +195,7 @@ class TaskLoop:
 
     def _in_newest_version(self, update: TaskUpdate, checkpoint: TaskCheckpoint) -> TaskUpdate:
         """
-        Say a task in the newest version, under a new id, as its own base version is no longer kept.
+        Say a task in the newest version, under a new id, as its own base version is not there.
 
         A worker that was started anew does not hold the task, and learns it again.
         """

@@ -193,6 +193,43 @@ def test_starts_anew_when_the_version_of_its_checkpoint_is_gone(
     assert make_loop(stream, resume=True).run().task("mood").base_version == 1
 
 
+def test_starts_anew_when_the_version_of_its_checkpoint_is_another_one(
+    make_loop, make_stream, coordinator
+):
+    """Where the number of its base version has another content now, a half-trained task begins again."""
+    stream = make_stream("mood")
+
+    def late(event, fields):
+        return event is WorkerEvent.TASK_PROGRESSED and fields["step"] == fields["num_steps"]
+
+    with pytest.raises(Killed):
+        make_loop(stream, Recorder(late)).run()
+    coordinator.versions[0] = dataclasses.replace(coordinator.versions[0], digest="0" * 64)
+    recorder = Recorder()
+    make_loop(stream, recorder, resume=True).run()
+    assert recorder.named(WorkerEvent.TASK_STARTED)[0]["resumed_epochs"] == 0
+    assert [each.base_digest for each in coordinator.updates.values()] == ["0" * 64]
+
+
+def test_an_update_without_a_digest_is_pushed_unchecked_and_told(
+    make_loop, make_stream, coordinator, tmp_path
+):
+    """What release 0.1 left unpushed is pushed as it is, and an event says that its base was not checked."""
+    stream = make_stream("mood")
+    coordinator.fail("push", "before", Killed())
+    with pytest.raises(Killed):
+        make_loop(stream).run()
+    (path,) = tmp_path.glob("work/north/tasks/mood/update.json")
+    fields = json.loads(path.read_text())
+    del fields["base_digest"]
+    path.write_text(json.dumps(fields))
+    recorder = Recorder()
+    make_loop(stream, recorder, resume=True).run()
+    assert recorder.named(WorkerEvent.BASE_UNCHECKED) == [{"task_id": "mood", "base_version": 0}]
+    assert [each.base_digest for each in coordinator.updates.values()] == [""]
+    assert not recorder.named(WorkerEvent.TASK_STARTED)
+
+
 def test_says_its_task_in_the_newest_version_when_its_own_is_refused(
     make_loop, make_stream, coordinator
 ):
