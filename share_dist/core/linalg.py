@@ -100,6 +100,31 @@ def orthonormalise(
     return Q, correction.double() @ (sigma.unsqueeze(-1) * Wt)
 
 
+_ROWS_AT_ONCE = 256
+
+
+def tall_product(left: Float[Tensor, "d f"], right: Float[Tensor, "d g"]) -> Float[Tensor, "f g"]:
+    """
+    Multiply ``left.T @ right`` over many rows, in float64 but for the sums of a few rows each.
+
+    Accuracy:
+        Relative to ``||left|| ||right||`` the error is that of a product with 256 terms in the
+        factors' own dtype, however many rows there are; at the speed of a product in that dtype.
+
+    Examples:
+        >>> tall_product(torch.ones(1000, 1), torch.full((1000, 1), 0.5))
+        tensor([[500.]], dtype=torch.float64)
+    """
+    num_blocks = left.shape[0] // _ROWS_AT_ONCE
+    end = num_blocks * _ROWS_AT_ONCE
+    first, second = (
+        side[:end].reshape(num_blocks, _ROWS_AT_ONCE, side.shape[1]) for side in (left, right)
+    )
+    rest = left[end:].mT @ right[end:]
+    summed: Tensor = (first.mT @ second).sum(dim=0, dtype=torch.float64) + rest
+    return summed
+
+
 def nearest_orthonormal(matrix: Float[Tensor, "d m"]) -> Float[Tensor, "d m"] | None:
     """
     Find the orthonormal columns nearest to columns that are nearly so: ``V (V.T V)^(-1/2)``.

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.linalg import rank_tolerance
+from share_dist.core.linalg import rank_tolerance, tall_product
 from share_dist.core.newcomers import (
     in_double,
     require_equal_pseudo_rank,
@@ -18,6 +18,9 @@ from share_dist.core.values import Basis, Pair, SideUpdate, Subspace, TaskUpdate
 
 _SAFE = (1e-15, 1e15)
 """Largest entries of a factor between which float32 products neither overflow nor vanish."""
+
+_LEAST_ENERGY = 1e-3
+"""What a factor's least direction needs, of its parts' energy, for six digits from Gram matrices in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ def measure_update(
     """
     Measure every layer of an update.
 
-    Factors are formed in the basis's dtype, as the worker formed them; all that is
-    computed from them are ``p x p`` products in float64.
+    From products of a few rows in the basis's dtype, summed in float64; where that would lose
+    digits, from the factors, formed in the basis's dtype as the worker formed them.
 
     Args:
         update: What was pushed.
@@ -99,17 +102,56 @@ class _Grams:
 
 
 def _grams(base: Basis, current: Basis, part: SideUpdate) -> _Grams:
+    found = _grams_of_parts(base, current, part) if _is_safe(part) else None
+    whole, inside = found or _grams_of_factor(base, current, part)
+    return _Grams(whole, inside, rank_tolerance(base.vectors.dtype, base.features))
+
+
+def _is_safe(part: SideUpdate) -> bool:
+    """Whether products of these parts neither overflow nor vanish."""
+    learnt = _largest(part.temporary)
+    small = max(map(_largest, (part.coefficients, part.temporary_coefficients)))
+    return max(small, learnt) < _SAFE[1] and not 0 < learnt < _SAFE[0]
+
+
+def _largest(tensor: Tensor) -> float:
+    return max(abs(float(end)) for end in tensor.aminmax()) if tensor.numel() else 0.0
+
+
+def _grams_of_parts(base: Basis, current: Basis, part: SideUpdate) -> tuple[Tensor, Tensor] | None:
+    """
+    Find both Gram matrices without forming ``F = V E + T tau``.
+
+    With ``V`` orthonormal, ``F.T F = E.T E + E.T S tau + tau.T S.T E + tau.T N tau`` where
+    ``S = V.T T`` and ``N = T.T T``: only these two cost more than a few small products.
+
+    Returns:
+        None where digits are lost that ``F`` itself has: its parts nearly cancel, or some of its
+        directions are far below the largest.
+    """
+    T = part.temporary.to(base.vectors.dtype)
+    E, tau = part.coefficients.double(), part.temporary_coefficients.double()
+    S, N = tall_product(base.leading, T), tall_product(T, T)
+    own, learnt, crossed = E.mT @ E, tau.mT @ N @ tau, E.mT @ S @ tau
+    whole = own + learnt + crossed + crossed.mT
+    energies = torch.linalg.eigvalsh(whole)
+    if not energies[0] > _LEAST_ENERGY * (own.trace() + learnt.trace()):
+        return None
+    if current is base:
+        inside = E + S @ tau
+    else:
+        inside = tall_product(current.leading, base.leading) @ E
+        inside = inside + tall_product(current.leading, T) @ tau
+    return whole, inside.mT @ inside
+
+
+def _grams_of_factor(base: Basis, current: Basis, part: SideUpdate) -> tuple[Tensor, Tensor]:
     rows = _factor_rows(base.leading, part)
-    largest = float(rows.abs().max()) if rows.numel() else 0.0
-    if not (_SAFE[0] < largest < _SAFE[1]):
+    if not (_SAFE[0] < _largest(rows) < _SAFE[1]):
         rows = _factor_rows(base.leading.double(), in_double(part))
     inside = (rows.to(current.vectors.dtype) @ current.leading).double()
     rows = rows.double()
-    return _Grams(
-        rows @ rows.mT,
-        inside @ inside.mT,
-        rank_tolerance(base.vectors.dtype, base.features),
-    )
+    return rows @ rows.mT, inside @ inside.mT
 
 
 def _factor_rows(basis: Float[Tensor, "d k"], part: SideUpdate) -> Float[Tensor, "p d"]:

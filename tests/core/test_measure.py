@@ -164,3 +164,48 @@ class TestRefusals:
         layers = {"q": LayerUpdate(update.layers["q"].a, odd)}
         with pytest.raises(ShapeMismatch, match="pseudo-rank 2 on side A and 1 on side B"):
             measure_update(replace(update, layers=layers), empty, empty)
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-2, 1e-4, 0.0])
+def test_parts_that_nearly_cancel_keep_the_digits_of_their_sum(share):
+    """What the temporary factors take back of the coefficients' part costs the norm no digits."""
+    current = merge_in_sequence([random_factors(0, dtype=torch.float32)], "delta", 6)[-1][
+        2
+    ].subspace
+    layers, dense = {}, {}
+    generator = torch.Generator().manual_seed(1)
+    for name, bases in current.layers.items():
+        sides = []
+        for _, basis in bases:
+            V = basis.leading
+            E = torch.randn(V.shape[1], 3, generator=generator)
+            own = torch.randn(V.shape[0], 3, generator=generator)
+            T = share * own - V @ E
+            sides.append(SideUpdate(E, T, torch.eye(3)))
+        layers[name] = LayerUpdate(*sides)
+        a, b = (
+            bases[s].leading.double() @ p.coefficients.double() + p.temporary.double()
+            for s, p in layers[name]
+        )
+        dense[name] = b @ a.mT
+    found = measure_update(TaskUpdate("u", "t", 1, layers), current, current)
+    for name, measure in found.items():
+        norm = float(dense[name].norm())
+        assert measure.norm == pytest.approx(norm, rel=1e-3, abs=measure.rounding)
+        if share >= 1e-2:
+            assert measure.norm == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_scales_whose_squares_float32_cannot_hold_are_measured_as_well(scale):
+    """The same adapter with one factor large and the other small has the same norm."""
+    adapter = random_factors(3, dtype=torch.float32)
+    empty = Subspace.empty(SHAPES)
+    split = {name: type(x)(x.a * scale, x.b / scale) for name, x in adapter.items()}
+    plain, odd = (
+        measure_update(update_from_factors(empty, each, "t"), empty, empty)
+        for each in (adapter, split)
+    )
+    for name, measure in odd.items():
+        assert measure.norm == pytest.approx(plain[name].norm, rel=1e-5)
+        assert measure.largest_singular == pytest.approx(plain[name].largest_singular, rel=1e-5)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from share_dist.core.linalg import largest_angle, orthonormalise, thin_svd
+from share_dist.core.linalg import largest_angle, orthonormalise, tall_product, thin_svd
 from share_dist.core.rebase import rebase
 from share_dist.core.subspace import (
     project,
@@ -50,6 +50,18 @@ def test_thin_svd_survives_the_ends_of_the_range():
         for scale in (limits.max, limits.tiny):
             _, sigma, _ = thin_svd(torch.eye(2, dtype=dtype) * scale)
             assert sigma.tolist() == pytest.approx([scale, scale])
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(0, 1100), f=st.integers(0, 4), g=st.integers(0, 4), seed=st.integers(0, 99))
+def test_tall_product_is_the_product_in_float64(rows, f, g, seed):
+    """However many rows there are, the error is that of a few of them."""
+    left, right = (draw(rows, columns, seed=seed, dtype=torch.float32) for columns in (f, g))
+    found, expected = tall_product(left, right), left.double().mT @ right.double()
+    assert found.dtype == torch.float64
+    scale = float(left.double().norm() * right.double().norm())
+    assert found.shape == (f, g)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6 * scale)
 
 
 @settings(max_examples=50, deadline=None)
