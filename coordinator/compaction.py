@@ -9,6 +9,7 @@ does not leave already. So a push never finds the version gone that it was let i
     versions 1..9, keep 3                     may go 1 2 3 4 5 6
     u1, trained on 2, is parked               may go 1 3 4 5 6
     a push trained on 5 is on its way         may go 1 3 4 6
+    live worker w pulled 6 last               may go 1 3 4
 """
 
 import contextlib
@@ -201,7 +202,7 @@ class Compactor:
         for record in waiting_updates(self._store):
             yield record.base_version, f"{record.state.value} update {record.update_id} was trained on it"  # fmt: skip
         for version in held:
-            yield version, "a push that was trained on it is on its way"
+            yield version, "a worker's push or pull of it is on its way"
         now_seconds = self._clock.monotonic_seconds()
         for lease in self._leases.all(now_seconds):
             if lease.base_version is not None and self._leases.is_live(lease, now_seconds):

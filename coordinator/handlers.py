@@ -121,7 +121,7 @@ async def heartbeat(call: Call, worker_id: str, lease_epoch: int) -> Lease:
         LeaseExpired: It has ended or was taken over.
         NotPermitted: The worker belongs to another principal.
     """
-    await _require_own_worker(call, worker_id)
+    await require_own_worker(call, worker_id)
     call.lineage.leases.renew(worker_id, lease_epoch, call.clock.monotonic_seconds())
     return await _lease(call.lineage, worker_id, lease_epoch)
 
@@ -144,7 +144,7 @@ async def announce_push(call: Call, push: AnnouncedPush) -> None:
     if await asyncio.to_thread(store.find_update, push.update_id):
         return
     try:
-        await _require_own_worker(call, push.worker_id)
+        await require_own_worker(call, push.worker_id)
         now_seconds = call.clock.monotonic_seconds()
         call.lineage.leases.renew(push.worker_id, push.lease_epoch, now_seconds, push.base_version)
         await asyncio.to_thread(_check_announced, call, push)
@@ -244,8 +244,13 @@ def _owner(call: Call, worker_id: str) -> str:
     return call.coordinator.access.owner(call.principal, worker_id)
 
 
-async def _require_own_worker(call: Call, worker_id: str) -> None:
-    """Refuse who knows another one's worker and epoch: its lease is not theirs to use."""
+async def require_own_worker(call: Call, worker_id: str) -> None:
+    """
+    Refuse who knows another one's worker and epoch: its lease is not theirs to use.
+
+    Raises:
+        NotPermitted: The worker belongs to another principal.
+    """
     if call.principal.how == "local":
         return
     owner = await asyncio.to_thread(call.lineage.store.worker_owner, worker_id)

@@ -35,8 +35,8 @@ class WorkerLease:
         worker_id: Whose.
         lease_epoch: Its fencing number.
         heard_at_seconds: When the worker was last heard.
-        base_version: What it trains on, as far as is known: the version of its newest push, or
-            the one that was current when it registered; None where that is not known.
+        base_version: What it trains on, as far as is known: the version that it pulled or pushed on
+            last, or the one that was current when it registered; None where that is not known.
     """
 
     worker_id: str
@@ -116,7 +116,7 @@ class Leases:
         base_version: int | None = None,
     ) -> None:
         """
-        Note that the worker was heard, and the base version of what it pushes.
+        Note that the worker was heard, and which version it pulls or pushes on.
 
         Raises:
             LeaseExpired: As ``require`` does.

@@ -99,7 +99,7 @@ _OF_STATUS: Final = {
         "Workers whose lease holds.", _one(lambda s: sum(each.is_live for each in s.workers))
     ),
     "largest_worker_lag": _Gauge(
-        "Versions that the live worker furthest behind is behind, by its newest push.",
+        "Versions that the live worker furthest behind is behind, by what it pulled or pushed on last.",
         _one(
             lambda s: max(
                 (

@@ -4,14 +4,15 @@ import asyncio
 import contextlib
 import difflib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
+from coordinator.handlers import require_own_worker
 from coordinator.state import Call, Lineage
 from coordinator.store.base import summarise
 from coordinator.versions import AS_KEPT, WHOLE, Form, ServedPayload, Snapshot
 from share_dist.core.values import Fingerprint
-from share_dist.errors import UnknownTask, VersionCompacted
+from share_dist.errors import LeaseExpired, UnknownTask, VersionCompacted
 from share_dist.wire import codec
 from share_dist.wire.records import Precision, TaskSummary, VersionEvent
 
@@ -35,6 +36,8 @@ class Wanted:
         form: How it shall be sent.
         held_chain: Of what is held, for one who takes rotations; empty for one who does not.
         patience_seconds: How long to wait, at most.
+        worker_id: Who will train on it; empty for one who only reads.
+        lease_epoch: Of that worker's lease.
     """
 
     version: int | None = None
@@ -44,6 +47,8 @@ class Wanted:
     form: Form = AS_KEPT
     held_chain: bytes = b""
     patience_seconds: float = MAX_WAIT_SECONDS
+    worker_id: str = ""
+    lease_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +91,15 @@ async def pull_subspace(call: Call, wanted: Wanted) -> ServedSubspace:
     Raises:
         VersionInFuture: There is no such version yet, nor came it in time.
         VersionCompacted: It is no longer kept.
+        NotPermitted: Who pulls names another principal's worker.
     """
     lineage = call.lineage
+    if wanted.worker_id:
+        await require_own_worker(call, wanted.worker_id)
     await _wait_for(lineage, wanted)
     version = lineage.writer.snapshot.version if wanted.version is None else wanted.version
-    return await call.pull(lambda: _served_subspace(lineage, version, wanted))
+    with _held_for_worker(call, wanted, version):
+        return await call.pull(lambda: _served_subspace(lineage, version, wanted))
 
 
 async def pull_task(
@@ -149,6 +158,21 @@ async def _wait_for(lineage: Lineage, wanted: Wanted) -> None:
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(lineage.writer.reached(least), wanted.patience_seconds)
     await asyncio.to_thread(lineage.store.require_exists, least)
+
+
+@contextlib.contextmanager
+def _held_for_worker(call: Call, wanted: Wanted, version: int) -> Iterator[None]:
+    """Keep the version that a worker pulls, and note it with the worker's lease; readers hold nothing."""
+    if not wanted.worker_id:
+        yield
+        return
+    with call.lineage.holds.hold(version):
+        yield
+        # a lease that has ended keeps nobody from reading: the next push will say so
+        with contextlib.suppress(LeaseExpired):
+            call.lineage.leases.renew(
+                wanted.worker_id, wanted.lease_epoch, call.clock.monotonic_seconds(), version
+            )
 
 
 def _served_subspace(lineage: Lineage, version: int, wanted: Wanted) -> ServedSubspace:

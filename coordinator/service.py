@@ -224,6 +224,8 @@ def _wanted(request: pb.PullSubspaceRequest, context: Any) -> pulling.Wanted:
         form=Form(codec.precision_from_pb(request.precision), request.with_tail),
         held_chain=held_chain if request.accept_rotation else b"",
         patience_seconds=min(patience_seconds, pulling.MAX_WAIT_SECONDS),
+        worker_id=codec.require_id(request.worker_id, "worker_id") if request.worker_id else "",
+        lease_epoch=request.lease_epoch,
     )
 
 

@@ -182,7 +182,7 @@ def as_score(scores: Mapping[str, float], name: str) -> str:
 
 
 def lag_of(worker: WorkerStatus, current_version: int) -> str:
-    """Write how many versions a worker's newest push was behind, or a dash if it never pushed."""
+    """Write how many versions a worker is behind, by what it pulled or pushed on last; a dash if that is not known."""
     is_known = worker.base_version or worker.num_merged
     return f"{max(current_version - worker.base_version, 0):,}" if is_known else "-"
 

@@ -264,6 +264,10 @@ class ShareClient(Caller):
     ) -> tuple[pb.SubspaceHeader, bytearray]:
         """Ask for a version in any form; see ``pull`` and ``Mirror``, which read the answer."""
         request.subspace = self.subspace
+        if self.lease is not None:
+            # so that the coordinator keeps what this worker is about to train on
+            request.worker_id = self.lease.worker_id
+            request.lease_epoch = self.lease.lease_epoch
 
         def check(header: pb.SubspaceHeader) -> None:
             require_named(self.subspace, header.store_id, address=self.address)

@@ -62,7 +62,7 @@ def top(
     Watch a coordinator: workers, newest versions, what waits, bytes on their way.
 
     Drawn anew every --every seconds until Ctrl-C. What waits is seen by the role admin
-    only. Lag: how many versions a worker's newest push was behind.
+    only. Lag: how many versions a worker is behind, by what it pulled or pushed on last.
     """
     with connection.admin() as client:
         show_live(lambda: _look(client), _draw, every=every, count=count, as_json=as_json)

@@ -199,7 +199,7 @@ class Receipt(_message.Message):
     def __init__(self, update_id: _Optional[str] = ..., state: _Optional[_Union[Receipt.State, str]] = ..., version: _Optional[int] = ..., lag: _Optional[int] = ..., angle: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PullSubspaceRequest(_message.Message):
-    __slots__ = ("version", "held_version", "held_digest", "min_version", "precision", "with_tail", "accept_rotation", "held_chain", "subspace")
+    __slots__ = ("version", "held_version", "held_digest", "min_version", "precision", "with_tail", "accept_rotation", "held_chain", "worker_id", "lease_epoch", "subspace")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HELD_VERSION_FIELD_NUMBER: _ClassVar[int]
     HELD_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +208,8 @@ class PullSubspaceRequest(_message.Message):
     WITH_TAIL_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_ROTATION_FIELD_NUMBER: _ClassVar[int]
     HELD_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SUBSPACE_FIELD_NUMBER: _ClassVar[int]
     version: int
     held_version: int
@@ -217,8 +219,10 @@ class PullSubspaceRequest(_message.Message):
     with_tail: bool
     accept_rotation: bool
     held_chain: bytes
+    worker_id: str
+    lease_epoch: int
     subspace: str
-    def __init__(self, version: _Optional[int] = ..., held_version: _Optional[int] = ..., held_digest: _Optional[str] = ..., min_version: _Optional[int] = ..., precision: _Optional[_Union[_tensor_pb2.Precision, str]] = ..., with_tail: bool = ..., accept_rotation: bool = ..., held_chain: _Optional[bytes] = ..., subspace: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., held_version: _Optional[int] = ..., held_digest: _Optional[str] = ..., min_version: _Optional[int] = ..., precision: _Optional[_Union[_tensor_pb2.Precision, str]] = ..., with_tail: bool = ..., accept_rotation: bool = ..., held_chain: _Optional[bytes] = ..., worker_id: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., subspace: _Optional[str] = ...) -> None: ...
 
 class PullSubspaceResponse(_message.Message):
     __slots__ = ("header", "chunk")

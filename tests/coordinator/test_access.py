@@ -251,6 +251,8 @@ def test_another_ones_worker_cannot_be_taken_over(mutual, authority, catalog):
         with pytest.raises(NotPermitted, match="n1"):
             south.heartbeat()
         with pytest.raises(NotPermitted, match="n1"):
+            south.pull()
+        with pytest.raises(NotPermitted, match="n1"):
             south.push(make_update("dogs", lease_epoch=lease.lease_epoch))
         assert north.heartbeat().lease_epoch == lease.lease_epoch
         assert north.status().num_pending == 0

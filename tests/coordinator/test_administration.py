@@ -401,7 +401,7 @@ def test_who_asks_for_much_holds_up_nobody_who_learns(three, monkeypatch, what, 
 
 def test_old_versions_are_let_go_of_but_for_those_that_are_needed():
     """The newest stay, and the base of an update that was set aside, with its reason."""
-    with bench(quarantine_norm=300.0) as made:
+    with bench(quarantine_norm=300.0) as made, client_of(made.app.address) as reader:
         for number in range(1, 7):
             made.push(f"t{number}", f"u{number}", base=made.worker.pull() or EMPTY)
             if number == 2:
@@ -410,11 +410,11 @@ def test_old_versions_are_let_go_of_but_for_those_that_are_needed():
         planned = made.operator.compact(2, dry_run=True)
         assert planned.versions == (1, 3, 4)
         assert planned.kept == {2: "quarantined update odd was trained on it"}
-        assert made.worker.pull(1).version == 1
+        assert reader.pull(1).version == 1
         assert made.operator.compact(2).versions == (1, 3, 4)
         assert made.operator.compact(2).versions == ()
         with pytest.raises(VersionCompacted):
-            made.worker.pull(1)
+            reader.pull(1)
         kept = [each.event.version for each in made.operator.versions() if each.is_kept]
         assert kept == [2, 5, 6]
         receipt = made.operator.replay_update("odd", "it is fine")
@@ -428,6 +428,49 @@ def test_what_a_live_worker_trains_on_stays():
             made.push(f"t{number}", f"u{number}", base=made.worker.pull() or EMPTY)
         made.worker.push(make_update("t5", "u5", base=made.worker.pull(2)), wait="merged")
         assert made.operator.compact(1).kept == {2: "live worker 'w' trains on it"}
+
+
+def test_what_a_live_worker_pulled_stays_before_its_first_push():
+    """Who pulls and says that it is a worker can push on what came, however many versions come after."""
+    with (
+        bench(keep_versions=1) as made,
+        client_of(made.app.address, "late") as late,
+        client_of(made.app.address, "reader") as reader,
+    ):
+        late.register()
+        made.push("t1", "u1")
+        made.push("t2", "u2")
+        base = late.pull()
+        assert reader.pull().version == base.version == 2
+        for number in range(3, 6):
+            made.push(f"t{number}", f"u{number}")
+        found = made.operator.compact(1)
+        assert found.kept == {2: "live worker 'late' trains on it"}
+        held = {"held_version": base.version, "held_digest": base.digest}
+        assert late.pull(base.version, **held) is None
+        made.push("t6", "u6")
+        receipt = late.push(make_update("t7", "u7", base=base, lease_epoch=0), wait="merged")
+        assert (receipt.state, receipt.lag) == (UpdateState.MERGED, 4)
+        assert late.pull().version == made.operator.status().current_version == 7
+        made.push("t8", "u8")
+        assert made.operator.compact(1).kept == {7: "live worker 'late' trains on it"}
+
+
+def test_who_lost_its_lease_may_read_and_holds_nothing():
+    """A pull under an epoch that was taken over is answered, and does not move what the newer holder trains on."""
+    with (
+        bench() as made,
+        client_of(made.app.address, "twin") as old,
+        client_of(made.app.address, "twin") as new,
+    ):
+        made.push("t1", "u1")
+        made.push("t2", "u2")
+        old.register()
+        new.register()
+        assert new.pull(1).version == 1
+        assert old.pull().version == 2
+        made.push("t3", "u3")
+        assert made.operator.compact(1).kept == {1: "live worker 'twin' trains on it"}
 
 
 def test_what_a_watcher_has_not_seen_stays(monkeypatch):

@@ -66,7 +66,7 @@ def test_a_version_that_a_push_was_let_in_with_stays():
     with holds.hold(2), holds.hold(2):
         found = compactor.compact(1, by="operator")
     assert found.versions == (1, 3, 4)
-    assert found.kept == {2: "a push that was trained on it is on its way"}
+    assert found.kept == {2: "a worker's push or pull of it is on its way"}
     assert compactor.compact(1, by="operator").versions == (2,)
 
 

@@ -50,6 +50,17 @@ def test_grants_that_overtake_each_other_leave_the_newer():
     assert leases.require("w", 2, 1.0).lease_epoch == 2
 
 
+def test_a_pull_or_a_push_says_what_a_worker_trains_on():
+    """The version that was named last counts; a heartbeat names none and changes nothing."""
+    leases = Leases(60.0)
+    leases.grant("w", 1, 0.0, base_version=3)
+    leases.renew("w", 1, 1.0, base_version=5)
+    leases.renew("w", 1, 2.0)
+    assert leases.require("w", 1, 2.0).base_version == 5
+    leases.renew("w", 1, 3.0, base_version=4)
+    assert leases.require("w", 1, 3.0).base_version == 4
+
+
 def test_live_workers_are_counted_by_the_clock():
     """A silent worker stays known for a while and is not live."""
     leases = Leases(60.0)

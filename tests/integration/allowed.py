@@ -229,6 +229,8 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "PullSubspaceRequest.with_tail": _nothing,
     "PullSubspaceRequest.accept_rotation": _nothing,
     "PullSubspaceRequest.held_chain": _nothing,
+    "PullSubspaceRequest.worker_id": _worker,
+    "PullSubspaceRequest.lease_epoch": _count,
     "PullSubspaceRequest.subspace": _SUBSPACE,
     "PullSubspaceResponse.header": _message,
     "PullSubspaceResponse.chunk": _message,
