@@ -17,7 +17,8 @@ A short history of a store, and what it holds after each step::
     commit(version 1: u1 u2)    version 1, nothing pending; u1 and u2 are merged
     change_state(u3, ...)       u3 is quarantined, parked, pending again, or dropped
     commit(2: rollback to 0)    version 2 has the content of 0; u1 and u2 are rolled back
-    compact([1])                the tensors of 1 are gone, its row stays; 1 -> VersionCompacted
+    compact([1], [u1])          the tensors of both are gone, their rows stay; 1 -> VersionCompacted
+    refuse(u4: cats)            not kept, yet listed among the last that were refused
 
 When a call returns, what it did survives the end of the process. A call that
 raises has done nothing. Every method may be called from any thread. Every method that
@@ -59,6 +60,15 @@ COORDINATOR = "coordinator"
 """Who did what nobody asked for: the principal of merges and of automatic compaction."""
 
 TRANSITIONS: Mapping[UpdateState, frozenset[UpdateState]] = {
+WAITING = (UpdateState.PENDING, UpdateState.PARKED, UpdateState.QUARANTINED)
+"""States of updates that may yet be merged, each exactly as trained on its base version."""
+
+SET_ASIDE = (UpdateState.PARKED, UpdateState.QUARANTINED)
+"""States of updates that wait for somebody to decide, or for room."""
+
+FINISHED = (UpdateState.MERGED, UpdateState.ROLLED_BACK, UpdateState.DROPPED)
+"""States of updates that wait for nothing."""
+
     UpdateState.PENDING: frozenset(
         {UpdateState.QUARANTINED, UpdateState.PARKED, UpdateState.DROPPED}
     ),
@@ -111,6 +121,10 @@ class UpdateRecord:
     version: int = 0
     mark: MergeMark = MergeMark()
 
+    is_consented: bool = False
+    """An operator has let it through: what is suspicious about it is known."""
+    let_go_at: int | None = None
+    """The version that was current when a compaction let go of its tensors; None while they are kept."""
     def receipt(self) -> Receipt:
         """What the worker is told."""
         return Receipt(
@@ -140,6 +154,13 @@ class UpdateRecord:
 
 
 class Kept(NamedTuple):
+class UpdateSizes(NamedTuple):
+    """How many updates, and the bytes of their payloads."""
+
+    num_updates: int
+    update_bytes: int
+
+
     """What keeping an update came to."""
 
     record: UpdateRecord
@@ -148,6 +169,24 @@ class Kept(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
+class FinishedUpdate:
+    """
+    An update that is merged, rolled back or dropped, and whose tensors are kept.
+
+    Args:
+        update_id: Which.
+        state: MERGED, ROLLED_BACK or DROPPED.
+        base_version: What it was trained on.
+        update_bytes: Of its payload.
+    """
+
+    update_id: str
+    state: UpdateState
+    base_version: int
+    update_bytes: int
+
+
 class TaskEntry:
     """
     What a version knows of a task beside its coefficients.
@@ -324,7 +363,7 @@ class Catalog(abc.ABC):
         """Return the store of a subspace, made if there is none."""
 
     @abc.abstractmethod
-    def renew(self) -> None:
+    def renew(self, seen_seconds: float = 0.0) -> None:
         """
         Keep owning this catalog; called every few seconds while it is open.
 
@@ -342,10 +381,18 @@ class Catalog(abc.ABC):
 
     @abc.abstractmethod
     def find_token(self, secret_digest: str) -> Token | None:
+        Args:
+            seen_seconds: The latest time that its owner has seen, seconds since 1970;
+                ``seen_seconds`` never goes back.
+
         """Return the token with this digest of its secret, also a revoked or expired one."""
 
     @abc.abstractmethod
     def revoke_token(self, token_id: str, *, at: datetime, by: str) -> Token:
+    @abc.abstractmethod
+    def seen_seconds(self) -> float:
+        """Return the latest time that an owner of this catalog has told of; 0 if none has."""
+
         """
         End a token; a second time changes nothing.
 
@@ -358,8 +405,17 @@ class Catalog(abc.ABC):
         """Write lines into the audit log; their sequence is given by the catalog."""
 
     @abc.abstractmethod
-    def audit(self, after_sequence: int, limit: int) -> tuple[AuditEntry, ...]:
-        """Return the oldest lines after a sequence number, at most ``limit``."""
+    def audit(
+        self, after_sequence: int, limit: int, *, before_sequence: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        """
+        Return lines of the audit log, oldest first.
+
+        Args:
+            after_sequence: Only those after this one.
+            limit: At most so many: the oldest, or the newest where ``before_sequence`` is given.
+            before_sequence: Only those before this one; 0 for the end of the log.
+        """
 
     @abc.abstractmethod
     def verify(self) -> Iterator[Finding]:
@@ -471,6 +527,7 @@ class Store(abc.ABC):
         """
         Return updates, newest first.
 
+            WrongState: A compaction let go of its tensors.
         Args:
             states: Only those in one of these states; empty for all.
             before_sequence: Only those that came before; 0 for the newest.
@@ -479,14 +536,14 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def change_state(
-        self, update_id: str, state: UpdateState, reason: str, *, by: str
+        self, update_id: str, state: UpdateState, reason: str, *, by: str, consents: bool = False
     ) -> UpdateRecord:
         """
         Set an update aside, let it wait again, or give it up, as ``TRANSITIONS`` allows.
 
         Raises:
             UnknownUpdate: It was never kept.
-            WrongState: Its state does not allow it.
+            WrongState: Its state does not allow it, or its tensors are gone that it would need.
         """
 
     @abc.abstractmethod
@@ -498,6 +555,13 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def commit(self, version: EncodedVersion, *, by: str) -> None:
         """
+        Args:
+            update_id: Which.
+            state: Its new state.
+            reason: Why.
+            by: Who asks.
+            consents: Whether who asks lets it through; what was consented to once stays so.
+
         Make the next version, whole or not at all.
 
         Raises:
@@ -507,6 +571,32 @@ class Store(abc.ABC):
 
     @property
     @abc.abstractmethod
+    @abc.abstractmethod
+    def sizes_of(self, states: Collection[UpdateState], owner: str = "") -> UpdateSizes:
+        """Count updates in some states, and their bytes; those of one owner, or all."""
+
+    @abc.abstractmethod
+    def refuse(self, record: UpdateRecord, limit: int) -> None:
+        """
+        Note a push that was refused, and forget the oldest beyond ``limit``.
+
+        Args:
+            record: Made by ``refused_record``; the sequence is given by the store. Its id may be
+                that of an update that is kept, and of several that were refused.
+            limit: How many are remembered, of this subspace.
+        """
+
+    @abc.abstractmethod
+    def refused(self, *, before_sequence: int = 0, limit: int = 100) -> tuple[UpdateRecord, ...]:
+        """
+        Return pushes that were refused lately, newest first.
+
+        Args:
+            before_sequence: Only those that came before; 0 for the newest. They are counted
+                together with the updates.
+            limit: At most so many.
+        """
+
     def current_version(self) -> int:
         """The newest version."""
 
@@ -569,9 +659,24 @@ class Store(abc.ABC):
         """Whether a version's tensors are kept; version 0 always is."""
 
     @abc.abstractmethod
-    def compact(self, versions: Collection[int], *, by: str) -> int:
+    def held_updates(self, version: int) -> frozenset[str]:
+        """Return the updates that a version holds, one of each task; raises what ``subspace`` raises."""
+
+    @abc.abstractmethod
+    def finished_updates(self) -> tuple[FinishedUpdate, ...]:
+        """Return every update whose tensors are kept although it waits for nothing."""
+
+    @abc.abstractmethod
+    def compact(
+        self, versions: Collection[int], update_ids: Collection[str] = (), *, by: str
+    ) -> int:
         """
-        Let go of the tensors of versions; the current one, 0 and those that are gone are skipped.
+        Let go of the tensors of versions and of updates; their rows stay.
+
+        Args:
+            versions: The current one, 0 and those that are gone are skipped.
+            update_ids: Those that wait, and those that are gone, are skipped.
+            by: Who asks.
 
         Returns:
             Freed bytes; content that another version or update shares stays.
@@ -698,6 +803,65 @@ def wrong_state(record: UpdateRecord, state: UpdateState) -> WrongState:
 def empty_subspace(fingerprint: Fingerprint | None) -> Subspace:
     """Return version 0: it has the fingerprint's layers, once there is a fingerprint."""
     if fingerprint is None:
+def refused_record(
+    *,
+    update_id: str,
+    task_id: str,
+    worker_id: str,
+    owner: str,
+    base_version: int,
+    pushed_at: datetime,
+    content_digest: str,
+    update_bytes: int,
+    reason: str,
+) -> UpdateRecord:
+    """Make what is remembered of a push that was refused: what its sender said of it, and why."""
+    return UpdateRecord(
+        sequence=0,
+        update_id=update_id,
+        task_id=task_id,
+        worker_id=worker_id,
+        owner=owner,
+        base_version=base_version,
+        pushed_at=pushed_at,
+        content_digest=content_digest,
+        update_bytes=update_bytes,
+        head_bytes=0,
+        state=UpdateState.REFUSED,
+        reason=reason,
+    )
+
+
+def told_of_compaction(versions: Sequence[int], num_updates: int) -> tuple[str, str]:
+    """Say in a line of the audit log, as subject and detail, what a compaction let go of."""
+    subject = f"{versions[0]}-{versions[-1]}" if versions else ""
+    return subject, f"payloads of {num_updates} updates" if num_updates else ""
+
+
+def let_go(record: UpdateRecord) -> WrongState:
+    """Make the error for what needs tensors of an update that are gone."""
+    return WrongState(
+        f"update {record.update_id} is {record.state.value}, and its payload was let go of by a "
+        f"compaction at version {record.let_go_at}: it can be neither measured nor merged any more; "
+        "let its worker push it again under a new update_id",
+        subject=record.update_id,
+        state=record.state.value,
+    )
+
+
+def require_transition(record: UpdateRecord, state: UpdateState) -> None:
+    """
+    Raise unless an update can become what is asked for.
+
+    Raises:
+        WrongState: Its state does not allow it, or its tensors are gone that it would need.
+    """
+    if state not in TRANSITIONS.get(record.state, frozenset()):
+        raise wrong_state(record, state)
+    if state in WAITING and record.let_go_at is not None:
+        raise let_go(record)
+
+
         return Subspace({})
     return Subspace.empty(fingerprint.layers, fingerprint.metric)
 

@@ -25,7 +25,7 @@ from coordinator.store.migrations import migrate, require_known, schema_version
 from coordinator.store.ownership import Ownership
 from coordinator.store.payloads import Payload, Payloads
 from coordinator.store.place import Place
-from coordinator.store.rows import add_audit, fact
+from coordinator.store.rows import add_audit, fact, note_seen_seconds, seen_seconds_in
 from coordinator.store.tables import (
     audit,
     audit_from_row,
@@ -172,8 +172,17 @@ class DurableCatalog(Catalog):
     # --- ownership --------------------------------------------------------------------------
 
     @override
-    def renew(self) -> None:
-        self.write("owner", self._ownership.renew)
+    def renew(self, seen_seconds: float = 0.0) -> None:
+        def write(rows: sa.Connection) -> None:
+            self._ownership.renew(rows)
+            if seen_seconds > seen_seconds_in(rows):
+                note_seen_seconds(rows, seen_seconds)
+
+        self.write("owner", write)
+
+    @override
+    def seen_seconds(self) -> float:
+        return self.database.read(seen_seconds_in)
 
     @override
     def close(self) -> None:
@@ -229,12 +238,17 @@ class DurableCatalog(Catalog):
         self.write("change", lambda rows: add_audit(rows, entries))
 
     @override
-    def audit(self, after_sequence: int, limit: int) -> tuple[AuditEntry, ...]:
-        newer = sa.select(audit).where(audit.c.sequence > after_sequence)
-        select = newer.order_by(audit.c.sequence).limit(limit)
-        return tuple(
-            map(audit_from_row, self.database.read(lambda rows: rows.execute(select).all()))
-        )
+    def audit(
+        self, after_sequence: int, limit: int, *, before_sequence: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        sequence = audit.c.sequence
+        asked = sa.select(audit).where(sequence > after_sequence).limit(limit)
+        if before_sequence:
+            asked = asked.where(sequence < before_sequence)
+        is_from_end = before_sequence is not None
+        select = asked.order_by(sequence.desc() if is_from_end else sequence)
+        found = self.database.read(lambda rows: rows.execute(select).all())
+        return tuple(map(audit_from_row, reversed(found) if is_from_end else found))
 
     @staticmethod
     def audit_in(rows: sa.Connection, by: str, action: str, **fields: str) -> None:

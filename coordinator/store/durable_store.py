@@ -10,21 +10,25 @@ from typing_extensions import override
 
 from coordinator import faults
 from coordinator.store.base import (
-    TRANSITIONS,
     DescribedUpdate,
     EncodedVersion,
+    FinishedUpdate,
     Kept,
     KeptTasks,
     Store,
     UpdateRecord,
+    UpdateSizes,
     empty_subspace,
+    let_go,
     not_owner,
+    require_transition,
+    told_of_compaction,
     unknown_task,
     unknown_update,
-    wrong_state,
 )
 from coordinator.store.format import (
     drift_from_bytes,
+    entries_from_bytes,
     event_from_json,
     fingerprint_from_json,
     fingerprint_to_json,
@@ -36,6 +40,9 @@ from coordinator.store.rows import (
     change_updates,
     compactable,
     find_update,
+    finished_updates,
+    forget_refused,
+    let_go_of,
     newest_version,
     next_sequence,
     replace_entries,
@@ -43,7 +50,17 @@ from coordinator.store.rows import (
     summaries,
     task_owner,
 )
-from coordinator.store.tables import subspaces, tasks, update_to_row, updates, versions, workers
+from coordinator.store.tables import (
+    refused_from_row,
+    refused_to_row,
+    refused_updates,
+    subspaces,
+    tasks,
+    update_to_row,
+    updates,
+    versions,
+    workers,
+)
 from share_dist.core.values import Fingerprint, Subspace, TaskUpdate
 from share_dist.errors import StoreCorrupt
 from share_dist.wire import codec
@@ -158,7 +175,7 @@ class DurableStore(Store):
     @override
     def add_update(self, described: DescribedUpdate, *, by: str) -> Kept:
         record = described.record
-        payload = Payload(described.payload_digest, described.payload)
+        payload = Payload(described.payload_digest, described.payload, described.file)
         if self._catalog.payloads.is_large(payload):
             # before its file is written: who repeats a conflict must not wear out the disk
             known = self._read(lambda rows: self._known(rows, record))
@@ -229,14 +246,22 @@ class DurableStore(Store):
 
     @override
     def load_update(self, update_id: str) -> TaskUpdate:
-        select = sa.select(updates.c.metadata, updates.c.payload_digest).where(
-            updates.c.subspace == self._name, updates.c.update_id == update_id
-        )
-        found = self._read(lambda rows: rows.execute(select).one_or_none())
-        if found is None:
-            raise unknown_update(update_id)
-        payload = self._catalog.payloads.read(found.payload_digest)
+        self._require_payload(update_id)
+        one = sa.and_(updates.c.subspace == self._name, updates.c.update_id == update_id)
+        select = sa.select(updates.c.metadata, updates.c.payload_digest).where(one)
+        found = self._read(lambda rows: rows.execute(select).one())
+        try:
+            payload = self._catalog.payloads.read(found.payload_digest)
+        except StoreCorrupt:
+            # it may have been let go of since it was asked for
+            self._require_payload(update_id)
+            raise
         return codec.update_from_record(json.loads(found.metadata), payload)
+
+    def _require_payload(self, update_id: str) -> None:
+        record = self.update_record(update_id)
+        if record.let_go_at is not None:
+            raise let_go(record)
 
     @override
     def pending(self) -> tuple[UpdateRecord, ...]:
@@ -264,18 +289,18 @@ class DurableStore(Store):
 
     @override
     def change_state(
-        self, update_id: str, state: UpdateState, reason: str, *, by: str
+        self, update_id: str, state: UpdateState, reason: str, *, by: str, consents: bool = False
     ) -> UpdateRecord:
         one = sa.and_(updates.c.subspace == self._name, updates.c.update_id == update_id)
-        statement = sa.update(updates).where(one).values(state=state.value, reason=reason)
 
         def write(rows: sa.Connection) -> UpdateRecord:
             record = self._record(rows, update_id)
-            if state not in TRANSITIONS.get(record.state, frozenset()):
-                raise wrong_state(record, state)
-            rows.execute(statement)
+            require_transition(record, state)
+            is_consented = record.is_consented or consents
+            values = {"state": state.value, "reason": reason, "is_consented": is_consented}
+            rows.execute(sa.update(updates).where(one).values(values))
             self._audit(rows, by, f"update_{state.value}", subject=update_id, detail=reason)
-            return replace(record, state=state, reason=reason)
+            return replace(record, state=state, reason=reason, is_consented=is_consented)
 
         return self._catalog.write("change", write)
 
@@ -284,6 +309,33 @@ class DurableStore(Store):
         mine = sa.and_(updates.c.subspace == self._name, updates.c.state == state.value)
         count = sa.select(sa.func.count()).select_from(updates).where(mine)
         return self._read(lambda rows: int(rows.execute(count).scalar_one()))
+
+    @override
+    def sizes_of(self, states: Collection[UpdateState], owner: str = "") -> UpdateSizes:
+        mine = [updates.c.subspace == self._name, updates.c.state.in_([s.value for s in states])]
+        if owner:
+            mine.append(updates.c.owner == owner)
+        num_bytes = sa.func.coalesce(sa.func.sum(updates.c.update_bytes), 0)
+        select = sa.select(sa.func.count(), num_bytes).select_from(updates).where(*mine)
+        return UpdateSizes(*map(int, self._read(lambda rows: rows.execute(select).one())))
+
+    @override
+    def refuse(self, record: UpdateRecord, limit: int) -> None:
+        def write(rows: sa.Connection) -> None:
+            numbered = replace(record, sequence=next_sequence(rows, self._name))
+            row = refused_to_row(numbered) | {"subspace": self._name}
+            rows.execute(sa.insert(refused_updates).values(row))
+            forget_refused(rows, self._name, limit)
+
+        self._catalog.write("change", write)
+
+    @override
+    def refused(self, *, before_sequence: int = 0, limit: int = 100) -> tuple[UpdateRecord, ...]:
+        sequence = refused_updates.c.sequence
+        mine = sa.select(refused_updates).where(refused_updates.c.subspace == self._name)
+        asked = mine.where(sequence < before_sequence) if before_sequence else mine
+        select = asked.order_by(sequence.desc()).limit(limit)
+        return tuple(map(refused_from_row, self._read(lambda rows: rows.execute(select).all())))
 
     # --- versions ---------------------------------------------------------------------------
 
@@ -430,26 +482,53 @@ class DurableStore(Store):
         return list(self._read(lambda rows: rows.execute(select).all()))
 
     @override
-    def compact(self, versions: Collection[int], *, by: str) -> int:
-        asked = {*versions}
-        freed, gone = self._catalog.write("compaction", lambda rows: self._compact(rows, asked, by))
+    def held_updates(self, version: int) -> frozenset[str]:
+        self.require_version(version)
+        if version == 0:
+            return frozenset()
+        digest = self._version(version, versions.c.tasks_digest).tasks_digest
+        entries = entries_from_bytes(self._payload(version, digest))
+        return frozenset(entry.update_id for entry in entries.values())
+
+    @override
+    def finished_updates(self) -> tuple[FinishedUpdate, ...]:
+        found = self._read(lambda rows: finished_updates(rows, self._name))
+        return tuple(
+            FinishedUpdate(
+                row.update_id, UpdateState(row.state), row.base_version, row.update_bytes
+            )
+            for row in found
+        )
+
+    @override
+    def compact(
+        self, versions: Collection[int], update_ids: Collection[str] = (), *, by: str
+    ) -> int:
+        asked, named = {*versions}, {*update_ids}
+        freed, gone = self._catalog.write(
+            "compaction", lambda rows: self._compact(rows, asked, named, by)
+        )
         self._catalog.remove_blobs(gone)
         return freed
 
     def _compact(
-        self, rows: sa.Connection, asked: Collection[int], by: str
+        self, rows: sa.Connection, asked: Collection[int], named: Collection[str], by: str
     ) -> tuple[int, Collection[str]]:
         found = compactable(rows, self._name, asked)
-        if not found:
+        finished = [row for row in finished_updates(rows, self._name) if row.update_id in named]
+        if not found and not finished:
             return 0, ()
         numbers = [row.version for row in found]
         mine = sa.and_(versions.c.subspace == self._name, versions.c.version.in_(numbers))
         faults.reach("before-compaction-rows")
         rows.execute(sa.update(versions).where(mine).values(is_kept=False))
+        let_go_of(rows, self._name, [row.update_id for row in finished])
         sizes = {digest: size for row in found for digest, size in _sizes_of(row).items()}
+        sizes |= {row.payload_digest: row.update_bytes for row in finished}
         freed, in_files = self._catalog.payloads.forget(rows, sizes)
         faults.reach("after-compaction-rows")
-        self._audit(rows, by, "versions_compacted", subject=f"{numbers[0]}-{numbers[-1]}")
+        subject, detail = told_of_compaction(numbers, len(finished))
+        self._audit(rows, by, "versions_compacted", subject=subject, detail=detail)
         return sum(sizes[digest] for digest in freed), in_files
 
     # --- tasks ------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def describe_update(
         state=state,
         reason=reason,
     )
-    return DescribedUpdate(record, metadata, payload, payload_digest)
+    return DescribedUpdate(record, metadata, payload, payload_digest, file)
 
 
 def fingerprint_to_json(fingerprint: Fingerprint) -> str:
@@ -179,9 +179,15 @@ def tasks_to_bytes(kept: VersionCommit | KeptTasks) -> bytes:
 def tasks_from_bytes(data: bytes, *, version: int) -> KeptTasks:
     """Read what ``tasks_to_bytes`` wrote."""
     start = 8 + int.from_bytes(data[:8], "little")
-    entries = json.loads(zlib.decompress(data[8:start]))
     tasks = codec.merged_tasks_from_bytes(data[start:], version=version)
-    return KeptTasks(tasks, {task_id: TaskEntry(*entry) for task_id, entry in entries.items()})
+    return KeptTasks(tasks, entries_from_bytes(data))
+
+
+def entries_from_bytes(data: bytes) -> dict[str, TaskEntry]:
+    """Read only the entries of what ``tasks_to_bytes`` wrote."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(zlib.decompress(data[8:start]))
+    return {task_id: TaskEntry(*entry) for task_id, entry in entries.items()}
 
 
 def drift_to_bytes(drift: Mapping[str, float]) -> bytes:

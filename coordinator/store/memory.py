@@ -10,11 +10,12 @@ from datetime import datetime, timezone
 from typing_extensions import override
 
 from coordinator.store.base import (
-    TRANSITIONS,
+    FINISHED,
     Catalog,
     DescribedUpdate,
     EncodedVersion,
     Finding,
+    FinishedUpdate,
     Kept,
     KeptTasks,
     MergeMark,
@@ -22,13 +23,16 @@ from coordinator.store.base import (
     StoreCounts,
     TokenRecord,
     UpdateRecord,
+    UpdateSizes,
     VersionCommit,
     empty_subspace,
+    let_go,
     not_owner,
+    require_transition,
     summarise,
+    told_of_compaction,
     unknown_task,
     unknown_update,
-    wrong_state,
 )
 from coordinator.store.format import origin_digest
 from share_dist.core.values import Fingerprint, Subspace, TaskUpdate
@@ -54,6 +58,7 @@ class MemoryCatalog(Catalog):
         self._stores: dict[str, MemoryStore] = {}
         self._tokens: dict[str, TokenRecord] = {}
         self._audit: list[AuditEntry] = []
+        self._seen_seconds = 0.0
 
     @property
     @override
@@ -85,8 +90,13 @@ class MemoryCatalog(Catalog):
             return self._stores[name]
 
     @override
-    def renew(self) -> None:
-        """Nobody else can own what is in this process."""
+    def renew(self, seen_seconds: float = 0.0) -> None:
+        """Nobody else can own what is in this process; only the time is remembered."""
+        self._seen_seconds = max(self._seen_seconds, seen_seconds)
+
+    @override
+    def seen_seconds(self) -> float:
+        return self._seen_seconds
 
     @override
     def add_token(self, record: TokenRecord, *, by: str) -> None:
@@ -124,8 +134,13 @@ class MemoryCatalog(Catalog):
                 self._audit.append(replace(entry, sequence=len(self._audit) + 1))
 
     @override
-    def audit(self, after_sequence: int, limit: int) -> tuple[AuditEntry, ...]:
-        return tuple(self._audit[after_sequence:][:limit])
+    def audit(
+        self, after_sequence: int, limit: int, *, before_sequence: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        if before_sequence is None:
+            return tuple(self._audit[after_sequence:][:limit])
+        end = before_sequence - 1 if before_sequence else len(self._audit)
+        return tuple(self._audit[after_sequence:end][-limit:])
 
     @override
     def verify(self) -> Iterator[Finding]:
@@ -144,6 +159,7 @@ class MemoryCatalog(Catalog):
 class _KeptUpdate:
     record: UpdateRecord
     update: TaskUpdate
+    payload: bytes
 
 
 class MemoryStore(Store):
@@ -157,6 +173,7 @@ class MemoryStore(Store):
         self._epochs: dict[str, int] = {}
         self._worker_owners: dict[str, str] = {}
         self._updates: dict[str, _KeptUpdate] = {}
+        self._refused: list[UpdateRecord] = []
         self._versions: list[EncodedVersion] = []
         self._compacted: set[int] = set()
 
@@ -217,12 +234,17 @@ class MemoryStore(Store):
             owner = self.owner(record.task_id)
             if owner not in {None, record.owner}:
                 raise not_owner(f"task {record.task_id!r}", str(owner), record.owner)
-            record = replace(record, sequence=len(self._updates) + 1)
-            update = codec.update_from_record(json.loads(described.metadata), described.payload)
-            self._updates[record.update_id] = _KeptUpdate(record, update)
+            record = replace(record, sequence=self._next_sequence())
+            payload = bytes(described.payload)
+            update = codec.update_from_record(json.loads(described.metadata), payload)
+            self._updates[record.update_id] = _KeptUpdate(record, update, payload)
             action = f"update_{'admitted' if record.state is UpdateState.PENDING else record.state.value}"
             self._write(by, action, subject=record.update_id, digest=record.content_digest)
             return Kept(record, is_new=True)
+
+    def _next_sequence(self) -> int:
+        known = [*self._records(), *self._refused]
+        return max((record.sequence for record in known), default=0) + 1
 
     @override
     def owner(self, task_id: str) -> str | None:
@@ -245,7 +267,9 @@ class MemoryStore(Store):
 
     @override
     def load_update(self, update_id: str) -> TaskUpdate:
-        self.update_record(update_id)
+        record = self.update_record(update_id)
+        if record.let_go_at is not None:
+            raise let_go(record)
         return self._updates[update_id].update
 
     @override
@@ -268,13 +292,13 @@ class MemoryStore(Store):
 
     @override
     def change_state(
-        self, update_id: str, state: UpdateState, reason: str, *, by: str
+        self, update_id: str, state: UpdateState, reason: str, *, by: str, consents: bool = False
     ) -> UpdateRecord:
         with self._lock:
             record = self.update_record(update_id)
-            if state not in TRANSITIONS.get(record.state, frozenset()):
-                raise wrong_state(record, state)
-            self._set(update_id, state=state, reason=reason)
+            require_transition(record, state)
+            is_consented = record.is_consented or consents
+            self._set(update_id, state=state, reason=reason, is_consented=is_consented)
             self._write(by, f"update_{state.value}", subject=update_id, detail=reason)
             return self.update_record(update_id)
 
@@ -282,6 +306,32 @@ class MemoryStore(Store):
     def num_updates(self, state: UpdateState) -> int:
         with self._lock:
             return sum(record.state is state for record in self._records())
+
+    @override
+    def sizes_of(self, states: Collection[UpdateState], owner: str = "") -> UpdateSizes:
+        with self._lock:
+            found = [
+                record.update_bytes
+                for record in self._records()
+                if record.state in states and owner in {"", record.owner}
+            ]
+        return UpdateSizes(len(found), sum(found))
+
+    @override
+    def refuse(self, record: UpdateRecord, limit: int) -> None:
+        with self._lock:
+            self._refused.append(replace(record, sequence=self._next_sequence()))
+            del self._refused[: max(0, len(self._refused) - limit)]
+
+    @override
+    def refused(self, *, before_sequence: int = 0, limit: int = 100) -> tuple[UpdateRecord, ...]:
+        with self._lock:
+            found = [
+                record
+                for record in reversed(self._refused)
+                if not before_sequence or record.sequence < before_sequence
+            ]
+        return tuple(found[:limit])
 
     def _records(self) -> list[UpdateRecord]:
         return [kept.record for kept in self._updates.values()]
@@ -404,19 +454,41 @@ class MemoryStore(Store):
         return report
 
     @override
-    def compact(self, versions: Collection[int], *, by: str) -> int:
+    def held_updates(self, version: int) -> frozenset[str]:
+        return frozenset(entry.update_id for entry in self.tasks(version).entries.values())
+
+    @override
+    def finished_updates(self) -> tuple[FinishedUpdate, ...]:
+        with self._lock:
+            return tuple(
+                FinishedUpdate(r.update_id, r.state, r.base_version, r.update_bytes)
+                for r in self._records()
+                if r.state in FINISHED and r.let_go_at is None
+            )
+
+    @override
+    def compact(
+        self, versions: Collection[int], update_ids: Collection[str] = (), *, by: str
+    ) -> int:
         with self._lock:
             gone = sorted({*versions} - self._compacted - {0, self.current_version})
             gone = [version for version in gone if version < self.current_version]
+            finished = {update.update_id for update in self.finished_updates()} & {*update_ids}
             before = self._kept_payloads()
             self._compacted |= {*gone}
-            if gone:
-                self._write(by, "versions_compacted", subject=f"{gone[0]}-{gone[-1]}")
+            for update_id in finished:
+                self._set(update_id, let_go_at=self.current_version)
+            if gone or finished:
+                subject, detail = told_of_compaction(gone, len(finished))
+                self._write(by, "versions_compacted", subject=subject, detail=detail)
             return sum(map(len, before - self._kept_payloads()))
 
     def _kept_payloads(self) -> set[bytes]:
         kept = (version for version in range(1, self.current_version + 1) if self.is_kept(version))
-        return {payload for version in kept for payload in self._payloads(version)}
+        of_versions = {payload for version in kept for payload in self._payloads(version)}
+        return of_versions | {
+            update.payload for update in self._updates.values() if update.record.let_go_at is None
+        }
 
     def _payloads(self, version: int) -> tuple[bytes, ...]:
         kept = self._versions[version - 1]

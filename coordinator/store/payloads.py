@@ -71,7 +71,7 @@ class Payloads:
         large = [payload for payload in payloads if self.is_large(payload)]
         with self._held([payload.digest for payload in large]):
             for payload in large:
-                self.blobs.write(payload.digest, payload.data, occasion)
+                self.blobs.write(payload.digest, payload.data, occasion, payload.file)
             with self._lock:
                 self.num_blobs += len(large)
             yield lambda rows: self._insert(rows, small, occasion)
@@ -147,7 +147,7 @@ class Payloads:
 
     def _insert(self, rows: sa.Connection, small: Iterable[Payload], occasion: Occasion) -> None:
         faults.reach(f"before-{occasion}-rows")
-        for digest, data in small:
+        for digest, data, _ in small:
             insert = self._database.upsert(small_blobs).values(digest=digest, payload=data)
             rows.execute(insert.on_conflict_do_nothing())
             faults.reach(f"after-{occasion}-small-blob")
@@ -172,6 +172,6 @@ def _namings() -> sa.CompoundSelect[tuple[str]]:
     """Every digest that a row names, with repetitions; empty where a version has no rotation."""
     columns = (versions.c.subspace_digest, versions.c.tasks_digest, versions.c.rotation_digest)
     return sa.union_all(
-        sa.select(updates.c.payload_digest.label("digest")),
+        sa.select(updates.c.payload_digest.label("digest")).where(updates.c.let_go_at.is_(None)),
         *(sa.select(column).where(versions.c.is_kept) for column in columns),
     )

@@ -7,12 +7,20 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from coordinator.store.base import MergeMark, TaskEntry, UpdateRecord, VersionCommit, summarise
+from coordinator.store.base import (
+    FINISHED,
+    MergeMark,
+    TaskEntry,
+    UpdateRecord,
+    VersionCommit,
+    summarise,
+)
 from coordinator.store.tables import (
     audit,
     audit_to_row,
     facts,
     record_from_row,
+    refused_updates,
     tasks,
     updates,
     versions,
@@ -20,6 +28,9 @@ from coordinator.store.tables import (
 from share_dist.wire.records import AuditEntry, TaskSummary, UpdateState, VersionKind
 
 ItemT = TypeVar("ItemT")
+
+_SEEN_SECONDS = "seen_seconds"
+"""Name of a fact."""
 
 BATCH = 500
 """Names in one statement."""
@@ -29,6 +40,18 @@ def fact(rows: sa.Connection, name: str) -> str:
     """Return a single value."""
     value: str = rows.execute(sa.select(facts.c.value).where(facts.c.name == name)).scalar_one()
     return value
+
+
+def seen_seconds_in(rows: sa.Connection) -> float:
+    """Return the latest time that an owner has told of; 0 if none has."""
+    select = sa.select(facts.c.value).where(facts.c.name == _SEEN_SECONDS)
+    return float(rows.execute(select).scalar_one_or_none() or 0.0)
+
+
+def note_seen_seconds(rows: sa.Connection, seconds: float) -> None:
+    """Remember the latest time that an owner has told of."""
+    rows.execute(sa.delete(facts).where(facts.c.name == _SEEN_SECONDS))
+    rows.execute(sa.insert(facts).values(name=_SEEN_SECONDS, value=repr(seconds)))
 
 
 def add_audit(rows: sa.Connection, entries: Iterable[AuditEntry]) -> None:
@@ -69,8 +92,40 @@ def task_owner(rows: sa.Connection, subspace: str, task_id: str) -> str | None:
 
 def next_sequence(rows: sa.Connection, subspace: str) -> int:
     """Return the place of the next update in the order of arrival."""
-    newest = sa.select(sa.func.max(updates.c.sequence)).where(updates.c.subspace == subspace)
-    return int(rows.execute(newest).scalar() or 0) + 1
+    newest = 0
+    for table in (updates, refused_updates):
+        select = sa.select(sa.func.max(table.c.sequence)).where(table.c.subspace == subspace)
+        newest = max(newest, rows.execute(select).scalar() or 0)
+    return newest + 1
+
+
+def forget_refused(rows: sa.Connection, subspace: str, limit: int) -> None:
+    """Keep the newest of the pushes that were refused."""
+    mine, sequence = refused_updates.c.subspace == subspace, refused_updates.c.sequence
+    beyond = sa.select(sequence).where(mine).order_by(sequence.desc()).offset(limit).limit(1)
+    newest_beyond = rows.execute(beyond).scalar()
+    if newest_beyond is not None:
+        rows.execute(sa.delete(refused_updates).where(mine, sequence <= newest_beyond))
+
+
+def finished_updates(rows: sa.Connection, subspace: str) -> Sequence["sa.Row[Any]"]:
+    """Return the rows of updates that wait for nothing and whose payloads are kept."""
+    columns = ("update_id", "state", "base_version", "update_bytes", "payload_digest")
+    select = sa.select(*(updates.c[name] for name in columns)).where(
+        updates.c.subspace == subspace,
+        updates.c.let_go_at.is_(None),
+        updates.c.state.in_([state.value for state in FINISHED]),
+    )
+    return rows.execute(select.order_by(updates.c.sequence)).all()
+
+
+def let_go_of(rows: sa.Connection, subspace: str, update_ids: Collection[str]) -> None:
+    """Note of updates that their payloads are no longer kept."""
+    here = updates.c.subspace == subspace
+    current = newest_version(rows, subspace)
+    for batch in batches(update_ids):
+        those = sa.and_(here, updates.c.update_id.in_(batch))
+        rows.execute(sa.update(updates).where(those).values(let_go_at=current))
 
 
 # --- versions -------------------------------------------------------------------------------

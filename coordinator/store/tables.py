@@ -6,7 +6,7 @@ kept, so a crash can leave a payload without a row, which is harmless, and never
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -24,12 +24,18 @@ from sqlalchemy import (
     Text,
 )
 
-from coordinator.store.base import DescribedUpdate, MergeMark, TokenRecord, UpdateRecord
+from coordinator.store.base import (
+    DescribedUpdate,
+    MergeMark,
+    TokenRecord,
+    UpdateRecord,
+    refused_record,
+)
 from coordinator.store.format import to_json
 from share_dist.core.values import Head
 from share_dist.wire.records import AuditEntry, Token, UpdateState
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """Version of the tables and of what is in them; a migration for each leads here."""
 
 tables = MetaData()
@@ -43,7 +49,8 @@ facts = Table(
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )
-"""Single values: ``store_id``, and for the first release, which refuses it, ``schema_version``."""
+"""Single values: ``store_id``; ``seen_seconds``, the latest time that an owner has seen; and for the
+first release, which refuses it, ``schema_version``."""
 
 owner = Table(
     "owner",
@@ -103,11 +110,32 @@ updates = Table(
     Column("truncation", Double, nullable=False),
     Column("metadata", Text, nullable=False),
     Column("payload_digest", Text, nullable=False),
+    Column("is_consented", Boolean, nullable=False),
+    Column("let_go_at", BigInteger),
     Index("updates_by_sequence", "subspace", "sequence", unique=True),
     Index("updates_by_state", "subspace", "state", "sequence"),
     Index("updates_by_task", "subspace", "task_id", "sequence"),
     Index("updates_by_payload", "payload_digest"),
+    Index("updates_by_let_go", "subspace", "let_go_at", "state"),
 )
+"""Digests stay when a payload is let go of; ``let_go_at`` says at which version that was."""
+
+refused_updates = Table(
+    "refused_updates",
+    tables,
+    Column("subspace", Name, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("update_id", Text, nullable=False),
+    Column("task_id", Text, nullable=False),
+    Column("worker_id", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("base_version", BigInteger, nullable=False),
+    Column("pushed_at", Double, nullable=False),
+    Column("content_digest", Text, nullable=False),
+    Column("update_bytes", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+"""The last pushes of each subspace that were refused; sequences are those of ``updates``."""
 
 tasks = Table(
     "tasks",
@@ -188,8 +216,22 @@ _RECORD_FIELDS: Final = (
     "num_samples",
     "reason",
     "version",
+    "is_consented",
+    "let_go_at",
 )
 """Fields of a record that are columns as they are."""
+
+_REFUSED_FIELDS: Final = (
+    "update_id",
+    "task_id",
+    "worker_id",
+    "owner",
+    "base_version",
+    "content_digest",
+    "update_bytes",
+    "reason",
+)
+"""The same, of a push that was refused."""
 
 _TOKEN_FIELDS: Final = ("token_id", "principal", "role")
 _TOKEN_TIMES: Final = ("created_at", "expires_at", "revoked_at")
@@ -221,6 +263,19 @@ def record_from_row(row: Row[Any]) -> UpdateRecord:
         mark=MergeMark(row.lag, row.angle, row.truncation),
         **{name: getattr(row, name) for name in _RECORD_FIELDS},
     )
+
+
+def refused_to_row(record: UpdateRecord) -> dict[str, Any]:
+    """Turn a push that was refused into a row of ``refused_updates``; the subspace is the store's."""
+    row: dict[str, Any] = {name: getattr(record, name) for name in _REFUSED_FIELDS}
+    return row | {"pushed_at": record.pushed_at.timestamp(), "sequence": record.sequence}
+
+
+def refused_from_row(row: Row[Any]) -> UpdateRecord:
+    """Turn a row of ``refused_updates`` into a record."""
+    fields = {name: getattr(row, name) for name in _REFUSED_FIELDS}
+    record = refused_record(pushed_at=from_seconds(row.pushed_at), **fields)
+    return replace(record, sequence=row.sequence)
 
 
 def token_to_row(record: TokenRecord) -> dict[str, Any]:

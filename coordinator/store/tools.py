@@ -22,6 +22,7 @@ from coordinator.store.tables import (
     SCHEMA_VERSION,
     audit,
     facts,
+    refused_updates,
     small_blobs,
     subspaces,
     tasks,
@@ -34,7 +35,18 @@ from coordinator.store.verify import findings
 from share_dist.errors import ConfigError, StoreCorrupt, StoreUnavailable
 from share_dist.files import make_folder, sync_folder
 
-COPIED = (facts, subspaces, workers, updates, tasks, versions, small_blobs, tokens, audit)
+COPIED = (
+    facts,
+    subspaces,
+    workers,
+    updates,
+    refused_updates,
+    tasks,
+    versions,
+    small_blobs,
+    tokens,
+    audit,
+)
 """Everything but the owner: a copy belongs to nobody yet."""
 
 ATTEMPTS = 3

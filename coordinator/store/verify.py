@@ -59,15 +59,24 @@ def _updates(database: Database, payloads: Payloads, name: str) -> Iterator[Find
         updates.c.metadata,
         updates.c.payload_digest,
         updates.c.content_digest,
+        updates.c.let_go_at,
     )
     select = sa.select(*columns).where(updates.c.subspace == name).order_by(updates.c.sequence)
     for row in database.read(lambda rows: rows.execute(select).all()):
         subject = f"update {row.update_id} of subspace {name!r}"
-        yield from _payload(payloads, row.payload_digest, subject, RESTORE_OR_DROP)
+        if row.let_go_at is None and _is_still_there(database, name, row.update_id):
+            yield from _payload(payloads, row.payload_digest, subject, RESTORE_OR_DROP)
         if content_digest(row.metadata, row.payload_digest) != row.content_digest:
             yield Finding(
                 subject, "its metadata is not what the worker said: digests differ", RESTORE_OR_DROP
             )
+
+
+def _is_still_there(database: Database, name: str, update_id: str) -> bool:
+    """Whether an update's payload was not let go of while the walk went on."""
+    one = sa.and_(updates.c.subspace == name, updates.c.update_id == update_id)
+    select = sa.select(updates.c.let_go_at).where(one)
+    return database.read(lambda rows: rows.execute(select).scalar()) is None
 
 
 def _versions(database: Database, payloads: Payloads, name: str) -> Iterator[Finding]:

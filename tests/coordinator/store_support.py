@@ -21,6 +21,7 @@ from coordinator.store.base import (
     UpdateRecord,
     VersionCommit,
     entries_after,
+    refused_record,
 )
 from coordinator.store.durable import DurableCatalog
 from coordinator.store.format import describe_update, encode_version
@@ -104,6 +105,24 @@ def add(
 ) -> UpdateRecord:
     described = describe_update(update, worker_id=worker_id, pushed_at=NOW, **options)
     return store.add_update(described, by=by or worker_id).record
+
+
+def refuse(store: Store, update_id: str, reason: str = "zero norm", *, limit: int = 100) -> None:
+    """Note a push that was refused."""
+    store.refuse(
+        refused_record(
+            update_id=update_id,
+            task_id="cats",
+            worker_id="w",
+            owner="w",
+            base_version=0,
+            pushed_at=NOW,
+            content_digest="d" * 64,
+            update_bytes=99,
+            reason=reason,
+        ),
+        limit,
+    )
 
 
 def commit(store: Store, version: EncodedVersion) -> EncodedVersion:

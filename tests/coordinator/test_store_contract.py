@@ -28,6 +28,7 @@ from tests.coordinator.store_support import (
     commit,
     entries_of,
     merged,
+    refuse,
     removed,
     rolled_back,
 )
@@ -307,6 +308,45 @@ def reach(store, state):
         store.change_state("u1", state, "", by="w")
 
 
+def test_a_consent_lasts(opener, store):
+    """What an operator let through stays so, also when it is parked, and after a restart."""
+    add(store, make_update("cats", "u1"), state=UpdateState.QUARANTINED, reason="norm")
+    assert not store.update_record("u1").is_consented
+    changed = store.change_state("u1", UpdateState.PENDING, "replayed", by="root", consents=True)
+    assert changed.is_consented
+    store.change_state("u1", UpdateState.PARKED, "drift", by="coordinator")
+    store = opener.reopened()
+    record = store.change_state("u1", UpdateState.PENDING, "", by="coordinator")
+    assert record == store.update_record("u1")
+    assert record.is_consented
+
+
+def test_sizes_are_told_by_state_and_owner(store):
+    """Who asks how much is set aside hears numbers and bytes, of all and of one owner."""
+    one = add(store, make_update("cats", "u1"), "v", state=UpdateState.QUARANTINED)
+    two = add(store, make_update("dogs", "u2"), "w", state=UpdateState.PARKED)
+    add(store, make_update("eels", "u3"), "w")
+    aside = {UpdateState.QUARANTINED, UpdateState.PARKED}
+    assert store.sizes_of(aside) == (2, one.update_bytes + two.update_bytes)
+    assert store.sizes_of(aside, "w") == (1, two.update_bytes)
+    assert store.sizes_of(aside, "nobody") == (0, 0)
+
+
+def test_the_last_refused_pushes_are_remembered(opener, store):
+    """Newest first, counted together with the updates, never more than were asked for."""
+    add(store, make_update("cats", "u1"))
+    for index in range(5):
+        refuse(store, f"r{index}", limit=3)
+    add(store, make_update("dogs", "u2"))
+    store = opener.reopened()
+    found = store.refused()
+    assert [(r.sequence, r.update_id) for r in found] == [(6, "r4"), (5, "r3"), (4, "r2")]
+    assert {(r.state, r.reason) for r in found} == {(UpdateState.REFUSED, "zero norm")}
+    assert store.update_record("u2").sequence == 7
+    assert [r.update_id for r in store.refused(before_sequence=6, limit=1)] == ["r3"]
+    assert store.find_update("r4") is None
+
+
 def test_pushes_at_once_are_kept_once(store):
     """Many threads that push the same and different updates leave one record of each."""
     updates = [make_update(f"task-{i % 4}", f"u{i % 4}") for i in range(16)]
@@ -519,6 +559,51 @@ def test_a_compacted_version_leaves_its_row(opener, store):
     assert store.compact([1, 2, 3], by="operator") == 0
 
 
+def test_a_payload_that_is_let_go_of_leaves_its_row(opener, store):
+    """What a worker said stays known, its tensors are gone, and what waits is never let go of."""
+    add_and_merge(store, "cats", "dogs")
+    add(store, make_update("eels", "u9"))
+    dropped = add(store, make_update("bats", "u8"))
+    store.change_state("u8", UpdateState.DROPPED, "no", by="root")
+    assert [update.update_id for update in store.finished_updates()] == [
+        "u-cats",
+        "u-dogs",
+        "u8",
+    ]
+    assert store.compact([], ["u8", "u9"], by="root") == dropped.update_bytes
+    assert store.compact([], ["u8", "u9"], by="root") == 0
+    store = opener.reopened()
+    assert [update.update_id for update in store.finished_updates()] == ["u-cats", "u-dogs"]
+    assert store.update_record("u8").let_go_at == 2
+    with pytest.raises(WrongState, match="let go of by a compaction at version 2"):
+        store.load_update("u8")
+    assert add(store, make_update("bats", "u8")).state is UpdateState.DROPPED
+    assert store.load_update("u9").task_id == "eels"
+    assert list(opener.catalog.verify()) == []
+    lines = [entry for entry in opener.catalog.audit(0, 99) if entry.action == "versions_compacted"]
+    assert [(line.subject, line.detail) for line in lines] == [("", "payloads of 1 updates")]
+
+
+def test_what_was_rolled_back_needs_its_payload_to_be_replayed(store):
+    """Without it the update cannot wait again; it can be dropped."""
+    add_and_merge(store, "cats", "dogs")
+    commit(store, rolled_back(store, 1))
+    store.compact([2], ["u-dogs"], by="root")
+    with pytest.raises(WrongState, match="push it again under a new update_id"):
+        store.change_state("u-dogs", UpdateState.PENDING, "", by="root")
+    assert store.change_state("u-dogs", UpdateState.DROPPED, "", by="root").let_go_at == 3
+
+
+def test_a_version_says_which_updates_it_holds(store):
+    """One of each task; version 0 holds none."""
+    add_and_merge(store, "cats", "dogs")
+    assert [store.held_updates(version) for version in range(3)] == [
+        frozenset(),
+        {"u-cats"},
+        {"u-cats", "u-dogs"},
+    ]
+
+
 def test_what_another_version_shares_stays(opener, store):
     """After a rollback two versions have one content: it goes with the second of them."""
     add_and_merge(store, "cats", "dogs")
@@ -671,6 +756,30 @@ def test_the_audit_log_takes_lines_of_others(opener):
 
 
 # --- the whole ------------------------------------------------------------------------------
+
+
+def test_the_newest_lines_of_the_audit_log_are_read_from_its_end(opener):
+    """Pages may begin at either end; the lines of each are oldest first."""
+    entry = AuditEntry(0, NOW, "alice", "access_refused")
+    opener.catalog.note([replace(entry, detail=str(number)) for number in range(1, 8)])
+
+    def told(*asked, **where):
+        return [int(line.detail) for line in opener.catalog.audit(*asked, **where)]
+
+    assert told(0, 3) == [1, 2, 3]
+    assert told(0, 3, before_sequence=0) == [5, 6, 7]
+    assert told(0, 3, before_sequence=5) == [2, 3, 4]
+    assert told(2, 3, before_sequence=5) == [3, 4]
+    assert told(0, 3, before_sequence=1) == []
+
+
+def test_the_latest_time_is_remembered(opener):
+    """It never goes back, whatever a later owner's clock says."""
+    assert opener.catalog.seen_seconds() == 0.0
+    opener.catalog.renew(200.5)
+    opener.catalog.renew(100.0)
+    opener.catalog.renew()
+    assert opener.reopen().seen_seconds() == 200.5
 
 
 def test_a_long_history_verifies(opener, store):

@@ -1,4 +1,4 @@
-"""Stores of earlier days, committed as files, stay readable: schema version 1 and 2."""
+"""Stores of earlier days, committed as files, stay readable: schema version 1 and those after it."""
 
 import fcntl
 import json
@@ -11,7 +11,6 @@ import pytest
 
 from coordinator.store import open_catalog
 from coordinator.store.format import digest_of
-from coordinator.store.tables import SCHEMA_VERSION
 from share_dist.errors import StoreCorrupt, StoreLocked, UpdateConflict
 from share_dist.wire import codec
 from tests.coordinator.golden.make_store import UPDATES, answers
@@ -28,7 +27,12 @@ def path(tmp_path, request):
 
 
 first_release = pytest.mark.parametrize("path", ["store_v1"], indirect=True)
-current = pytest.mark.parametrize("path", ["store_v2"], indirect=True)
+second = pytest.mark.parametrize("path", ["store_v2"], indirect=True)
+current = pytest.mark.parametrize("path", ["store_v3"], indirect=True)
+since_second = pytest.mark.parametrize("path", ["store_v2", "store_v3"], indirect=True)
+
+ADDED_BY_THIRD = {"is_consented": False, "let_go_at": None}
+"""What schema version 3 says of an update that was kept before."""
 
 
 def expected_of(name):
@@ -93,7 +97,7 @@ def test_the_first_release_refuses_what_was_migrated(path):
     with sqlite3.connect(path / "rows.sqlite") as rows:
         found = rows.execute("SELECT value FROM facts WHERE name = 'schema_version'").fetchone()
     rows.close()
-    assert int(found[0]) == SCHEMA_VERSION > 1
+    assert int(found[0]) > 1
 
 
 @first_release
@@ -129,23 +133,47 @@ def schema_of(path):
     return found
 
 
-@current
+@second
 def test_a_store_of_schema_version_2_stays_readable(path):
     """Every answer is the one that was written down when the files were made."""
     catalog = open_catalog(str(path))
     assert list(catalog.verify()) == []
-    found = json.loads(json.dumps(answers(catalog)))
-    assert found == expected_of("store_v2")
+    expected = expected_of("store_v2") | {"refused": [], "seen_seconds": 0.0}
+    expected["updates"] = [update | ADDED_BY_THIRD for update in expected["updates"]]
+    assert json.loads(json.dumps(answers(catalog))) == expected
+    catalog.close()
+
+
+@second
+def test_what_was_replayed_before_consents_were_kept_is_consented_to(path):
+    """An update that waited with a reason was one that an operator had let through."""
+    with sqlite3.connect(path / "rows.sqlite") as rows:
+        rows.execute("UPDATE updates SET reason = 'replayed by root' WHERE state = 'pending'")
+    rows.close()
+    catalog = open_catalog(str(path))
+    consented = {r.update_id: r.is_consented for r in catalog.store("default").updates()}
+    assert consented == {"u1": False, "u2": False, "u3": False, "u5": False, "u6": True}
     catalog.close()
 
 
 @current
+def test_a_store_of_this_schema_stays_readable(path):
+    """Every answer is the one that was written down when the files were made."""
+    catalog = open_catalog(str(path))
+    assert list(catalog.verify()) == []
+    assert json.loads(json.dumps(answers(catalog))) == expected_of("store_v3")
+    catalog.close()
+
+
+@since_second
 def test_what_is_pushed_again_is_known(path):
     """The digests of what workers said have not changed: their repeats are repeats."""
     catalog = open_catalog(str(path))
     store = catalog.store("default")
     for task_id, update_id in UPDATES.items():
-        record = store.update_record(update_id)
+        record = store.find_update(update_id)
+        if record is None:
+            continue  # this store is older than that update
         update = make_update(task_id, update_id)
         if record.base_version == 0:
             assert add(store, update) == record

@@ -12,7 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from coordinator.store import MemoryCatalog
 from share_dist.errors import ShareError
 from share_dist.wire.records import UpdateState
-from tests.coordinator.store_support import Opener, add, commit, merged, removed, rolled_back
+from tests.coordinator.store_support import (
+    Opener,
+    add,
+    commit,
+    merged,
+    refuse,
+    removed,
+    rolled_back,
+)
 from tests.coordinator.support import FINGERPRINT, make_update
 from tests.equality import first_difference
 
@@ -98,18 +106,29 @@ class StoreHistories(RuleBasedStateMachine):
         version = removed(self.model, task_id)
         self.both(lambda store: commit(store, version) and None)
 
-    @rule(versions=st.sets(st.integers(0, 12)))
-    def compact(self, versions):
-        self.both(lambda store: store.compact(versions, by="root"))
+    @rule(versions=st.sets(st.integers(0, 12)), update_ids=st.sets(ids, max_size=2))
+    def compact(self, versions, update_ids):
+        # what a version that stays holds is needed still: whoever compacts looks after that
+        kept = {*range(self.model.current_version + 1)} - versions | {self.model.current_version}
+        held = [self.model.held_updates(v) for v in kept if self.model.is_kept(v)]
+        gone = update_ids.difference(*held)
+        self.both(lambda store: store.compact(versions, gone, by="root"))
+
+    @rule(update_id=ids, limit=st.integers(1, 3))
+    def refuse(self, update_id, limit):
+        self.both(lambda store: refuse(store, update_id, limit=limit))
 
     @rule(
         update_id=ids,
         state=st.sampled_from(UpdateState),
         reason=st.sampled_from(["odd", "replayed"]),
+        consents=st.booleans(),
     )
-    def change_state(self, update_id, state, reason):
+    def change_state(self, update_id, state, reason, consents):
         """Set aside, replay, drop, and whatever is not allowed."""
-        self.both(lambda store: store.change_state(update_id, state, reason, by="root"))
+        self.both(
+            lambda store: store.change_state(update_id, state, reason, by="root", consents=consents)
+        )
 
     @rule()
     def reopen(self):
@@ -129,7 +148,10 @@ class StoreHistories(RuleBasedStateMachine):
                 store.epochs(),
                 store.pending(),
                 store.updates(limit=9),
+                store.refused(),
+                store.finished_updates(),
                 [store.num_updates(state) for state in UpdateState],
+                [store.sizes_of([state], owner) for state in UpdateState for owner in ("", "o")],
                 [store.owner(task_id) for task_id in ("cats", "dogs", "eels")],
                 store.current_version,
                 store.first_version,
@@ -141,7 +163,7 @@ class StoreHistories(RuleBasedStateMachine):
     @rule(data=st.data())
     def read_a_version(self, data):
         version = data.draw(st.integers(0, self.model.current_version + 1))
-        for ask in ("subspace", "tasks", "rotation", "drift", "report", "digest"):
+        for ask in ("subspace", "tasks", "held_updates", "rotation", "drift", "report", "digest"):
             self.both(lambda store, ask=ask: getattr(store, ask)(version))
 
     @rule(update_id=ids)

@@ -19,10 +19,10 @@ from coordinator.store.tables import SCHEMA_VERSION
 from share_dist.commands.console import jsonable
 from share_dist.wire import codec
 from share_dist.wire.records import Token, UpdateState
-from tests.coordinator.store_support import add, commit, merged, removed, rolled_back
+from tests.coordinator.store_support import add, commit, merged, refuse, removed, rolled_back
 from tests.coordinator.support import FINGERPRINT, NOW, make_update
 
-UPDATES = {"cats": "u1", "dogs": "u2", "eels": "u3", "bats": "u5", "fish": "u6"}
+UPDATES = {"cats": "u1", "dogs": "u2", "eels": "u3", "bats": "u5", "fish": "u6", "hens": "u7"}
 
 INLINE_BYTES = 1600
 """Some payloads inside the database, some in files."""
@@ -40,9 +40,14 @@ def make(folder: Path) -> None:
         commit(store, merged(store, [UPDATES[task_id]], num_factors=3, oversample=1))
     commit(store, rolled_back(store, 2))
     commit(store, removed(store, "cats"))
-    store.compact([1], by="root")
+    store.compact([1, 3], ["u3"], by="root")
     add(store, make_update("bats", "u5"), state=UpdateState.QUARANTINED, reason="norm")
     add(store, make_update("fish", "u6"))
+    add(store, make_update("hens", "u7"), state=UpdateState.QUARANTINED, reason="norm")
+    store.change_state("u7", UpdateState.PENDING, "replayed", by="root", consents=True)
+    store.change_state("u7", UpdateState.PARKED, "drift", by="coordinator")
+    refuse(store, "u8")
+    catalog.renew(NOW.timestamp())
     token = Token("t1", "alice", "worker", ("default",), NOW)
     catalog.add_token(TokenRecord(token, digest_of(b"secret")), by="root")
     (folder.parent / "expected.json").write_text(
@@ -73,6 +78,7 @@ def answers(catalog: Catalog) -> dict[str, Any]:
         "payloads": {
             record.update_id: digest_of(codec.update_to_bytes(store.load_update(record.update_id)))
             for record in store.updates()
+            if record.let_go_at is None
         },
         "versions": [jsonable(asdict(version)) for version in store.versions(0, 100)],
         "subspaces": {str(v): digest_of(codec.subspace_to_bytes(store.subspace(v))) for v in kept},
@@ -81,6 +87,8 @@ def answers(catalog: Catalog) -> dict[str, Any]:
         "drift": {str(v): store.drift(v) for v in range(store.current_version + 1)},
         "tasks": [jsonable(asdict(task)) for task in store.task_summaries()],
         "tokens": jsonable(catalog.tokens()),
+        "refused": [jsonable(asdict(record)) for record in store.refused()],
+        "seen_seconds": catalog.seen_seconds(),
         "actions": [[e.principal, e.action, e.subject] for e in catalog.audit(0, 100)],
     }
 
