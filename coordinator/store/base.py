@@ -59,7 +59,6 @@ from share_dist.wire.tensors import Buffer
 COORDINATOR = "coordinator"
 """Who did what nobody asked for: the principal of merges and of automatic compaction."""
 
-TRANSITIONS: Mapping[UpdateState, frozenset[UpdateState]] = {
 WAITING = (UpdateState.PENDING, UpdateState.PARKED, UpdateState.QUARANTINED)
 """States of updates that may yet be merged, each exactly as trained on its base version."""
 
@@ -69,6 +68,7 @@ SET_ASIDE = (UpdateState.PARKED, UpdateState.QUARANTINED)
 FINISHED = (UpdateState.MERGED, UpdateState.ROLLED_BACK, UpdateState.DROPPED)
 """States of updates that wait for nothing."""
 
+TRANSITIONS: Mapping[UpdateState, frozenset[UpdateState]] = {
     UpdateState.PENDING: frozenset(
         {UpdateState.QUARANTINED, UpdateState.PARKED, UpdateState.DROPPED}
     ),
@@ -120,11 +120,11 @@ class UpdateRecord:
     reason: str = ""
     version: int = 0
     mark: MergeMark = MergeMark()
-
     is_consented: bool = False
     """An operator has let it through: what is suspicious about it is known."""
     let_go_at: int | None = None
     """The version that was current when a compaction let go of its tensors; None while they are kept."""
+
     def receipt(self) -> Receipt:
         """What the worker is told."""
         return Receipt(
@@ -153,7 +153,6 @@ class UpdateRecord:
         )
 
 
-class Kept(NamedTuple):
 class UpdateSizes(NamedTuple):
     """How many updates, and the bytes of their payloads."""
 
@@ -161,6 +160,7 @@ class UpdateSizes(NamedTuple):
     update_bytes: int
 
 
+class Kept(NamedTuple):
     """What keeping an update came to."""
 
     record: UpdateRecord
@@ -168,7 +168,6 @@ class UpdateSizes(NamedTuple):
     """False for a push that was kept before, perhaps while this one was on its way."""
 
 
-@dataclass(frozen=True, slots=True)
 @dataclass(frozen=True, slots=True)
 class FinishedUpdate:
     """
@@ -187,6 +186,7 @@ class FinishedUpdate:
     update_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
 class TaskEntry:
     """
     What a version knows of a task beside its coefficients.
@@ -289,6 +289,7 @@ class DescribedUpdate:
         metadata: Everything small, as JSON.
         payload: Its tensors, as they came.
         payload_digest: SHA-256 (hex) of the payload.
+        file: Has the payload on disk already; a store may take it from its place.
     """
 
     record: UpdateRecord
@@ -367,9 +368,17 @@ class Catalog(abc.ABC):
         """
         Keep owning this catalog; called every few seconds while it is open.
 
+        Args:
+            seen_seconds: The latest time that its owner has seen, seconds since 1970;
+                ``seen_seconds`` never goes back.
+
         Raises:
             StoreFenced: Another process owns it now.
         """
+
+    @abc.abstractmethod
+    def seen_seconds(self) -> float:
+        """Return the latest time that an owner of this catalog has told of; 0 if none has."""
 
     @abc.abstractmethod
     def add_token(self, record: TokenRecord, *, by: str) -> None:
@@ -381,18 +390,10 @@ class Catalog(abc.ABC):
 
     @abc.abstractmethod
     def find_token(self, secret_digest: str) -> Token | None:
-        Args:
-            seen_seconds: The latest time that its owner has seen, seconds since 1970;
-                ``seen_seconds`` never goes back.
-
         """Return the token with this digest of its secret, also a revoked or expired one."""
 
     @abc.abstractmethod
     def revoke_token(self, token_id: str, *, at: datetime, by: str) -> Token:
-    @abc.abstractmethod
-    def seen_seconds(self) -> float:
-        """Return the latest time that an owner of this catalog has told of; 0 if none has."""
-
         """
         End a token; a second time changes nothing.
 
@@ -513,6 +514,7 @@ class Store(abc.ABC):
 
         Raises:
             UnknownUpdate: It was never kept.
+            WrongState: A compaction let go of its tensors.
             StoreCorrupt: What is on disk is not what was written.
         """
 
@@ -527,7 +529,6 @@ class Store(abc.ABC):
         """
         Return updates, newest first.
 
-            WrongState: A compaction let go of its tensors.
         Args:
             states: Only those in one of these states; empty for all.
             before_sequence: Only those that came before; 0 for the newest.
@@ -541,6 +542,13 @@ class Store(abc.ABC):
         """
         Set an update aside, let it wait again, or give it up, as ``TRANSITIONS`` allows.
 
+        Args:
+            update_id: Which.
+            state: Its new state.
+            reason: Why.
+            by: Who asks.
+            consents: Whether who asks lets it through; what was consented to once stays so.
+
         Raises:
             UnknownUpdate: It was never kept.
             WrongState: Its state does not allow it, or its tensors are gone that it would need.
@@ -550,27 +558,6 @@ class Store(abc.ABC):
     def num_updates(self, state: UpdateState) -> int:
         """How many updates are in a state."""
 
-    # --- versions ---------------------------------------------------------------------------
-
-    @abc.abstractmethod
-    def commit(self, version: EncodedVersion, *, by: str) -> None:
-        """
-        Args:
-            update_id: Which.
-            state: Its new state.
-            reason: Why.
-            by: Who asks.
-            consents: Whether who asks lets it through; what was consented to once stays so.
-
-        Make the next version, whole or not at all.
-
-        Raises:
-            StoreFull: There is no room; the current version stays.
-            StoreUnavailable: The disk fails; the current version stays.
-        """
-
-    @property
-    @abc.abstractmethod
     @abc.abstractmethod
     def sizes_of(self, states: Collection[UpdateState], owner: str = "") -> UpdateSizes:
         """Count updates in some states, and their bytes; those of one owner, or all."""
@@ -597,6 +584,20 @@ class Store(abc.ABC):
             limit: At most so many.
         """
 
+    # --- versions ---------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def commit(self, version: EncodedVersion, *, by: str) -> None:
+        """
+        Make the next version, whole or not at all.
+
+        Raises:
+            StoreFull: There is no room; the current version stays.
+            StoreUnavailable: The disk fails; the current version stays.
+        """
+
+    @property
+    @abc.abstractmethod
     def current_version(self) -> int:
         """The newest version."""
 
@@ -789,20 +790,6 @@ def not_owner(what: str, owner: str, principal: str) -> NotPermitted:
     )
 
 
-def wrong_state(record: UpdateRecord, state: UpdateState) -> WrongState:
-    """Make the error for a change of state that is not possible."""
-    possible = sorted(target.value for target in TRANSITIONS.get(record.state, ()))
-    return WrongState(
-        f"update {record.update_id} is {record.state.value} and cannot become {state.value}: "
-        f"possible from here is {' or '.join(possible) or 'nothing'}",
-        subject=record.update_id,
-        state=record.state.value,
-    )
-
-
-def empty_subspace(fingerprint: Fingerprint | None) -> Subspace:
-    """Return version 0: it has the fingerprint's layers, once there is a fingerprint."""
-    if fingerprint is None:
 def refused_record(
     *,
     update_id: str,
@@ -862,6 +849,20 @@ def require_transition(record: UpdateRecord, state: UpdateState) -> None:
         raise let_go(record)
 
 
+def wrong_state(record: UpdateRecord, state: UpdateState) -> WrongState:
+    """Make the error for a change of state that is not possible."""
+    possible = sorted(target.value for target in TRANSITIONS.get(record.state, ()))
+    return WrongState(
+        f"update {record.update_id} is {record.state.value} and cannot become {state.value}: "
+        f"possible from here is {' or '.join(possible) or 'nothing'}",
+        subject=record.update_id,
+        state=record.state.value,
+    )
+
+
+def empty_subspace(fingerprint: Fingerprint | None) -> Subspace:
+    """Return version 0: it has the fingerprint's layers, once there is a fingerprint."""
+    if fingerprint is None:
         return Subspace({})
     return Subspace.empty(fingerprint.layers, fingerprint.metric)
 

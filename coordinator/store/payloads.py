@@ -18,7 +18,7 @@ from share_dist.wire.tensors import Buffer
 
 
 class Payload(NamedTuple):
-    """Bytes and their SHA-256 (hex)."""
+    """Bytes and their SHA-256 (hex); in a file already, where there is one."""
 
     digest: str
     data: Buffer
