@@ -193,7 +193,7 @@ def test_nothing_is_written_over(request, with_files, tmp_path):
     tools.restore(tmp_path / "copy", Place(url, str(tmp_path / "blobs")), quiet)
     with pytest.raises(ConfigError, match="holds payloads of this store already"):
         tools.restore(tmp_path / "copy", Place(url, str(tmp_path / "blobs")), quiet)
-    with pytest.raises(ConfigError, match="holds a store of schema version 2 already"):
+    with pytest.raises(ConfigError, match="holds a store of schema version 3 already"):
         tools.restore(tmp_path / "copy", Place(url, str(tmp_path / "blobs-2")), quiet)
 
 
