@@ -289,7 +289,6 @@ class DescribedUpdate:
         metadata: Everything small, as JSON.
         payload: Its tensors, as they came.
         payload_digest: SHA-256 (hex) of the payload.
-        file: Has the payload on disk already; a store may take it from its place.
     """
 
     record: UpdateRecord

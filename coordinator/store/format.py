@@ -58,7 +58,6 @@ def describe_update(
         owner: The principal that pushed it; the worker where absent.
         payload: Its tensors as they came; made anew when absent.
         payload_digest: SHA-256 (hex) of the payload, where it is known already.
-        file: Has the payload on disk already, where it does.
         state: PENDING, or what admission set it aside as.
         reason: Why it was set aside.
     """
@@ -82,7 +81,7 @@ def describe_update(
         state=state,
         reason=reason,
     )
-    return DescribedUpdate(record, metadata, payload, payload_digest, file)
+    return DescribedUpdate(record, metadata, payload, payload_digest)
 
 
 def fingerprint_to_json(fingerprint: Fingerprint) -> str:

@@ -18,7 +18,7 @@ from share_dist.wire.tensors import Buffer
 
 
 class Payload(NamedTuple):
-    """Bytes and their SHA-256 (hex); in a file already, where there is one."""
+    """Bytes and their SHA-256 (hex)."""
 
     digest: str
     data: Buffer
@@ -71,7 +71,7 @@ class Payloads:
         large = [payload for payload in payloads if self.is_large(payload)]
         with self._held([payload.digest for payload in large]):
             for payload in large:
-                self.blobs.write(payload.digest, payload.data, occasion, payload.file)
+                self.blobs.write(payload.digest, payload.data, occasion)
             with self._lock:
                 self.num_blobs += len(large)
             yield lambda rows: self._insert(rows, small, occasion)
