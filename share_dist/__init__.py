@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         update_from_lora,
     )
     from share_dist.client import ShareClient, new_update_id
+    from share_dist.core.many import subspace_from_many
     from share_dist.core.merge import merge
     from share_dist.core.outcome import MergeOutcome, MergeReport
     from share_dist.core.rebase import rebase
@@ -58,6 +59,7 @@ _HOMES = {
         "update_from_lora",
     ),
     "share_dist.client": ("ShareClient", "new_update_id"),
+    "share_dist.core.many": ("subspace_from_many",),
     "share_dist.core.merge": ("merge",),
     "share_dist.core.outcome": ("MergeOutcome", "MergeReport"),
     "share_dist.core.rebase": ("rebase",),
@@ -103,6 +105,7 @@ __all__ = [
     "save_subspace",
     "save_task",
     "subspace_from_adapters",
+    "subspace_from_many",
     "update_from_lora",
 ]
 

@@ -1,14 +1,18 @@
 """Many adapters into one subspace, one after the other, in memory that does not grow with their number."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch.nn.functional import pad
 
+from share_dist.core.drift import squared_difference
 from share_dist.core.prepared import prepare_merge
 from share_dist.core.sides import Truncation
 from share_dist.core.subspace import check_layers
 from share_dist.core.values import (
+    SIDES,
     Factors,
     LayerSubspace,
     LayerUpdate,
@@ -84,6 +88,40 @@ def subspace_from_many(
     if subspace is None:
         raise ShapeMismatch("a subspace needs at least one adapter to start from, got none")
     return replace(subspace, version=1)
+
+
+def delta_error(factors: Factors, said: Factors) -> float:
+    """
+    Measure how far one adapter's ``dW`` is from another's, relative to the first, over all layers.
+
+    Args:
+        factors: What was meant.
+        said: What became of it: the same layers, of any rank.
+
+    Returns:
+        ``||dW_said - dW||_F / ||dW||_F``; the ``dW`` are not formed.
+
+    Accuracy:
+        In float64, from the factors' change where ranks are equal, so that a small
+        difference keeps its digits; else to about 1e-8 of ``||dW||_F``.
+
+    Examples:
+        >>> from share_dist.core.values import LayerFactors
+        >>> meant = {"q": LayerFactors(torch.eye(3)[:, :2], torch.eye(2))}
+        >>> delta_error(meant, {"q": LayerFactors(torch.eye(3)[:, :1], torch.eye(2)[:, :1])})
+        0.7071067811865476
+    """
+    lost = whole = 0.0
+    for name, layer in factors.items():
+        meant, found = ({side: factor.double() for side, factor in each} for each in (layer, said[name]))  # fmt: skip
+        rank = max(meant["a"].shape[1], found["a"].shape[1])
+        old, new = (
+            {side: pad(factor, (0, rank - factor.shape[1])) for side, factor in each.items()}
+            for each in (meant, found)
+        )
+        lost += float(squared_difference(old, new, {side: new[side] - old[side] for side in SIDES}))
+        whole += float(((old["a"].mT @ old["a"]) * (old["b"].mT @ old["b"])).sum())
+    return math.sqrt(lost / whole)
 
 
 def _groups(
