@@ -8,16 +8,15 @@ keeps more columns; where memory does not allow enough of them, the updates that
 """
 
 import bisect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from share_dist.core.drift import by_pseudo_rank
 from share_dist.core.outcome import MergeOutcome
 from share_dist.core.prepared import PreparedMerge, prepare_merge
 from share_dist.core.sides import SideSpectrum, Truncation
+from share_dist.core.table import TaskTable
 from share_dist.core.values import MergedTask, Subspace, TaskUpdate
 from share_dist.errors import ConfigError
 
@@ -96,22 +95,18 @@ def task_norms(subspace: Subspace, tasks: Mapping[str, MergedTask]) -> dict[str,
         subspace: The version that the tasks are said in.
         tasks: The tasks.
     """
-    squares = dict.fromkeys(tasks, 0.0)
-    for name, layer in subspace.layers.items():
-        for members in by_pseudo_rank(tasks, name):
+    norms: dict[str, float] = {}
+    for group in TaskTable.of(tasks, subspace.version).groups:
+        squares = torch.zeros(len(group.task_ids), dtype=torch.float64)
+        for name, both in group.layers.items():
             a, b = (
-                torch.stack(
-                    [
-                        tasks[task].layers[name].coefficients[side][: basis.num_factors]
-                        for task in members
-                    ]
-                ).double()
-                for side, basis in layer
+                block.rows[..., : subspace.layers[name][side].num_factors].double()
+                for side, block in both
             )
-            found = ((a.mT @ a) * (b.mT @ b)).sum(dim=(-2, -1)).clamp_min(0.0)
-            for task, square in zip(members, found.tolist(), strict=True):
-                squares[task] += square
-    return {task: math.sqrt(square) for task, square in squares.items()}
+            found = ((a @ a.mT) * (b @ b.mT)).sum(dim=(-2, -1))
+            squares += found.clamp_min(0.0).cpu()
+        norms.update(zip(group.task_ids, squares.sqrt().tolist(), strict=True))
+    return norms
 
 
 def merge_within_budget(

@@ -1,18 +1,16 @@
 """Drift: how a merge carries the tasks over, and the certificate of how far each one moved."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.account import kept_energy
 from share_dist.core.newcomers import Newcomer, delta_norm
-from share_dist.core.outcome import SideRotation
+from share_dist.core.table import Carry, SideBlock, TaskTable
 from share_dist.core.values import (
-    SIDES,
     LayerCoefficients,
     LayerFactors,
     LayerSubspace,
@@ -25,6 +23,9 @@ from share_dist.core.values import (
     check_finite,
 )
 
+_NUMBERS_AT_ONCE = 2**18
+"""Of coefficients: what a processor's cache holds beside the products made of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class SideTurn:
@@ -32,123 +33,142 @@ class SideTurn:
     How one side of one layer gets to the next version, as its tasks see it.
 
     Args:
-        rotation: Says old columns in new ones.
-        lost: ``(m + q, c)``; what the merge cuts, in the columns ``[V Q]``.
-        cut_moment: Norm of the second moment that it cuts of all tasks.
+        matrix: ``T``, ``(m, m_new)`` float64; says old columns in new ones.
+        unsaid: ``(k, c)`` float64; what of the served columns lies outside the new served ones, in
+            orthonormal columns.
+        num_factors: The new ``k``.
+        cut_moment: Norm of the second moment that the merge cuts of all tasks.
         residue: What the tasks that it takes out add to the account of those that stay.
     """
 
-    rotation: SideRotation
-    lost: Tensor
+    matrix: Tensor
+    unsaid: Tensor
+    num_factors: int
     cut_moment: float
     residue: float
 
+    @property
+    def carry(self) -> Carry:
+        """How the tasks that stay are carried over."""
+        return Carry(self.matrix, self.cut_moment + self.residue)
 
-def rotate_tasks(
-    tasks: Mapping[str, MergedTask],
-    old: Subspace,
-    new: Subspace,
-    turns: Mapping[str, Pair[SideTurn]],
-) -> tuple[dict[str, MergedTask], dict[str, float]]:
+
+class Drift(Mapping[str, float]):
     """
-    Say every old task in the new columns, and certify how far each one moved.
+    How far each task was moved, ``||dW(after) - dW(before)||_F`` over all layers, as served.
+
+    It is measured, of all tasks at once, when somebody asks.
 
     Args:
-        tasks: In the columns of ``old``.
-        old: The version before.
-        new: The next one.
-        turns: Layer name -> how each side gets there.
+        measure: Measures all of them.
     """
-    layers: dict[str, dict[str, MergedLayer]] = defaultdict(dict)
-    squares: dict[str, float] = dict.fromkeys(tasks, 0.0)
-    for name, both in turns.items():
-        for members in by_pseudo_rank(tasks, name):
-            before = [tasks[task].layers[name] for task in members]
-            held, turned = _turn(before, both)
-            moved = _squared_drift(held, turned, both, old.layers[name], new.layers[name])
-            for task, layer, square in zip(
-                members, _settled(before, held, turned, both), moved.tolist(), strict=True
-            ):
-                layers[task][name] = layer
-                squares[task] += square
-    rotated = {task: MergedTask(task, new.version, layers[task]) for task in tasks}
-    return rotated, {task: square**0.5 for task, square in squares.items()}
+
+    def __init__(self, measure: Callable[[], dict[str, float]]) -> None:
+        self._measure: Callable[[], dict[str, float]] | None = measure
+        self._measured: dict[str, float] = {}
+
+    def _known(self) -> dict[str, float]:
+        if (measure := self._measure) is not None:
+            # in this order: another thread that finds no measure must find what was measured
+            self._measured = measure()
+            self._measure = None
+        return self._measured
+
+    def __getitem__(self, task_id: str) -> float:
+        return self._known()[task_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def __repr__(self) -> str:
+        return repr(self._known())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, float]:
+        return dict(self._known())
 
 
-def by_pseudo_rank(tasks: Mapping[str, MergedTask], name: str) -> list[list[str]]:
-    """Group tasks that can be computed with as one batch in a layer."""
-    groups: dict[int, list[str]] = defaultdict(list)
-    for task_id, task in tasks.items():
-        groups[task.layers[name].coefficients.pseudo_rank].append(task_id)
-    return list(groups.values())
+def measure_drift(
+    tasks: TaskTable, leaving: Collection[str], turns: Mapping[str, Pair[SideTurn]]
+) -> dict[str, float]:
+    """
+    Measure how far a merge moves each task that stays.
+
+    Args:
+        tasks: All tasks, in the columns before.
+        leaving: Those that do not stay.
+        turns: Layer name -> how each side gets to the next version.
+
+    Accuracy:
+        Exact but for the rounding of the coefficients' dtype, relative to the drift.
+    """
+    found: dict[str, float] = {}
+    for group in (each.without(leaving) for each in tasks.groups):
+        squares = torch.zeros(len(group.task_ids), dtype=torch.float64)
+        for name, both in group.layers.items():
+            squares += _squared_drift(both, turns[name]).cpu()
+        found |= dict(zip(group.task_ids, squares.sqrt().tolist(), strict=True))
+    return dict(sorted(found.items()))
 
 
-def _turn(
-    layers: Sequence[MergedLayer], turns: Pair[SideTurn]
-) -> tuple[Pair[Tensor], Pair[Tensor]]:
-    """Stack the coefficients of tasks, ``(t, m, p)`` float64, and say them in the new columns."""
-    held = Pair(*(
-        torch.stack([layer.coefficients[side] for layer in layers]).double() for side in SIDES
-    ))  # fmt: skip
-    turned = Pair(*(
-        turn.rotation.matrix[: held[side].shape[1]].mT @ held[side] for side, turn in turns
-    ))  # fmt: skip
-    return held, turned
+def _squared_drift(blocks: Pair[SideBlock], turns: Pair[SideTurn]) -> Float[Tensor, " t"]:
+    """Compute ``||dW(after) - dW(before)||_F^2`` of each task in one layer."""
+    numbers_each = max(block.rows[:1].numel() for _, block in blocks)
+    tasks_at_once = max(1, _NUMBERS_AT_ONCE // max(1, numbers_each))
+    parts = zip(*(torch.split(block.rows, tasks_at_once) for _, block in blocks), strict=True)
+    squares = []
+    for rows_a, rows_b in parts:
+        a, b = _Moves.of(rows_a, turns.a), _Moves.of(rows_b, turns.b)
+        squares.append(
+            _dot(b.change, a.after) + 2 * _dot(b.change_before, a.after_change) + _dot(b.before, a.change)
+        )  # fmt: skip
+    return torch.cat(squares).clamp_min(0.0) if squares else torch.zeros(0, dtype=torch.float64)
 
 
-def _settled(
-    layers: Sequence[MergedLayer], held: Pair[Tensor], turned: Pair[Tensor], turns: Pair[SideTurn]
-) -> Iterator[MergedLayer]:
-    """Say tasks in the new columns, each with its account of what was cut."""
-    cuts = Pair(*(_cuts(layers, side, held[side], turn.lost) for side, turn in turns))
-    moments = Pair(*(turn.cut_moment + turn.residue for _, turn in turns))
-    for index, layer in enumerate(layers):
-        yield MergedLayer(
-            LayerCoefficients(
-                turned.a[index].to(layer.coefficients.a.dtype),
-                turned.b[index].to(layer.coefficients.b.dtype),
-            ),
-            layer.grams,
-            layer.weights,
-            Pair(layer.cut_energy.a + cuts.a[index], layer.cut_energy.b + cuts.b[index]),
-            Pair(layer.cut_meanwhile.a + moments.a, layer.cut_meanwhile.b + moments.b),
+def _dot(left: Float[Tensor, "t p p"], right: Float[Tensor, "t p p"]) -> Float[Tensor, " t"]:
+    product: Tensor = (left * right).sum(dim=(-2, -1), dtype=torch.float64)
+    return product
+
+
+@dataclass(frozen=True, slots=True)
+class _Moves:
+    """
+    Products ``(t, p, p)`` of tasks' factors on one side, as served before and after, and their change.
+
+    In orthonormal columns of which the first ``k_new`` are the new served ones, with ``e`` the served
+    and ``t`` the other rows of ``E``, and ``T`` split alike::
+
+        before = [ T_e.T e        ]     after = [ T_e.T e + T_t.T t ]     change = [ T_t.T t     ]
+                 [ unsaid.T e     ]             [ 0                 ]              [ -unsaid.T e ]
+    """
+
+    before: Tensor
+    after: Tensor
+    change: Tensor
+    change_before: Tensor
+    after_change: Tensor
+
+    @staticmethod
+    def of(rows: Float[Tensor, "t p m"], turn: SideTurn) -> "_Moves":
+        """Compute them from the rows of the tasks."""
+        k = turn.unsaid.shape[0]
+        served = rows[..., :k]
+        lost = served @ turn.unsaid.to(rows.dtype)
+        before, change = served @ served.mT, lost @ lost.mT
+        if rows.shape[-1] == k:
+            return _Moves(before, before - change, change, -change, torch.zeros_like(change))
+        T = turn.matrix[:, : turn.num_factors].to(rows.dtype)
+        gained, held = rows[..., k:] @ T[k:], served @ T[:k]
+        after = held + gained
+        return _Moves(
+            before,
+            after @ after.mT,
+            change + gained @ gained.mT,
+            gained @ held.mT - change,
+            after @ gained.mT,
         )
-
-
-def _cuts(
-    layers: Sequence[MergedLayer], side: Side, held: Float[Tensor, "t m p"], lost: Tensor
-) -> list[float]:
-    """Find the energy that a merge cuts of each task."""
-    if lost.shape[1] == 0:
-        return [0.0] * len(layers)
-    grams = torch.stack([layer.grams[side] for layer in layers])
-    weights = grams.new_tensor([layer.weights[side] for layer in layers])
-    cut: list[float] = (weights * kept_energy(lost[: held.shape[1]].mT @ held, grams)).tolist()
-    return cut
-
-
-def _squared_drift(
-    held: Pair[Tensor],
-    turned: Pair[Tensor],
-    turns: Pair[SideTurn],
-    old: LayerSubspace,
-    new: LayerSubspace,
-) -> Float[Tensor, " t"]:
-    """
-    Compute ``||dW(after) - dW(before)||_F^2`` of each task, as served, in one layer.
-
-    In the orthonormal columns ``[V Q]`` both are small, so it is exact.
-    """
-    old_factors: dict[Side, Tensor] = {}
-    new_factors: dict[Side, Tensor] = {}
-    changes: dict[Side, Tensor] = {}
-    for side, E in held:
-        U, k_old, k_new = turns[side].rotation.matrix, old[side].num_factors, new[side].num_factors
-        was = E.new_zeros(E.shape[0], U.shape[0], E.shape[2])
-        was[:, :k_old] = E[:, :k_old]
-        said = U[:, :k_new] @ turned[side][:, :k_new]
-        old_factors[side], new_factors[side], changes[side] = was, said, said - was
-    return squared_difference(old_factors, new_factors, changes)
 
 
 def settle(

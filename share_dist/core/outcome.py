@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.values import MergedTask, Pair, Subspace
+from share_dist.core.table import TaskTable
+from share_dist.core.values import Pair, Subspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class MergeReport:
         update_ids: The updates merged, sorted.
         task_ids: Their tasks, in the same order.
         layers: Layer name -> both sides.
-        drift: Old task -> ``||dW(after) - dW(before)||_F`` over all layers, as served.
+        drift: Old task -> ``||dW(after) - dW(before)||_F`` over all layers, as served; measured
+            when somebody asks.
         lag: Update -> versions between its base version and the one merged into.
         base_angle: Update -> largest principal angle between those two, radians.
         truncation: Update -> relative Frobenius error of its ``dW`` after the merge.
@@ -140,12 +142,12 @@ class MergeOutcome:
 
     Args:
         subspace: The next version.
-        tasks: Every task, old and new, in its columns.
+        tasks: Every task, old and new, in its columns; brought up to date when somebody reads.
         rotation: Layer name -> how each side got there.
         report: What the merge did.
     """
 
     subspace: Subspace
-    tasks: dict[str, MergedTask]
+    tasks: TaskTable
     rotation: dict[str, LayerRotation]
     report: MergeReport

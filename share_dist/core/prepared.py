@@ -2,15 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from share_dist.core.drift import SideTurn, rotate_tasks, settle
+from share_dist.core.drift import Drift, SideTurn, measure_drift, settle
 from share_dist.core.linalg import largest_angle
 from share_dist.core.newcomers import Newcomer, base_of, check_distinct, newcomers_of
 from share_dist.core.outcome import LayerRotation, MergeOutcome, MergeReport
 from share_dist.core.sides import MergedSide, SideSpectrum, Truncation, side_spectra
-from share_dist.core.values import LayerSubspace, MergedTask, Pair, Subspace, TaskUpdate
+from share_dist.core.table import TaskTable
+from share_dist.core.values import LayerSubspace, MergedTask, Pair, Side, Subspace, TaskUpdate
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class PreparedMerge:
 
     Args:
         subspace: The current version.
-        tasks: The tasks that stay.
+        tasks: Every task that is merged in it.
+        leaving: Those of them that do not stay.
         updates: What is merged, sorted by ``update_id``.
         bases: Update -> the version that it was trained on.
         newcomers: Update -> its layers as weighted columns.
@@ -29,7 +32,8 @@ class PreparedMerge:
     """
 
     subspace: Subspace
-    tasks: Mapping[str, MergedTask]
+    tasks: TaskTable
+    leaving: frozenset[str]
     updates: Sequence[TaskUpdate]
     bases: Mapping[str, Subspace]
     newcomers: Mapping[str, Mapping[str, Newcomer]]
@@ -50,25 +54,45 @@ class PreparedMerge:
             },
         )
         turns = {
-            name: Pair(*(
-                SideTurn(side.rotation, side.lost, side.cut_moment, self.sides[name][which].taken_out.residue)
-                for which, side in both
-            ))
+            name: Pair(self._turn(name, "a", both.a), self._turn(name, "b", both.b))
             for name, both in merged.items()
-        }  # fmt: skip
-        tasks, drift = rotate_tasks(self.tasks, self.subspace, new, turns)
-        truncated = {}
-        cuts = self._newcomers_cuts(merged)
-        for update in self.updates:
-            newcomer = self.newcomers[update.update_id]
-            task, lost = settle(update, newcomer, new, cuts[update.update_id], turns)
-            tasks[update.task_id] = task
-            truncated[update.update_id] = lost
+        }
+        came, truncated = self._settled_newcomers(new, merged, turns)
+        carries = {name: Pair(both.a.carry, both.b.carry) for name, both in turns.items()}
+        tasks = self.tasks.after(new.version, self.leaving, carries, came)
+        drift = Drift(partial(measure_drift, self.tasks, self.leaving, turns))
         rotation = {
             name: LayerRotation(both.a.rotation, both.b.rotation) for name, both in merged.items()
         }
         report = self._report(merged, drift, truncated)
-        return MergeOutcome(new, dict(sorted(tasks.items())), rotation, report)
+        return MergeOutcome(new, tasks, rotation, report)
+
+    def _turn(self, name: str, side: Side, merged: MergedSide) -> SideTurn:
+        """Say how the tasks of one side of one layer get to the next version."""
+        before, k = self.sides[name][side], merged.basis.num_factors
+        return SideTurn(
+            matrix=merged.rotation.matrix[: before.old.num_columns],
+            unsaid=before.matrix[: before.old.num_factors, k:],
+            num_factors=k,
+            cut_moment=merged.cut_moment,
+            residue=before.taken_out.residue,
+        )
+
+    def _settled_newcomers(
+        self,
+        new: Subspace,
+        merged: Mapping[str, Pair[MergedSide]],
+        turns: Mapping[str, Pair[SideTurn]],
+    ) -> tuple[TaskTable, dict[str, float]]:
+        """Say the newcomers in the new columns, and measure what each loses by it."""
+        cuts = self._newcomers_cuts(merged)
+        tasks, truncated = {}, {}
+        for update in self.updates:
+            newcomer = self.newcomers[update.update_id]
+            tasks[update.task_id], truncated[update.update_id] = settle(
+                update, newcomer, new, cuts[update.update_id], turns
+            )
+        return TaskTable.of(tasks, new.version), truncated
 
     def _newcomers_cuts(
         self, merged: Mapping[str, Pair[MergedSide]]
@@ -143,15 +167,17 @@ def prepare_merge(
         update.update_id: newcomers_of(subspace, bases_used[update.update_id], update)
         for update in updates
     }
+    table = TaskTable.of(tasks, subspace.version)
     named = {*(update.task_id for update in updates), *removed}
-    leaving = [task for task_id, task in tasks.items() if task_id in named]
+    leaving = table.picked(named)
     return PreparedMerge(
         subspace=subspace,
-        tasks={task_id: task for task_id, task in tasks.items() if task_id not in named},
+        tasks=table,
+        leaving=frozenset(leaving),
         updates=updates,
         bases=bases_used,
         newcomers=newcomers,
-        sides=side_spectra(subspace, newcomers, leaving),
+        sides=side_spectra(subspace, newcomers, list(leaving.values())),
         removed_task_ids=tuple(sorted(removed)),
     )
 
