@@ -1,0 +1,104 @@
+"""
+Allocation: one budget of bytes, spent where it explains most.
+
+Every side of every layer has a spectrum, and its next column explains less than the one before. So the
+columns of all sides stand in one queue, by the energy that each byte of them explains, and are
+taken from its head until the budget is spent (water-filling): columns are bought above a water line of energy
+per byte, the same for all.
+
+```
+ energy  #            side 1   # # # .          a column of side 2 has twice the features,
+ a byte  # #          side 2   # .              so that it costs twice the bytes
+         # # # ------ water line
+         . .   .
+```
+
+The same queue chooses each task's pseudo-ranks: there a column is one singular value of its ``dW``.
+"""
+
+import heapq
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from share_dist.errors import ConfigError
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """
+    What can be bought of one thing, the best first.
+
+    Args:
+        energies: ``(c,)``; of each column, never increasing.
+        column_bytes: What one column costs.
+        importance: What its energy counts, in units that all things share.
+    """
+
+    energies: Float[Tensor, " c"]
+    column_bytes: int
+    importance: float = 1.0
+
+
+def allocate(
+    spectra: Mapping[KeyT, Spectrum], max_bytes: int, *, least: int = 1
+) -> dict[KeyT, int]:
+    """
+    Choose how many columns of each spectrum to keep, so that what they explain together is most.
+
+    Args:
+        spectra: Name -> what there is. Columns of no energy are never bought.
+        max_bytes: The budget for all columns together.
+        least: Columns that everything gets first, as far as it has them: a side without any
+            leaves a task without its layer.
+
+    Returns:
+        Name -> number of its leading columns, in the order of ``spectra``.
+
+    Accuracy:
+        Of the most that ``max_bytes`` can explain it lacks less than one column: the first that did not fit
+        any more. Where all columns cost the same it lacks nothing. Both hold because each spectrum falls.
+
+    Raises:
+        ConfigError: The budget does not buy ``least`` columns of everything.
+
+    Examples:
+        >>> import torch
+        >>> flat = Spectrum(torch.tensor([3.0, 3.0, 3.0]), column_bytes=10)
+        >>> steep = Spectrum(torch.tensor([9.0, 2.0, 1.0]), column_bytes=10)
+        >>> allocate({"flat": flat, "steep": steep}, max_bytes=40)
+        {'flat': 3, 'steep': 1}
+    """
+    chosen = {name: min(least, len(each.energies)) for name, each in spectra.items()}
+    spent = sum(count * spectra[name].column_bytes for name, count in chosen.items())
+    if spent > max_bytes:
+        raise ConfigError(
+            f"{max_bytes} bytes do not hold {least} columns of each of {len(spectra)} bases, which take "
+            f"{spent}: allow at least these, or adapt fewer layers",
+            key="max_bytes",
+        )
+    energies = {name: each.energies.tolist() for name, each in spectra.items()}
+    queue: list[tuple[float, int, KeyT]] = []
+
+    def offer(place: int, name: KeyT) -> None:
+        """Put the next column of a spectrum in the queue; equal ones by the order of the spectra."""
+        at, spectrum = chosen[name], spectra[name]
+        if at < len(energies[name]) and energies[name][at] > 0:
+            worth = spectrum.importance * energies[name][at] / spectrum.column_bytes
+            heapq.heappush(queue, (-worth, place, name))
+
+    for place, name in enumerate(spectra):
+        offer(place, name)
+    while queue:
+        _, place, name = heapq.heappop(queue)
+        if spent + spectra[name].column_bytes > max_bytes:
+            continue  # a narrower side further down may still fit
+        spent += spectra[name].column_bytes
+        chosen[name] += 1
+        offer(place, name)
+    return chosen
