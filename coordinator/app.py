@@ -205,12 +205,13 @@ class CoordinatorApp:
 
     def _open_uploads(self, closing: contextlib.AsyncExitStack) -> UploadSpool:
         folder = self._config.uploads
-        if folder is None and self._given_catalog is None and "://" not in self._config.store:
+        is_beside = self._given_catalog is None and "://" not in self._config.store
+        if folder is None and is_beside:
             folder = Path(self._config.store) / "uploads"
         if folder is None:
             folder = Path(closing.enter_context(TemporaryDirectory(prefix="share-dist-uploads-")))
         with storage_errors(str(folder)):
-            return UploadSpool(folder, self._config.max_bytes_of_uploads)
+            return UploadSpool(folder, self._config.max_bytes_of_uploads, hands_over=is_beside)
 
     def _compose(
         self,

@@ -21,7 +21,7 @@ from coordinator.broadcast import WatcherState
 from coordinator.leases import WorkerLease
 from coordinator.policy import require_fresh
 from coordinator.state import Call, Coordinator, Lineage
-from coordinator.store.base import DescribedUpdate, Kept, Store, UpdateRecord, not_owner
+from coordinator.store.base import DescribedUpdate, Kept, ReadyFile, Store, UpdateRecord, not_owner
 from coordinator.store.format import describe_update
 from coordinator.uploads import upload_key
 from share_dist.core.prepared import angle_between
@@ -62,6 +62,8 @@ class Push:
     """The update's tensors as they came; made anew when absent."""
     payload_digest: str = ""
     """SHA-256 (hex) of the payload, where it was compared already."""
+    file: ReadyFile | None = None
+    """Has the payload on disk already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,7 @@ def _described_and_known(call: Call, push: Push) -> tuple[DescribedUpdate, Updat
         owner=_owner(call, push.worker_id),
         payload=push.payload,
         payload_digest=push.payload_digest,
+        file=push.file,
     )
     return described, call.lineage.store.find_update(push.update.update_id)
 

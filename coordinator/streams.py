@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from coordinator import handlers
 from coordinator.state import Call
-from coordinator.uploads import Upload, upload_key
+from coordinator.uploads import Upload, WholeFile, upload_key
 from coordinator.versions import ServedPayload
 from share_dist.errors import MalformedMessage, StreamTruncated
 from share_dist.pb import coordinator_pb2 as pb
@@ -136,7 +136,7 @@ async def receiving(
     )
     require_sound(header.payload, limit_bytes)
     # held before it is looked for: until the update is kept, its base version stays
-    with contextlib.ExitStack() as held:
+    async with contextlib.AsyncExitStack() as held:
         held.enter_context(call.lineage.holds.hold(announced.base_version))
         await handlers.announce_push(call, announced)
         held.enter_context(call.coordinator.budget.reserve(call.account, header.payload.num_bytes))
@@ -156,6 +156,7 @@ async def receiving(
             # in a thread: reading the tensors of a large update would stop all other calls
             update = await asyncio.to_thread(codec.update_from_wire, header, payload)
             is_done = True
+            file = await held.enter_async_context(_handed_over(upload))
             yield handlers.Push(
                 update=update,
                 payload=payload,
@@ -164,6 +165,7 @@ async def receiving(
                 worker_id=header.worker_id,
                 fingerprint_digest=header.fingerprint_digest,
                 wait=codec.wait_from_pb(header.wait),
+                file=file,
             )
         finally:
             await _unless_small(header, upload.close, is_done=is_done)
@@ -183,7 +185,7 @@ async def _receive(
     upload: Upload,
     requests: AsyncIterator[pb.PushUpdateRequest],
     patience: Patience,
-) -> bytearray:
+) -> memoryview:
     is_small = header.payload.num_chunks < 2
     added: asyncio.Future[None] | None = None
     try:
@@ -209,6 +211,21 @@ async def _done(work: "asyncio.Future[None] | None") -> None:
     if work:
         await asyncio.wait([work])
         work.result()
+
+
+@contextlib.asynccontextmanager
+async def _handed_over(upload: Upload) -> AsyncIterator[WholeFile | None]:
+    """Have the file of what has come whole, if there is one, and put it on disk meanwhile."""
+    file = upload.hand_over()
+    if file is None:
+        yield None
+        return
+    syncing = asyncio.ensure_future(asyncio.to_thread(file.sync))
+    try:
+        yield file
+    finally:
+        await asyncio.wait([syncing])
+        file.discard()
 
 
 def _reserved(call: Call, served: ServedPayload | None) -> contextlib.AbstractContextManager[None]:

@@ -1,39 +1,44 @@
 """
 Unfinished uploads: what has come of a push stays when the push is cut off, so that it goes on from there.
 
-Only whole chunks whose digest the sender said are kept, in one file for each upload, beside
-their length. The file's name is a digest of who pushes what, so that nobody can reach
+Only whole chunks whose digest the sender said are kept, in one file for each upload. The file's
+name is a digest of who pushes what, and the length of its chunks, so that nobody can reach
 another's, and no word of a peer is ever part of a path::
 
-    push u1: header, chunks 0 1 2 of 5     uploads/<digest>.part has chunks 0 1 2
+    push u1: header, chunks 0 1 2 of 5     uploads/<digest>.1048576.part has chunks 0 1 2
     the connection is cut, or the coordinator is killed
     GetUpload u1                           3 chunks, their SHA-256
-    push u1: header (first_chunk 3), 3 4   joined with 0 1 2; the file is removed
+    push u1: header (first_chunk 3), 3 4   joined with 0 1 2; the file is done with
 
 Nothing here is needed to be right: a file that is lost, damaged or evicted costs the
 time to send it again. So nothing is synced, and a disk that fails ends the keeping, not the push.
+What has come whole is a file already, and may be handed over: it is synced while the update is
+looked at, and a store on the same disk renames it instead of writing the same bytes again.
 """
 
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from share_dist.errors import ChecksumMismatch, StreamTruncated
-from share_dist.wire.chunks import MAX_CHUNK_BYTES, ChunkJoiner, PayloadChunk, PayloadHeader
+from share_dist.wire.chunks import ChunkJoiner, PayloadChunk, PayloadHeader
 from share_dist.wire.records import UploadProgress
 
 _SUFFIX = ".part"
-_LENGTH_BYTES = 8
-"""A file begins with the length of its chunks."""
+_WHOLE = ".whole"
 
 MAX_UPLOADS = 1000
 """Files at once, however short: each takes a block of the disk."""
+
+_NAME = re.compile(r"([0-9a-f]{64})\.([1-9][0-9]{0,9})" + re.escape(_SUFFIX))
 
 NOTHING = UploadProgress(0, 0, hashlib.sha256().digest())
 
@@ -58,11 +63,69 @@ def upload_key(subspace: str, principal: str, update_id: str, sha256: bytes) -> 
 class _Kept:
     """A file of the spool. Its lock is held by whoever reads or writes it."""
 
-    path: Path
+    folder: Path
+    key: str
+    chunk_bytes: int = 0
     num_bytes: int = 0
     touched_at: float = 0.0
     writer: "Upload | None" = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / f"{self.key}.{self.chunk_bytes}{_SUFFIX}"
+
+    @property
+    def num_chunks(self) -> int:
+        """How many whole chunks it has; none where there is no file."""
+        try:
+            return self.path.stat().st_size // self.chunk_bytes if self.chunk_bytes else 0
+        except OSError:
+            return 0
+
+    def pieces(self, num_chunks: int) -> Iterator[bytes]:
+        """Read the first chunks, one at a time."""
+        if num_chunks:
+            with self.path.open("rb") as file:
+                for _ in range(num_chunks):
+                    yield file.read(self.chunk_bytes)
+
+
+class WholeFile:
+    """
+    A file with all of a payload, on its way from the spool into a store.
+
+    Args:
+        path: Where it lies; the holder's own.
+        file: Open on it.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self._file = file
+        self._lock = threading.Lock()
+        self._is_synced: bool | None = None
+
+    def sync(self) -> bool:
+        """Put it on disk, once, whoever asks first; whether that worked."""
+        with self._lock:
+            if self._is_synced is None:
+                try:
+                    os.fsync(self._file.fileno())
+                except OSError:
+                    self._is_synced = False
+                else:
+                    self._is_synced = True
+            return self._is_synced
+
+    def discard(self) -> None:
+        """Remove it, unless it was taken from its place."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._is_synced is None:
+                self._is_synced = False
+            self._file.close()
+            self.path.unlink(missing_ok=True)
 
 
 class UploadSpool:
@@ -75,9 +138,18 @@ class UploadSpool:
         folder: Made if it is not there; belongs to this object alone.
         max_bytes: Of all files together; the oldest are removed, also of more than ``MAX_UPLOADS``.
         max_age_seconds: How long a file may lie untouched.
+        hands_over: What has come whole is wanted as a file.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, max_age_seconds: float = 86400.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        max_age_seconds: float = 86400.0,
+        *,
+        hands_over: bool = False,
+    ) -> None:
+        self.hands_over = hands_over
         self._folder = folder
         self._max_bytes = max_bytes
         self._max_age_seconds = max_age_seconds
@@ -101,7 +173,7 @@ class UploadSpool:
         if kept is None:
             return NOTHING
         with kept.lock:
-            return _progress(kept.path)
+            return _progress(kept)
 
     def open(self, key: str, header: PayloadHeader, first_chunk: int, limit_bytes: int) -> "Upload":
         """
@@ -115,25 +187,30 @@ class UploadSpool:
             return Upload(ChunkJoiner(header, limit_bytes))
         while True:
             with self._lock:
-                kept = self._kept.setdefault(key, _Kept(self._folder / f"{key}{_SUFFIX}"))
+                kept = self._kept.setdefault(key, _Kept(self._folder, key))
             with kept.lock:
                 # one that was removed meanwhile is no longer anybody's
                 if self._kept.get(key) is kept:
                     try:
-                        return self._begin(key, kept, header, first_chunk, limit_bytes)
+                        return self._begin(kept, header, first_chunk, limit_bytes)
                     finally:
-                        self._forget_unused(key, kept)
+                        self._forget_unused(kept)
 
-    def remove(self, key: str, kept: _Kept) -> None:
-        """Forget an upload, unless its file is another's by now."""
+    def forget(self, kept: _Kept) -> bool:
+        """Know of an upload no longer, unless it is another's by now; whether it was this one's."""
         with self._lock:
-            if self._kept.get(key) is not kept:
-                return
-            del self._kept[key]
-        with kept.lock:
-            kept.writer = None
-            with contextlib.suppress(OSError):
-                kept.path.unlink(missing_ok=True)
+            if self._kept.get(kept.key) is not kept:
+                return False
+            del self._kept[kept.key]
+            return True
+
+    def remove(self, kept: _Kept) -> None:
+        """Forget an upload and its file, unless they are another's by now."""
+        if self.forget(kept):
+            with kept.lock:
+                kept.writer = None
+                with contextlib.suppress(OSError):
+                    kept.path.unlink(missing_ok=True)
 
     def note(self, kept: _Kept, num_bytes: int) -> None:
         """Count what a file has grown to, and make room."""
@@ -142,9 +219,9 @@ class UploadSpool:
         self._evict()
 
     def _begin(
-        self, key: str, kept: _Kept, header: PayloadHeader, first_chunk: int, limit_bytes: int
+        self, kept: _Kept, header: PayloadHeader, first_chunk: int, limit_bytes: int
     ) -> "Upload":
-        chunk_bytes, num_held = _size(kept.path) if first_chunk else (0, 0)
+        num_held = kept.num_chunks if first_chunk else 0
         if num_held < first_chunk:
             raise StreamTruncated(
                 f"chunk {first_chunk} was to come first, of those before it {num_held} are "
@@ -152,43 +229,45 @@ class UploadSpool:
                 expected_chunks=header.num_chunks,
                 received_chunks=num_held,
             )
-        held = b"".join(_pieces(kept.path, chunk_bytes, first_chunk))
+        held = b"".join(kept.pieces(first_chunk))
         joiner = ChunkJoiner(header, limit_bytes, held=held, num_held_chunks=first_chunk)
-        kept.writer, kept.touched_at = Upload(joiner, self, key, kept, chunk_bytes), time.time()
+        kept.writer, kept.touched_at = Upload(joiner, self, kept, header.num_bytes), time.time()
         return kept.writer
 
-    def _forget_unused(self, key: str, kept: _Kept) -> None:
+    def _forget_unused(self, kept: _Kept) -> None:
         with self._lock:
             is_unused = kept.writer is None and not kept.num_bytes
-            if is_unused and self._kept.get(key) is kept:
-                del self._kept[key]
+            if is_unused and self._kept.get(kept.key) is kept:
+                del self._kept[kept.key]
 
     def _adopt(self, path: Path) -> None:
         """Take over a file of a process before; remove what is none of ours to keep."""
         with contextlib.suppress(OSError):
-            found = path.stat()
-            is_known = path.suffix == _SUFFIX and len(path.stem) == len(NOTHING.prefix_sha256) * 2
-            if is_known and path.is_file() and not path.is_symlink():
-                self._kept[path.stem] = _Kept(path, found.st_size, found.st_mtime)
+            found, named = path.stat(), _NAME.fullmatch(path.name)
+            if named and path.is_file() and not path.is_symlink():
+                key, chunk_bytes = named[1], int(named[2])
+                self._kept[key] = _Kept(
+                    self._folder, key, chunk_bytes, found.st_size, found.st_mtime
+                )
             elif not path.is_dir():
                 path.unlink()
 
     def _evict(self) -> None:
-        for key, kept in self._too_many():
-            self.remove(key, kept)
+        for kept in self._too_many():
+            self.remove(kept)
 
-    def _too_many(self) -> Iterator[tuple[str, _Kept]]:
+    def _too_many(self) -> Iterator[_Kept]:
         """Choose what must go: the old, and the oldest until the rest fits."""
         now = time.time()
         with self._lock:
-            oldest_first = sorted(self._kept.items(), key=lambda item: item[1].touched_at)
-        excess = sum(kept.num_bytes for _, kept in oldest_first) - self._max_bytes
+            oldest_first = sorted(self._kept.values(), key=lambda kept: kept.touched_at)
+        excess = sum(kept.num_bytes for kept in oldest_first) - self._max_bytes
         surplus = len(oldest_first) - MAX_UPLOADS
-        for place, (key, kept) in enumerate(oldest_first):
+        for place, kept in enumerate(oldest_first):
             is_old = kept.writer is None and now - kept.touched_at > self._max_age_seconds
             if excess > 0 or place < surplus or is_old:
                 excess -= kept.num_bytes
-                yield key, kept
+                yield kept
 
 
 class Upload:
@@ -202,15 +281,13 @@ class Upload:
         self,
         joiner: ChunkJoiner,
         spool: UploadSpool | None = None,
-        key: str = "",
         kept: _Kept | None = None,
-        chunk_bytes: int = 0,
+        num_bytes: int = 0,
     ) -> None:
         self._joiner = joiner
         self._spool = spool
-        self._key = key
         self._kept = kept
-        self._chunk_bytes = chunk_bytes
+        self._num_bytes = num_bytes
         self._is_keeping = kept is not None
         self._file: BinaryIO | None = None
 
@@ -223,13 +300,27 @@ class Upload:
             except OSError:
                 self._give_up()
 
-    def finish(self) -> bytearray:
+    def finish(self) -> memoryview:
         """Take the payload; raises what ``ChunkJoiner.finish`` raises."""
         try:
             return self._joiner.finish()
         except ChecksumMismatch:
             self._give_up()
             raise
+
+    def hand_over(self) -> WholeFile | None:
+        """Take the file of a payload that is finished out of the spool; None if it is not all there."""
+        spool, kept, file = self._spool, self._kept, self._file
+        if not (spool and spool.hands_over and kept and file and self._is_keeping):
+            return None
+        with kept.lock, contextlib.suppress(OSError):
+            is_all = os.fstat(file.fileno()).st_size == self._num_bytes
+            if is_all and kept.writer is self and spool.forget(kept):
+                whole = kept.folder / f"{uuid.uuid4().hex}{_WHOLE}"
+                kept.path.rename(whole)
+                self._file = None
+                return WholeFile(whole, file)
+        return None
 
     def close(self, *, is_done: bool) -> None:
         """Let go of the file; what is done is removed, the rest waits to be gone on with."""
@@ -245,29 +336,34 @@ class Upload:
                 with contextlib.suppress(OSError):
                     self._file.close()
         if is_own and (is_done or not self._kept.num_bytes):
-            self._spool.remove(self._key, self._kept)
+            self._spool.remove(self._kept)
 
     def _keep(
         self, spool: UploadSpool, kept: _Kept, index: int, data: bytes, *, is_sure: bool
     ) -> None:
-        if index == 0:
-            self._chunk_bytes = len(data)
-        end = _LENGTH_BYTES + (index + 1) * self._chunk_bytes
         with kept.lock:
-            self._is_keeping = is_sure and len(data) == self._chunk_bytes and kept.writer is self
+            if index == 0 and kept.writer is self:
+                self._begin_anew(kept, len(data))
+            start = index * kept.chunk_bytes
+            end = start + len(data)
+            is_next = len(data) == kept.chunk_bytes or end == self._num_bytes
+            self._is_keeping = is_sure and is_next and kept.writer is self
             if self._is_keeping:
-                self._write(kept.path, data, end)
+                self._write(kept.path, data, start)
         if self._is_keeping:
             spool.note(kept, end)
 
-    def _write(self, path: Path, data: bytes, end: int) -> None:
+    def _begin_anew(self, kept: _Kept, chunk_bytes: int) -> None:
+        if kept.chunk_bytes != chunk_bytes:
+            kept.path.unlink(missing_ok=True)
+            kept.chunk_bytes = chunk_bytes
+
+    def _write(self, path: Path, data: bytes, start: int) -> None:
         if self._file is None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             self._file = os.fdopen(descriptor, "r+b", buffering=0)
-            self._file.write(self._chunk_bytes.to_bytes(_LENGTH_BYTES, "big"))
-        start = end - len(data)
-        self._file.truncate(start)
-        self._file.seek(start)
+            self._file.truncate(start)
+            self._file.seek(start)
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
@@ -275,35 +371,13 @@ class Upload:
     def _give_up(self) -> None:
         """Keep no more, and forget what was kept, if it is still this upload's to forget."""
         if self._spool and self._kept and self._kept.writer is self:
-            self._spool.remove(self._key, self._kept)
+            self._spool.remove(self._kept)
         self._is_keeping = False
 
 
-def _progress(path: Path) -> UploadProgress:
-    chunk_bytes, num_chunks = _size(path)
-    running, num_bytes = hashlib.sha256(), 0
-    for piece in _pieces(path, chunk_bytes, num_chunks):
+def _progress(kept: _Kept) -> UploadProgress:
+    running, num_bytes, num_chunks = hashlib.sha256(), 0, kept.num_chunks
+    for piece in kept.pieces(num_chunks):
         running.update(piece)
         num_bytes += len(piece)
     return UploadProgress(num_chunks, num_bytes, running.digest())
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Read the length of a file's chunks, and count the whole ones; none in what is no such file."""
-    try:
-        with path.open("rb") as file:
-            chunk_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "big")
-            num_bytes = os.fstat(file.fileno()).st_size - _LENGTH_BYTES
-    except OSError:
-        return 0, 0
-    is_sound = 0 < chunk_bytes <= MAX_CHUNK_BYTES and num_bytes >= chunk_bytes
-    return (chunk_bytes, num_bytes // chunk_bytes) if is_sound else (0, 0)
-
-
-def _pieces(path: Path, chunk_bytes: int, num_chunks: int) -> Iterator[bytes]:
-    """Read the first chunks, one at a time."""
-    if num_chunks:
-        with path.open("rb") as file:
-            file.seek(_LENGTH_BYTES)
-            for _ in range(num_chunks):
-                yield file.read(chunk_bytes)

@@ -30,7 +30,8 @@ import abc
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from share_dist.core.values import Fingerprint, Head, MergedTask, Subspace, TaskUpdate
 from share_dist.errors import (
@@ -279,6 +280,17 @@ class KeptTasks:
     entries: Mapping[str, TaskEntry] = field(default_factory=dict)
 
 
+class ReadyFile(Protocol):
+    """A file that has all of a payload."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    def sync(self) -> bool:
+        """Put it on disk; whether that worked."""
+
+
 @dataclass(frozen=True, slots=True)
 class DescribedUpdate:
     """
@@ -289,12 +301,14 @@ class DescribedUpdate:
         metadata: Everything small, as JSON.
         payload: Its tensors, as they came.
         payload_digest: SHA-256 (hex) of the payload.
+        file: Has the payload on disk already; a store may take it from its place.
     """
 
     record: UpdateRecord
     metadata: str
     payload: Buffer
     payload_digest: str
+    file: ReadyFile | None = None
 
 
 @dataclass(frozen=True, slots=True)

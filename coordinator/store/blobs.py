@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from typing_extensions import override
 
 from coordinator import faults
+from coordinator.store.base import ReadyFile
 from coordinator.store.format import digest_of
 from share_dist.errors import ConfigError, StoreCorrupt, StoreFull, StoreUnavailable
 from share_dist.files import make_folder, sync_folder
@@ -38,7 +39,9 @@ class Blobs(abc.ABC):
         self.place = place
 
     @abc.abstractmethod
-    def write(self, digest: str, payload: Buffer, occasion: Occasion) -> None:
+    def write(
+        self, digest: str, payload: Buffer, occasion: Occasion, file: ReadyFile | None = None
+    ) -> None:
         """
         Keep bytes; when this returns they survive a loss of power.
 
@@ -46,6 +49,7 @@ class Blobs(abc.ABC):
             digest: SHA-256 (hex) of the bytes.
             payload: The bytes.
             occasion: Why: names the fault points that are passed.
+            file: Has the same bytes; taken from its place where that saves writing them.
 
         Raises:
             StoreFull: There is no room; nothing was kept.
@@ -101,22 +105,28 @@ class LocalBlobs(Blobs):
         self.path = path
 
     @override
-    def write(self, digest: str, payload: Buffer, occasion: Occasion) -> None:
+    def write(
+        self, digest: str, payload: Buffer, occasion: Occasion, file: ReadyFile | None = None
+    ) -> None:
         final = self.path / f"{digest}{SUFFIX}"
-        # a name of its own: the same bytes may be written by two threads at once
-        unfinished = self.path / f"{uuid.uuid4().hex}{UNFINISHED}"
         with storage_errors(str(final), len(payload)):
             make_folder(self.path)
-            try:
-                _write_through(unfinished, payload, occasion)
-                faults.reach(f"before-{occasion}-blob-rename")
-                unfinished.replace(final)
-            except OSError:
-                unfinished.unlink(missing_ok=True)
-                raise
-            faults.reach(f"after-{occasion}-blob-rename")
+            if not (file and _take(file, final, occasion)):
+                self._write_anew(final, payload, occasion)
             sync_folder(self.path)
         faults.reach(f"after-{occasion}-blob-folder-sync")
+
+    def _write_anew(self, final: Path, payload: Buffer, occasion: Occasion) -> None:
+        # a name of its own: the same bytes may be written by two threads at once
+        unfinished = self.path / f"{uuid.uuid4().hex}{UNFINISHED}"
+        try:
+            _write_through(unfinished, payload, occasion)
+            faults.reach(f"before-{occasion}-blob-rename")
+            unfinished.replace(final)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+        faults.reach(f"after-{occasion}-blob-rename")
 
     @override
     def digests(self) -> Iterator[str]:
@@ -167,7 +177,9 @@ class RemoteBlobs(Blobs):
         self._root = root.rstrip("/")
 
     @override
-    def write(self, digest: str, payload: Buffer, occasion: Occasion) -> None:
+    def write(
+        self, digest: str, payload: Buffer, occasion: Occasion, file: ReadyFile | None = None
+    ) -> None:
         faults.reach(f"before-{occasion}-blob-write")
         with storage_errors(self.name_of(digest), len(payload)):
             self._files.pipe_file(self._path(digest), bytes(payload))
@@ -275,6 +287,22 @@ def full(name: str, needed_bytes: int) -> StoreFull:
         needed_bytes=needed_bytes,
         free_bytes=free,
     )
+
+
+def _take(file: ReadyFile, final: Path, occasion: Occasion) -> bool:
+    """Rename a file that has the bytes already; whether that can be done."""
+    faults.reach(f"before-{occasion}-blob-write")
+    if not file.sync():
+        return False
+    faults.reach(f"after-{occasion}-blob-write")
+    faults.reach(f"before-{occasion}-blob-rename")
+    try:
+        file.path.replace(final)
+    except OSError:
+        # it lies on another disk, for one: written anew, the disk says what is wrong if anything is
+        return False
+    faults.reach(f"after-{occasion}-blob-rename")
+    return True
 
 
 def _write_through(path: Path, payload: Buffer, occasion: Occasion) -> None:

@@ -12,6 +12,7 @@ from coordinator.store.base import (
     DescribedUpdate,
     EncodedVersion,
     KeptTasks,
+    ReadyFile,
     TaskEntry,
     UpdateRecord,
     VersionCommit,
@@ -45,6 +46,7 @@ def describe_update(
     owner: str = "",
     payload: Buffer | None = None,
     payload_digest: str = "",
+    file: ReadyFile | None = None,
     state: UpdateState = UpdateState.PENDING,
     reason: str = "",
 ) -> DescribedUpdate:
@@ -58,6 +60,7 @@ def describe_update(
         owner: The principal that pushed it; the worker where absent.
         payload: Its tensors as they came; made anew when absent.
         payload_digest: SHA-256 (hex) of the payload, where it is known already.
+        file: Has the payload on disk already, where it does.
         state: PENDING, or what admission set it aside as.
         reason: Why it was set aside.
     """
@@ -81,7 +84,7 @@ def describe_update(
         state=state,
         reason=reason,
     )
-    return DescribedUpdate(record, metadata, payload, payload_digest)
+    return DescribedUpdate(record, metadata, payload, payload_digest, file)
 
 
 def fingerprint_to_json(fingerprint: Fingerprint) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from coordinator import faults
+from coordinator.store.base import ReadyFile
 from coordinator.store.blobs import Blobs, Occasion, require_digest
 from coordinator.store.database import Database
 from coordinator.store.format import digest_of
@@ -18,10 +19,11 @@ from share_dist.wire.tensors import Buffer
 
 
 class Payload(NamedTuple):
-    """Bytes and their SHA-256 (hex)."""
+    """Bytes and their SHA-256 (hex); in a file already, where there is one."""
 
     digest: str
     data: Buffer
+    file: ReadyFile | None = None
 
     @classmethod
     def of(cls, data: Buffer) -> "Payload":
@@ -71,7 +73,7 @@ class Payloads:
         large = [payload for payload in payloads if self.is_large(payload)]
         with self._held([payload.digest for payload in large]):
             for payload in large:
-                self.blobs.write(payload.digest, payload.data, occasion)
+                self.blobs.write(payload.digest, payload.data, occasion, payload.file)
             with self._lock:
                 self.num_blobs += len(large)
             yield lambda rows: self._insert(rows, small, occasion)

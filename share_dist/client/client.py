@@ -261,7 +261,7 @@ class ShareClient(Caller):
 
     def fetch_subspace(
         self, request: pb.PullSubspaceRequest
-    ) -> tuple[pb.SubspaceHeader, bytearray]:
+    ) -> tuple[pb.SubspaceHeader, memoryview]:
         """Ask for a version in any form; see ``pull`` and ``Mirror``, which read the answer."""
         request.subspace = self.subspace
         if self.lease is not None:

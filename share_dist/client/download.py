@@ -15,7 +15,7 @@ def download(
     *,
     limit_bytes: int,
     check_header: Callable[[HeaderT], None] = lambda _: None,
-) -> tuple[HeaderT, bytearray]:
+) -> tuple[HeaderT, memoryview]:
     """
     Read a streaming call to its end.
 
@@ -34,13 +34,13 @@ def download(
         header: Any = _take_header(call)
         check_header(header)
         if not header.HasField("payload"):
-            return header, bytearray()
+            return header, memoryview(b"")
         return header, _join(call, ChunkJoiner(header.payload, limit_bytes))
     finally:
         call.cancel()
 
 
-def _join(messages: Iterator[Any], joiner: ChunkJoiner) -> bytearray:
+def _join(messages: Iterator[Any], joiner: ChunkJoiner) -> memoryview:
     """Join chunks in a thread of their own: while one is hashed, the next one comes."""
     with ThreadPoolExecutor(1) as joining:
         joined: Future[bytes] | None = None

@@ -111,7 +111,7 @@ class Mirror:
 
     def _fetch(
         self, held: Subspace | None, min_version: int | None
-    ) -> tuple[pb.SubspaceHeader, bytearray]:
+    ) -> tuple[pb.SubspaceHeader, memoryview]:
         request = pb.PullSubspaceRequest(with_tail=True, min_version=min_version)
         if held is not None:
             request.held_version, request.held_digest = held.version, held.digest

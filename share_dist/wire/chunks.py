@@ -2,10 +2,9 @@
 A payload cut into chunks of about 1 MiB, and chunks joined to the payload again.
 
 The header comes first and says how much will follow and in how many pieces, so that
-a receiver refuses too much before it keeps anything. It never holds more than an
-eighth above what has arrived, however small the pieces. Each piece says the digest of
-all up to its end: what was damaged is known at once, and what came before it need not
-be sent again.
+a receiver refuses too much before it keeps anything. Memory is taken as the pieces arrive,
+whatever was announced. Each piece says the digest of all up to its end: what was damaged is
+known at once, and what came before it need not be sent again.
 """
 
 import hashlib
@@ -23,6 +22,7 @@ from share_dist.errors import (
 )
 from share_dist.pb import coordinator_pb2
 from share_dist.pb import tensor_pb2 as pb
+from share_dist.wire.buffers import room_for
 
 PayloadHeader: TypeAlias = pb.PayloadHeader
 """What comes before the chunks, by a name for those who do not see generated code."""
@@ -118,7 +118,7 @@ def join_chunks(
     header: pb.PayloadHeader,
     chunks: Iterable[pb.Chunk],
     limit_bytes: int = MAX_PAYLOAD_BYTES,
-) -> bytearray:
+) -> memoryview:
     """Join what ``split_into_chunks`` made; see ``ChunkJoiner`` for what is refused."""
     joiner = ChunkJoiner(header, limit_bytes)
     for chunk in chunks:
@@ -163,11 +163,13 @@ class ChunkJoiner:
         self._expected_digest = header.sha256
         self._expected_bytes = header.num_bytes
         self._expected_chunks = header.num_chunks
-        self._digest = hashlib.sha256(held)
-        self._received = bytearray(held)
-        self._num_chunks = num_held_chunks
         if num_held_chunks > header.num_chunks or len(held) > header.num_bytes:
             raise self._wrong_length(num_held_chunks, len(held))
+        self._digest = hashlib.sha256(held)
+        self._room = room_for(header.num_bytes)
+        self._room[: len(held)] = held
+        self._num_bytes = len(held)
+        self._num_chunks = num_held_chunks
 
     def add(self, chunk: pb.Chunk) -> bytes:
         """
@@ -183,7 +185,7 @@ class ChunkJoiner:
             StreamTruncated: It goes on after the announced end.
         """
         data = chunk.data  # read once: each access copies
-        received, num_bytes = self._num_chunks, len(self._received) + len(data)
+        received, num_bytes = self._num_chunks, self._num_bytes + len(data)
         if received == self._expected_chunks or num_bytes > self._expected_bytes:
             raise self._wrong_length(received + 1, num_bytes)
         if chunk.index != received:
@@ -203,11 +205,12 @@ class ChunkJoiner:
         self._digest.update(data)
         if chunk.prefix_sha256:
             self._require_digest(chunk.prefix_sha256, f"up to the end of chunk {received}")
-        self._received += data
+        self._room[self._num_bytes : num_bytes] = data
+        self._num_bytes = num_bytes
         self._num_chunks += 1
         return data
 
-    def finish(self) -> bytearray:
+    def finish(self) -> memoryview:
         """
         Say that the stream has ended, and take the payload.
 
@@ -219,10 +222,10 @@ class ChunkJoiner:
             ChecksumMismatch: The payload is not the one that was announced.
         """
         announced = (self._expected_chunks, self._expected_bytes)
-        if (self._num_chunks, len(self._received)) != announced:
-            raise self._wrong_length(self._num_chunks, len(self._received))
+        if (self._num_chunks, self._num_bytes) != announced:
+            raise self._wrong_length(self._num_chunks, self._num_bytes)
         self._require_digest(self._expected_digest, "as a whole")
-        return self._received
+        return self._room
 
     def _require_digest(self, expected: bytes, what: str) -> None:
         found = self._digest.digest()
