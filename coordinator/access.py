@@ -103,6 +103,7 @@ class Access:
         self._lock = threading.Lock()
         self._tokens = {token.token_id: token for token in catalog.tokens()}
         self._proven: dict[str, str] = {}
+        self._seen_seconds = catalog.seen_seconds()
         self._roles = {name: config.subspace(name).roles for name in config.names}
 
     # --- who --------------------------------------------------------------------------------
@@ -161,12 +162,23 @@ class Access:
                     "administrator for another",
                     presented=what,
                 )
-        if principal.not_after is not None and principal.not_after <= self._clock.now():
+        if principal.not_after is None:
+            return
+        # a certificate ends by today's clock, as in the handshake before it
+        seen_seconds = self.seen_seconds if principal.token_id else self._clock.unix_seconds()
+        if principal.not_after.timestamp() <= seen_seconds:
             raise NotAuthenticated(
                 f"{what} of {principal.name} expired at {principal.not_after.isoformat()}: get a "
                 "new one, or see whether the clocks are right",
                 presented=what,
             )
+
+    @property
+    def seen_seconds(self) -> float:
+        """The latest time that was ever seen here, seconds since 1970: it does not go back with a clock."""
+        with self._lock:
+            self._seen_seconds = max(self._seen_seconds, self._clock.unix_seconds())
+            return self._seen_seconds
 
     def remember(self, token: Token) -> None:
         """Know a token as it is now: new, or revoked; it counts so from the next call on."""
@@ -231,8 +243,7 @@ class Access:
 
     def note_refusal(self, context: CallContext, rpc: str, error: ShareError) -> None:
         """Have the audit log told of a refusal after which somebody may ask who that was."""
-        is_late_twin = isinstance(error, LeaseExpired) and error.current_epoch != error.lease_epoch
-        if not (is_late_twin or isinstance(error, (AccessError, UpdateConflict))):
+        if not _is_of_interest(error):
             return
         try:
             name = self.identify(context).name
@@ -242,6 +253,20 @@ class Access:
         self.refusals.add(
             "access_refused", peer=context.peer(), detail=detail, principal=name, subject=rpc
         )
+
+    def note_refused_push(
+        self, principal: Principal, peer: str, subspace: str, update_id: str, digest: str, error: ShareError
+    ) -> None:  # fmt: skip
+        """Have the audit log told of a push that was refused, unless ``note_refusal`` tells of it."""
+        if not _is_of_interest(error):
+            self.refusals.add_push(
+                peer=peer,
+                detail=f"{type(error).__name__}: {error.message}",
+                principal=principal.name,
+                subspace=subspace,
+                update_id=update_id,
+                digest=digest,
+            )
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -281,6 +306,12 @@ class Access:
         # a connection may outlive the certificate that it began with
         self.require_still(principal)
         return principal
+
+
+def _is_of_interest(error: ShareError) -> bool:
+    """Whether an error is one after which somebody may ask who that was."""
+    is_late_twin = isinstance(error, LeaseExpired) and error.current_epoch != error.lease_epoch
+    return is_late_twin or isinstance(error, (AccessError, UpdateConflict))
 
 
 def token_id_of(secret: str) -> str:

@@ -194,9 +194,18 @@ class AdminService(Servicer, pb_grpc.AdminServicer):
         # the log tells of every subspace
         access.require_admin(access.identify(context), (EVERY_SUBSPACE,))
         after_sequence = codec.require_count(request.after_sequence, "after_sequence")
+        is_from_end = request.HasField("before_sequence")
+        before_sequence = codec.require_count(request.before_sequence, "before_sequence")
         found = await administration.list_audit(
-            self._coordinator, after_sequence, request.page_size
+            self._coordinator,
+            after_sequence,
+            request.page_size,
+            before_sequence if is_from_end else None,
         )
+        if is_from_end:
+            # cut short at its older end, from which whoever asks goes on
+            newest_first = fitting(map(codec.audit_entry_to_pb, reversed(found)))
+            return pb.ListAuditResponse(entries=reversed(newest_first))
         return pb.ListAuditResponse(entries=fitting(map(codec.audit_entry_to_pb, found)))
 
     def _call(self, rpc: str, request: Any, context: Any) -> Call:

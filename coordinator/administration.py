@@ -24,7 +24,13 @@ from share_dist.core.outcome import MergeOutcome
 from share_dist.core.prepared import prepare_merge
 from share_dist.core.removal import remove_tasks
 from share_dist.core.values import Subspace, TaskUpdate
-from share_dist.errors import ConfigError, SubspaceError, UnknownTask, WrongState
+from share_dist.errors import (
+    ConfigError,
+    SubspaceError,
+    UnknownTask,
+    VersionCompacted,
+    WrongState,
+)
 from share_dist.telemetry import Event
 from share_dist.wire.records import (
     AuditEntry,
@@ -134,10 +140,26 @@ def _events(store: Store, after_version: int) -> Iterator[VersionEvent]:
 
 
 async def list_audit(
-    coordinator: Coordinator, after_sequence: int, page_size: int
+    coordinator: Coordinator,
+    after_sequence: int,
+    page_size: int,
+    before_sequence: int | None = None,
 ) -> tuple[AuditEntry, ...]:
-    """Return the oldest lines of the audit log after one."""
-    return await asyncio.to_thread(coordinator.catalog.audit, after_sequence, _limit(page_size))
+    """
+    Return lines of the audit log, oldest first.
+
+    Args:
+        coordinator: Whose.
+        after_sequence: Only those after this one.
+        page_size: At most so many: the oldest, or the newest where ``before_sequence`` is given.
+        before_sequence: Only those before this one; 0 for the end of the log.
+    """
+    return await asyncio.to_thread(
+        coordinator.catalog.audit,
+        after_sequence,
+        _limit(page_size),
+        before_sequence=before_sequence,
+    )
 
 
 # --- versions -----------------------------------------------------------------------------------
@@ -221,7 +243,7 @@ def _require_nothing_dropped(store: Store, target: Snapshot) -> None:
 
 async def compact(call: Call, keep_versions: int, *, dry_run: bool) -> Compaction:
     """
-    Let go of old versions, but for those that someone still needs.
+    Let go of old versions, but for those that someone still needs, and of payloads of updates.
 
     Raises:
         ConfigError: ``keep_versions`` is below 1.
@@ -230,13 +252,8 @@ async def compact(call: Call, keep_versions: int, *, dry_run: bool) -> Compactio
     compaction = await lineage.writer.between_merges(
         lambda: lineage.compactor.compact(keep_versions, by=call.principal.name, dry_run=dry_run)
     )
-    if compaction.versions and not dry_run:
-        lineage.log.info(
-            Event.VERSIONS_COMPACTED.value,
-            versions=compaction.versions,
-            freed_bytes=compaction.freed_bytes,
-            kept=dict(compaction.kept),
-        )
+    if not dry_run:
+        lineage.writer.tell_of_compaction(compaction)
     return compaction
 
 
@@ -360,18 +377,25 @@ def unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:
 async def list_updates(
     call: Call, states: Collection[UpdateState], before_sequence: int, page_size: int
 ) -> tuple[UpdateSummary, ...]:
-    """Return updates by state, newest first."""
+    """Return updates by state, newest first; of pushes that were refused, the last ones."""
     records = await asyncio.to_thread(
-        lambda: call.lineage.store.updates(
-            states, before_sequence=before_sequence, limit=_limit(page_size)
-        )
-    )
+        _updates_of_states, call.lineage.store, {*(states or UpdateState)}, before_sequence, _limit(page_size)
+    )  # fmt: skip
     return tuple(map(_update_summary, records))
+
+
+def _updates_of_states(
+    store: Store, states: Collection[UpdateState], before_sequence: int, limit: int
+) -> list[UpdateRecord]:
+    found = [*store.updates(states, before_sequence=before_sequence, limit=limit)]
+    if UpdateState.REFUSED in states:
+        found += store.refused(before_sequence=before_sequence, limit=limit)
+    return sorted(found, key=lambda record: -record.sequence)[:limit]
 
 
 async def inspect_update(call: Call, update_id: str) -> UpdateInspection:
     """
-    Measure an update, and what it alone would do to others.
+    Measure an update, and what it alone would do to others; nothing of one without a payload.
 
     Raises:
         UnknownUpdate: It was never kept.
@@ -383,6 +407,8 @@ async def inspect_update(call: Call, update_id: str) -> UpdateInspection:
 
 def _inspect(lineage: Lineage, update_id: str) -> UpdateInspection:
     record = lineage.store.update_record(update_id)
+    if record.let_go_at is not None:
+        return UpdateInspection(_update_summary(record), (), {})
     with lineage.holds.hold(record.base_version):
         update = lineage.store.load_update(update_id)
         base = lineage.versions.subspace(record.base_version)
@@ -422,12 +448,13 @@ async def replay_update(call: Call, update_id: str, reason: str) -> Receipt:
     """
     Let an update that was set aside or rolled back be merged after all.
 
-    Who replays what was quarantined consents to what was suspicious about it. A drift budget
-    holds as before. Asked again, it is answered as the first time.
+    Who replays what was quarantined consents to what was suspicious about it, and this consent
+    lasts, also where the drift budget, which holds as before, parks the update. Asked again, it is
+    answered as the first time.
 
     Raises:
         UnknownUpdate: It was never kept.
-        WrongState: It was dropped or refused.
+        WrongState: It was dropped or refused, or a compaction let go of its payload.
         VersionCompacted: The version that it was trained on is no longer kept.
     """
     return await _change(call, update_id, UpdateState.PENDING, reason)
@@ -467,15 +494,30 @@ async def _change(call: Call, update_id: str, state: UpdateState, reason: str) -
         record = lineage.store.update_record(update_id)
         if record.state in _DONE_BEFORE[state]:
             return record, False
-        if state is UpdateState.PENDING:
-            lineage.store.require_version(record.base_version)
-        return lineage.store.change_state(update_id, state, sentence, by=by), True
+        consents = state is UpdateState.PENDING
+        if consents:
+            _require_base(lineage.store, record)
+        changed = lineage.store.change_state(update_id, state, sentence, by=by, consents=consents)
+        return changed, True
 
     record, is_changed = await lineage.writer.between_merges(work)
     if is_changed:
         _tell_of_change(call, event, update_id, record.task_id, reason)
         lineage.writer.notify()
     return record.receipt()
+
+
+def _require_base(store: Store, record: UpdateRecord) -> None:
+    """Raise unless the version is kept that an update is merged against."""
+    try:
+        store.require_version(record.base_version)
+    except VersionCompacted as error:
+        raise VersionCompacted(
+            f"update {record.update_id} was trained on version {record.base_version}, which was "
+            f"compacted, those from {error.first_version} on are kept: it cannot be merged any more. "
+            "Let its worker push it again, from a version that is kept, or drop it",
+            **error.details,
+        ) from None
 
 
 def _because(what: str, reason: str) -> str:
@@ -502,6 +544,7 @@ def _update_summary(record: UpdateRecord) -> UpdateSummary:
         pushed_at=record.pushed_at,
         update_bytes=record.update_bytes,
         digest=record.content_digest,
+        let_go_at=record.let_go_at,
     )
 
 

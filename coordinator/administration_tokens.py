@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
 from coordinator.access import EVERY_SUBSPACE, TOKEN_PREFIX, Principal, digest_of
@@ -73,9 +73,24 @@ async def create_token(
     made = new_token(request, coordinator.clock.now())
     token = made.record.token
     coordinator.access.require_admin(principal, token.subspaces)
+    _require_future(token, coordinator.access.seen_seconds)
     await asyncio.to_thread(coordinator.catalog.add_token, made.record, by=principal.name)
     coordinator.access.remember(token)
     return token, made.secret
+
+
+def _require_future(token: Token, seen_seconds: float) -> None:
+    """Raise where a token would have ended by the latest time that was seen: it would never count."""
+    ends_at = token.expires_at
+    if ends_at is None or ends_at.timestamp() > seen_seconds:
+        return
+    seen_at = datetime.fromtimestamp(seen_seconds, timezone.utc)
+    raise ConfigError(
+        f"the token would end at {ends_at.isoformat()}, and {seen_at.isoformat()} has been seen here "
+        "already: the coordinator's clock was set back. Put it right, or ask for a token that lasts "
+        "beyond then, or for one without an end",
+        key="valid_seconds",
+    )
 
 
 async def list_tokens(coordinator: Coordinator, principal: Principal) -> tuple[Token, ...]:

@@ -27,7 +27,7 @@ from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
 from coordinator.compaction import Compactor, Holds, newest_base_versions
 from coordinator.config import CoordinatorConfig, SubspaceConfig
-from coordinator.leases import Leases
+from coordinator.leases import Leases, Registrations
 from coordinator.lineages import Lineages
 from coordinator.metrics import Metrics, MetricsServer
 from coordinator.observation import observe
@@ -177,7 +177,8 @@ class CoordinatorApp:
         while True:
             await asyncio.sleep(self._config.owner_lease_seconds / 3)
             try:
-                await asyncio.to_thread(catalog.renew)
+                seen_seconds = self.coordinator.access.seen_seconds
+                await asyncio.to_thread(catalog.renew, seen_seconds)
             except StoreFenced as error:
                 self._give_up(error)
                 return
@@ -316,6 +317,7 @@ def _lineage(
         store=store,
         versions=versions,
         leases=leases,
+        registrations=Registrations(own.max_registrations_per_hour),
         broadcast=broadcast,
         holds=holds,
         compactor=compactor,

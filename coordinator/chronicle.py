@@ -66,13 +66,14 @@ class Chronicle:
             self._log.error(event.value, exc_info=error)
 
     def tell_of_compaction(self, compaction: Compaction) -> None:
-        """Tell which versions were let go of, if any were."""
-        if not compaction.versions:
+        """Tell which versions, and of how many updates the payloads, were let go of, if any were."""
+        if not compaction.versions and not compaction.num_updates:
             return
         with self._unfailing():
             self._log.info(
                 Event.VERSIONS_COMPACTED.value,
                 versions=compaction.versions,
+                num_updates=compaction.num_updates,
                 freed_bytes=compaction.freed_bytes,
                 kept=dict(compaction.kept),
             )

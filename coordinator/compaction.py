@@ -10,6 +10,10 @@ does not leave already. So a push never finds the version gone that it was let i
     u1, trained on 2, is parked               may go 1 3 4 5 6
     a push trained on 5 is on its way         may go 1 3 4 6
     live worker w pulled 6 last               may go 1 3 4
+
+The payload of an update goes with the last version that holds it: until then its head is
+served, and a rollback may bring it back. That of one which waits stays, and that of one which was
+rolled back as long as it can be replayed, which needs the version that it was trained on.
 """
 
 import contextlib
@@ -21,14 +25,11 @@ from dataclasses import dataclass
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
 from coordinator.leases import Leases
-from coordinator.store.base import Store, UpdateRecord
-from share_dist.errors import ConfigError
+from coordinator.store.base import WAITING, FinishedUpdate, Store, UpdateRecord
+from share_dist.errors import ConfigError, StoreCorrupt
 from share_dist.wire.records import Compaction, UpdateState
 
 _PAGE = 1000
-
-WAITING = (UpdateState.PENDING, UpdateState.PARKED, UpdateState.QUARANTINED)
-"""States of updates that may yet be merged, each exactly as trained on its base version."""
 
 
 class Holds:
@@ -124,6 +125,35 @@ def plan_compaction(
     return CompactionPlan(tuple(sorted(old - reasons.keys())), dict(sorted(reasons.items())))
 
 
+def plan_letting_go(
+    finished: Iterable[FinishedUpdate], kept: Collection[int], held: Collection[str]
+) -> tuple[FinishedUpdate, ...]:
+    """
+    Choose the updates whose payloads nothing can need any more.
+
+    Args:
+        finished: Updates that wait for nothing.
+        kept: Versions whose tensors stay.
+        held: Updates that one of these versions holds.
+
+    Examples:
+        >>> gone = FinishedUpdate("u1", UpdateState.DROPPED, 3, 100)
+        >>> back = FinishedUpdate("u2", UpdateState.ROLLED_BACK, 3, 100)
+        >>> [update.update_id for update in plan_letting_go([gone, back], {3, 4}, {"u3"})]
+        ['u1']
+    """
+
+    def can_be_replayed(update: FinishedUpdate) -> bool:
+        is_base_kept = update.base_version == 0 or update.base_version in kept
+        return update.state is UpdateState.ROLLED_BACK and is_base_kept
+
+    return tuple(
+        update
+        for update in finished
+        if update.update_id not in held and not can_be_replayed(update)
+    )
+
+
 class Compactor:
     """
     Lets go of one lineage's old versions. Used by its writer alone, between two merges.
@@ -146,10 +176,11 @@ class Compactor:
         self._clock = clock
         self._seen_version = 0
         self._kept: set[int] = set()
+        self._held: dict[int, frozenset[str]] = {}
 
     def compact(self, keep_versions: int, *, by: str, dry_run: bool = False) -> Compaction:
         """
-        Let go of every version that is neither among the newest nor needed.
+        Let go of every version that is neither among the newest nor needed, and of payloads of updates.
 
         Args:
             keep_versions: Keep so many of the newest.
@@ -172,18 +203,45 @@ class Compactor:
 
         if dry_run:
             planned = plan(self._holds.held)
+            updates = self._needless_updates(planned.versions)
             freed_bytes = self._bytes_of(planned.versions)
+            freed_bytes += sum(update.update_bytes for update in updates)
         else:
             with self._holds.leaving(plan) as planned:
-                freed_bytes = self._let_go(planned, by)
-        return Compaction(planned.versions, freed_bytes, self._store.first_version, planned.kept)
+                updates = self._needless_updates(planned.versions)
+                freed_bytes = self._let_go(planned.versions, updates, by)
+        return Compaction(
+            versions=planned.versions,
+            freed_bytes=freed_bytes,
+            first_version=self._store.first_version,
+            kept=planned.kept,
+            num_updates=len(updates),
+        )
 
-    def _let_go(self, plan: CompactionPlan, by: str) -> int:
-        if not plan.versions:
+    def _let_go(
+        self, versions: Collection[int], updates: Collection[FinishedUpdate], by: str
+    ) -> int:
+        if not versions and not updates:
             return 0
-        freed_bytes = self._store.compact(plan.versions, by=by)
-        self._kept.difference_update(plan.versions)
+        update_ids = [update.update_id for update in updates]
+        freed_bytes = self._store.compact(versions, update_ids, by=by)
+        self._kept.difference_update(versions)
         return freed_bytes
+
+    def _needless_updates(self, leaving: Collection[int]) -> tuple[FinishedUpdate, ...]:
+        """Return the updates that nothing needs once some versions are gone."""
+        kept = self._kept.difference(leaving)
+        try:
+            # remembered: a version's entries lie beside the coefficients of all its tasks
+            self._held = {
+                version: self._held.get(version) or self._store.held_updates(version)
+                for version in kept
+            }
+        except StoreCorrupt:
+            # whatever the damaged version holds must stay
+            return ()
+        held = frozenset().union(*self._held.values())
+        return plan_letting_go(self._store.finished_updates(), kept, held)
 
     def _bytes_of(self, versions: Collection[int]) -> int:
         return sum(

@@ -107,6 +107,30 @@ class SubspaceConfig(BaseModel):
     )
     max_update_bytes: int = Field(2**30, ge=1, description="Payload of an update, at most")
     max_pending: int = Field(1000, ge=1, description="Updates that wait, at most")
+    max_set_aside_updates: int = Field(
+        10_000,
+        ge=1,
+        description="Updates that are quarantined or parked, at most; then a push that would join "
+        "them, or with max_influence or drift_budget might, is refused",
+    )
+    max_set_aside_bytes: int = Field(2**36, ge=1, description="Bytes of these updates, at most")
+    max_set_aside_updates_per_owner: int = Field(
+        1000,
+        ge=1,
+        description="The same number, of one principal; of one worker where nobody has a name",
+    )
+    max_set_aside_bytes_per_owner: int = Field(
+        2**34, ge=1, description="The same bytes, of one principal, or of one worker"
+    )
+    max_refused_updates: int = Field(
+        1000, ge=1, description="Refused pushes that are remembered, without their tensors, at most"
+    )
+    max_registrations_per_hour: int = Field(
+        10_000,
+        ge=1,
+        description="Registrations of one principal within an hour, at most: each is a line of the "
+        "audit log, and a row where the worker_id is new",
+    )
     max_watchers: int = Field(1000, ge=1, description="Watchers at once, at most")
     max_watchers_per_peer: int = Field(
         250,

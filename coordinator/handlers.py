@@ -17,11 +17,20 @@ from coordinator.admission import (
     check_fingerprint,
     check_version,
 )
+from coordinator.bounds import may_be_set_aside_later, require_room_aside
 from coordinator.broadcast import WatcherState
 from coordinator.leases import WorkerLease
 from coordinator.policy import require_fresh
 from coordinator.state import Call, Coordinator, Lineage
-from coordinator.store.base import DescribedUpdate, Kept, ReadyFile, Store, UpdateRecord, not_owner
+from coordinator.store.base import (
+    DescribedUpdate,
+    Kept,
+    ReadyFile,
+    Store,
+    UpdateRecord,
+    not_owner,
+    refused_record,
+)
 from coordinator.store.format import describe_update
 from coordinator.uploads import upload_key
 from share_dist.core.prepared import angle_between
@@ -30,6 +39,7 @@ from share_dist.errors import (
     ConfigError,
     Overloaded,
     ShareError,
+    StoreError,
 )
 from share_dist.telemetry import Event
 from share_dist.wire import codec
@@ -77,6 +87,9 @@ class AnnouncedPush:
     base_version: int
     fingerprint_digest: str
     base_digest: str = ""
+    payload_digest: str = ""
+    """SHA-256 (hex) of its tensors."""
+    update_bytes: int = 0
 
 
 async def open_lineage(coordinator: Coordinator, principal: Principal, name: str) -> Lineage:
@@ -102,8 +115,10 @@ async def register(call: Call, worker_id: str, fingerprint: Fingerprint | None) 
         NotPermitted: The ``worker_id`` belongs to another principal.
         ConfigError: The fingerprint has no layers, or an empty one.
         WireError: It has layers of which no update could be sent.
+        Overloaded: The caller has registered too often within an hour.
     """
     lineage = call.lineage
+    lineage.registrations.take(call.principal.name, call.clock.monotonic_seconds())
     if fingerprint is not None:
         await _bind(call, fingerprint)
     owner = _owner(call, worker_id)
@@ -141,6 +156,7 @@ async def announce_push(call: Call, push: AnnouncedPush) -> None:
         VersionInFuture: Its base version does not exist.
         BaseVersionTooOld: Its base version is no longer kept.
         Overloaded: Too many updates wait.
+        TooManySetAside: Too many are set aside, and this one might be.
     """
     store = call.lineage.store
     if await asyncio.to_thread(store.find_update, push.update_id):
@@ -151,7 +167,7 @@ async def announce_push(call: Call, push: AnnouncedPush) -> None:
         call.lineage.leases.renew(push.worker_id, push.lease_epoch, now_seconds, push.base_version)
         await asyncio.to_thread(_check_announced, call, push)
     except ShareError as error:
-        _note_refusal(call.lineage, push.update_id, push.task_id, error)
+        await _note_refusal(call, push, error)
         raise
 
 
@@ -168,6 +184,7 @@ async def keep_update(call: Call, push: Push) -> UpdateRecord:
         ShapeMismatch: It does not fit its base version.
         UpdateRefused: It may not be merged.
         Overloaded: Too many updates wait.
+        TooManySetAside: It would be set aside, and too many are.
         StoreFull: There is no room; nothing was kept.
         StoreUnavailable: The disk fails; nothing was kept.
     """
@@ -181,7 +198,7 @@ async def keep_update(call: Call, push: Push) -> UpdateRecord:
             _require_owner(call, record)
             _note_repeat(lineage, record)
     except ShareError as error:
-        _note_refusal(lineage, push.update.update_id, push.update.task_id, error)
+        await _note_refusal(call, _announced(push), error)
         raise
     lineage.writer.notify()
     return record
@@ -311,6 +328,8 @@ def _announced(push: Push) -> AnnouncedPush:
         update.base_version,
         push.fingerprint_digest,
         push.base_digest,
+        push.payload_digest,
+        0 if push.payload is None else len(push.payload),
     )
 
 
@@ -323,6 +342,8 @@ def _check_announced(call: Call, push: AnnouncedPush) -> None:
             "push again in 5 s",
             retry_after_seconds=5.0,
         )
+    if may_be_set_aside_later(lineage.config):
+        require_room_aside(store, _owner(call, push.worker_id), push.update_bytes, lineage.config)
     owner, principal = store.owner(push.task_id), _owner(call, push.worker_id)
     if owner not in {None, principal}:
         raise not_owner(f"task {push.task_id!r}", str(owner), principal)
@@ -349,6 +370,8 @@ def _check_and_keep(call: Call, push: Push, described: DescribedUpdate) -> Kept:
         case Refused(error):
             raise error
         case Suspicious(reason):
+            record = described.record
+            require_room_aside(lineage.store, record.owner, record.update_bytes, lineage.config)
             aside = replace(described.record, state=UpdateState.QUARANTINED, reason=reason)
             described = replace(described, record=aside)
         case Admitted():
@@ -409,15 +432,40 @@ def _note_repeat(lineage: Lineage, record: UpdateRecord) -> None:
     )
 
 
-def _note_refusal(lineage: Lineage, update_id: str, task_id: str, error: ShareError) -> None:
+async def _note_refusal(call: Call, push: AnnouncedPush, error: ShareError) -> None:
+    lineage = call.lineage
     lineage.metrics.pushes("refused").inc()
     lineage.log.warning(
         Event.UPDATE_REFUSED.value,
-        update_id=update_id,
-        task_id=task_id,
+        update_id=push.update_id,
+        task_id=push.task_id,
         error=type(error).__name__,
         reason=error.message,
     )
+    if isinstance(error, (Overloaded, StoreError)):
+        return  # nothing is wrong with the update: it is pushed again
+    call.coordinator.access.note_refused_push(
+        call.principal, call.peer, lineage.name, push.update_id, push.payload_digest, error
+    )
+    try:
+        await asyncio.to_thread(_remember_refusal, call, push, error)
+    except StoreError as failure:
+        lineage.log.warning(Event.AUDIT_FAILED.value, num_entries=1, reason=failure.message)
+
+
+def _remember_refusal(call: Call, push: AnnouncedPush, error: ShareError) -> None:
+    record = refused_record(
+        update_id=push.update_id,
+        task_id=push.task_id,
+        worker_id=push.worker_id,
+        owner=_owner(call, push.worker_id),
+        base_version=push.base_version,
+        pushed_at=call.clock.now(),
+        content_digest=push.payload_digest,
+        update_bytes=push.update_bytes,
+        reason=f"{type(error).__name__}: {error.message}",
+    )
+    call.lineage.store.refuse(record, call.lineage.config.max_refused_updates)
 
 
 # --- status -------------------------------------------------------------------------------------

@@ -17,10 +17,13 @@ so a restarted coordinator gives every known worker one lease's time to be heard
     130   require("w", 2)            LeaseExpired  nothing was heard since 60
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from share_dist.errors import LeaseExpired
+from share_dist.errors import LeaseExpired, Overloaded
+
+_HOUR_SECONDS = 3600.0
 
 FORGET_AFTER_LEASES = 100
 """After so many times a lease's duration a silent worker is no longer told of; its epoch stays known."""
@@ -43,6 +46,45 @@ class WorkerLease:
     lease_epoch: int
     heard_at_seconds: float
     base_version: int | None = None
+
+
+class Registrations:
+    """
+    Counts the registrations of each principal; time is an argument.
+
+    Args:
+        most: Within an hour, at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._times: dict[str, deque[float]] = {}
+
+    def take(self, principal: str, now_seconds: float) -> None:
+        """
+        Count one more.
+
+        Raises:
+            Overloaded: There were as many as may be; says when there is room again.
+        """
+        self._forget(now_seconds - _HOUR_SECONDS)
+        times = self._times.setdefault(principal, deque())
+        if len(times) >= self._most:
+            retry_after_seconds = times[0] + _HOUR_SECONDS - now_seconds
+            raise Overloaded(
+                f"{principal} has registered {len(times)} times within an hour, as often as "
+                f"max_registrations_per_hour allows: register again in {retry_after_seconds:.0f} s, "
+                "and let a worker that starts anew keep its worker_id",
+                retry_after_seconds=retry_after_seconds,
+            )
+        times.append(now_seconds)
+
+    def _forget(self, oldest_seconds: float) -> None:
+        for principal, times in [*self._times.items()]:
+            while times and times[0] <= oldest_seconds:
+                times.popleft()
+            if not times:
+                del self._times[principal]
 
 
 class Leases:

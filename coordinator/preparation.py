@@ -62,7 +62,7 @@ class Preparer:
         Merge pending updates into the current version.
 
         Args:
-            records: The updates; one with a reason was let through by an operator.
+            records: The updates.
             current: The current version.
 
         Raises:
@@ -70,7 +70,7 @@ class Preparer:
         """
         stopwatch = Stopwatch(self._clock)
         loaded = self._load([record.update_id for record in records])
-        consented = {record.update_id for record in records if record.reason}
+        consented = {record.update_id for record in records if record.is_consented}
 
         def attempt(updates: Sequence[TaskUpdate]) -> Prepared:
             screened = screen(updates, current, loaded.bases, consented, self._config)

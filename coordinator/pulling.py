@@ -12,7 +12,7 @@ from coordinator.state import Call, Lineage
 from coordinator.store.base import summarise
 from coordinator.versions import AS_KEPT, WHOLE, Form, ServedPayload, Snapshot
 from share_dist.core.values import Fingerprint
-from share_dist.errors import LeaseExpired, UnknownTask, VersionCompacted
+from share_dist.errors import LeaseExpired, UnknownTask, VersionCompacted, WrongState
 from share_dist.wire import codec
 from share_dist.wire.records import Precision, TaskSummary, VersionEvent
 
@@ -239,7 +239,12 @@ def _served_task(
     lineage: Lineage, snapshot: Snapshot, task_id: str, precision: Precision
 ) -> ServedTask:
     entry = snapshot.entries[task_id]
-    head = lineage.store.load_update(entry.update_id).head
+    try:
+        head = lineage.store.load_update(entry.update_id).head
+    except WrongState:
+        # another version came while this waited for its turn, and this one was compacted since
+        _require_newest(lineage, snapshot.version, lineage.writer.snapshot.version)
+        raise
     coefficients = snapshot.tasks[task_id].served(snapshot.subspace)
     short = codec.task_to_precision(coefficients, head, precision)
     # of the update that is sent: a newer version may hold another one by now

@@ -13,6 +13,7 @@ Lines of the audit log about who was not let in: never more than a disk can bear
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
@@ -107,7 +108,7 @@ class Refusals:
         self, action: str, *, peer: str, detail: str, principal: str = UNKNOWN, subspace: str = "", subject: str = ""
     ) -> None:  # fmt: skip
         """
-        Have a refusal written; from any thread, without waiting.
+        Have a caller's refusal written; from any thread, without waiting.
 
         Args:
             action: ``"access_refused"`` or ``"handshake_refused"``.
@@ -117,19 +118,46 @@ class Refusals:
             subspace: What it was about.
             subject: Which call.
         """
-        host, reason = host_of(peer), f"{action} {principal} {subject} {detail}"
         with self._lock:
             self._num_refused[action] = self._num_refused.get(action, 0) + 1
+        entry = AuditEntry(
+            0, self._clock.now(), principal, action, subspace, subject, detail=detail
+        )
+        said = self._put(entry, peer)
+        if said:
+            self._log.warning(
+                Event.ACCESS_REFUSED.value, action=action, principal=principal, rpc=subject, reason=said
+            )  # fmt: skip
+
+    def add_push(
+        self, *, peer: str, detail: str, principal: str, subspace: str, update_id: str, digest: str
+    ) -> None:
+        """
+        Have the refusal of a push written, as ``update_refused``; from any thread, without waiting.
+
+        Args:
+            peer: Where it came from, as gRPC says it.
+            detail: Why.
+            principal: Who pushed.
+            subspace: Where.
+            update_id: What.
+            digest: SHA-256 (hex) of its payload.
+        """
+        now = self._clock.now()
+        entry = AuditEntry(0, now, principal, "update_refused", subspace, update_id, digest, detail)
+        self._put(entry, peer)
+
+    def _put(self, entry: AuditEntry, peer: str) -> str:
+        """Have a line written, unless there are too many; return what it says."""
+        host = host_of(peer)
+        reason = f"{entry.action} {entry.principal} {entry.subject} {entry.detail}"
+        with self._lock:
             if not self._window.take(host, reason, self._clock.monotonic_seconds()):
-                return
+                return ""
         # what a peer says must not look like another line of the log
-        said = " ".join(f"from {peer}: {detail}".split())[:_MAX_DETAIL_CHARACTERS]
-        self._waiting.put(
-            AuditEntry(0, self._clock.now(), principal, action, subspace, subject, detail=said)
-        )
-        self._log.warning(
-            Event.ACCESS_REFUSED.value, action=action, principal=principal, rpc=subject, reason=said
-        )
+        said = " ".join(f"from {peer}: {entry.detail}".split())[:_MAX_DETAIL_CHARACTERS]
+        self._waiting.put(replace(entry, detail=said))
+        return said
 
     def add_handshake(self, failed: FailedHandshake) -> None:
         """Have a handshake written that failed."""

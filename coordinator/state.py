@@ -14,7 +14,7 @@ from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
 from coordinator.compaction import Compactor, Holds
 from coordinator.config import CoordinatorConfig, SubspaceConfig
-from coordinator.leases import Leases
+from coordinator.leases import Leases, Registrations
 from coordinator.lineages import Lineages
 from coordinator.metrics import Metrics, SubspaceMetrics
 from coordinator.store.base import Catalog, Store
@@ -36,6 +36,7 @@ class Lineage:
     store: Store
     versions: VersionCache
     leases: Leases
+    registrations: Registrations
     broadcast: Broadcast
     holds: Holds
     compactor: Compactor

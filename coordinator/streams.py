@@ -244,4 +244,6 @@ def _announced(header: pb.UpdateHeader) -> handlers.AnnouncedPush:
         base_version=header.base_version,
         fingerprint_digest=header.fingerprint_digest,
         base_digest=codec.require_hex_digest(header.base_digest, "base_digest"),
+        payload_digest=header.payload.sha256.hex(),
+        update_bytes=header.payload.num_bytes,
     )

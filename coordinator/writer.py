@@ -36,7 +36,7 @@ from coordinator.preparation import Prepared, Preparer
 from coordinator.store.base import COORDINATOR, Store, UpdateRecord
 from coordinator.versions import Snapshot, VersionCache
 from share_dist.errors import Overloaded
-from share_dist.wire.records import UpdateState, VersionEvent, VersionKind
+from share_dist.wire.records import Compaction, UpdateState, VersionEvent, VersionKind
 
 ResultT = TypeVar("ResultT")
 
@@ -164,6 +164,10 @@ class MergeWriter:
         """
         return await self._do(work, lambda _: None, "")
 
+    def tell_of_compaction(self, compaction: Compaction) -> None:
+        """Log what a compaction let go of."""
+        self._chronicle.tell_of_compaction(compaction)
+
     async def _do(
         self,
         work: Callable[[], ResultT],
@@ -261,7 +265,7 @@ class MergeWriter:
                 compaction = await asyncio.to_thread(
                     self._compactor.compact, self._config.keep_versions, by=COORDINATOR
                 )
-                self._chronicle.tell_of_compaction(compaction)
+                self.tell_of_compaction(compaction)
         except Exception as error:  # noqa: BLE001 - merging must go on without it
             self._is_replay_due |= is_replay_due
             self._chronicle.tell_of_failure(error)

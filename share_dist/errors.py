@@ -34,6 +34,7 @@ ShareError                        exit 1
 ├─ UnknownSubspace                          NOT_FOUND
 ├─ UnknownToken                             NOT_FOUND
 ├─ Overloaded                               RESOURCE_EXHAUSTED
+├─ TooManySetAside                          RESOURCE_EXHAUSTED
 ├─ StoreError                     exit 3
 │  ├─ StoreCorrupt                          DATA_LOSS
 │  ├─ StoreFull                             RESOURCE_EXHAUSTED
@@ -345,6 +346,13 @@ class Overloaded(ShareError):
 
     status = "RESOURCE_EXHAUSTED"
     fields: ClassVar = {"retry_after_seconds": float}
+
+
+class TooManySetAside(ShareError):
+    """More updates wait for a person to decide than are kept: which bound, and how many there are."""
+
+    status = "RESOURCE_EXHAUSTED"
+    fields: ClassVar = {"key": str, "limit": int, "found": int}
 
 
 class StoreError(ShareError):

@@ -169,6 +169,19 @@ class AdminClient(Caller):
 
         return _collect(page, limit)
 
+    def newest_audit(self, limit: int) -> list[AuditEntry]:
+        """List the newest lines of the audit log, at most ``limit``, oldest first; of all subspaces."""
+
+        def page(found: Sequence[AuditEntry], size: int) -> Iterable[AuditEntry]:
+            before = found[-1].sequence if found else 0
+            if before == 1:
+                return ()
+            request = pb.ListAuditRequest(before_sequence=before, page_size=size)
+            entries = self._ask(self._stub.ListAudit, request).entries
+            return map(audit_entry_from_pb, reversed(entries))
+
+        return _collect(page, limit)[::-1]
+
     # --- what is changed --------------------------------------------------------------------
 
     def rollback(self, version: int, reason: str = "") -> VersionEvent:
@@ -190,7 +203,7 @@ class AdminClient(Caller):
 
     def compact(self, keep_versions: int, *, dry_run: bool = False) -> Compaction:
         """
-        Let go of old versions, but for those that someone still needs.
+        Let go of old versions, but for those that someone still needs, and of payloads of updates.
 
         Args:
             keep_versions: Keep so many of the newest.
@@ -230,7 +243,7 @@ class AdminClient(Caller):
         self, states: Collection[UpdateState] = (), limit: int | None = None
     ) -> list[UpdateSummary]:
         """
-        List updates, newest first.
+        List updates, newest first; also the last pushes that were refused.
 
         Args:
             states: Only those in one of these states; empty for all.
@@ -252,7 +265,7 @@ class AdminClient(Caller):
 
     def inspect_update(self, update_id: str) -> UpdateInspection:
         """
-        Measure an update, and what it alone would do to others.
+        Measure an update, and what it alone would do to others; nothing of one without a payload.
 
         Raises:
             UnknownUpdate: It was never kept.
@@ -268,7 +281,8 @@ class AdminClient(Caller):
 
         Raises:
             UnknownUpdate: It was never kept.
-            WrongState: It was dropped or refused.
+            WrongState: It was dropped or refused, or a compaction let go of its payload.
+            VersionCompacted: The version that it was trained on is no longer kept.
         """
         request = pb.ReplayUpdateRequest(
             update_id=require_id(update_id, "update_id"),

@@ -1,6 +1,5 @@
 """`share-dist audit`: who changed what, and when."""
 
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +11,9 @@ from share_dist.commands.console import JsonOption, rows, show
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from share_dist.client.admin import AdminClient
     from share_dist.wire.records import AuditEntry
 
 COLUMNS = ("line", "at", "who", "what", "subspace", "of what", "digest", "detail")
-
-_PAGE = 1000
 
 
 @connecting
@@ -33,16 +29,8 @@ def audit(
     Of all subspaces of the coordinator. Needs the role admin in every one.
     """
     with connection.admin() as client:
-        found = _newest(client, limit) if after is None else client.audit(after, limit=limit)
+        found = client.newest_audit(limit) if after is None else client.audit(after, limit=limit)
     show(found, as_json=as_json, table=lambda: _table(found, after or 0))
-
-
-def _newest(client: "AdminClient", limit: int) -> "list[AuditEntry]":
-    """Return the end of the log, for which all of it is read: its pages begin at its beginning."""
-    newest: deque[AuditEntry] = deque(maxlen=limit)
-    while found := client.audit(newest[-1].sequence if newest else 0, limit=_PAGE):
-        newest.extend(found)
-    return list(newest)
 
 
 def _table(found: "Sequence[AuditEntry]", after: int) -> "Table | str":

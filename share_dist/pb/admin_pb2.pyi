@@ -164,16 +164,18 @@ class CompactRequest(_message.Message):
     def __init__(self, keep_versions: _Optional[int] = ..., dry_run: bool = ..., subspace: _Optional[str] = ...) -> None: ...
 
 class CompactResponse(_message.Message):
-    __slots__ = ("versions", "freed_bytes", "first_version", "kept")
+    __slots__ = ("versions", "freed_bytes", "first_version", "kept", "num_updates")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FIRST_VERSION_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
+    NUM_UPDATES_FIELD_NUMBER: _ClassVar[int]
     versions: _containers.RepeatedScalarFieldContainer[int]
     freed_bytes: int
     first_version: int
     kept: _containers.RepeatedCompositeFieldContainer[KeptVersion]
-    def __init__(self, versions: _Optional[_Iterable[int]] = ..., freed_bytes: _Optional[int] = ..., first_version: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[KeptVersion, _Mapping]]] = ...) -> None: ...
+    num_updates: int
+    def __init__(self, versions: _Optional[_Iterable[int]] = ..., freed_bytes: _Optional[int] = ..., first_version: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[KeptVersion, _Mapping]]] = ..., num_updates: _Optional[int] = ...) -> None: ...
 
 class KeptVersion(_message.Message):
     __slots__ = ("version", "reason")
@@ -222,7 +224,7 @@ class ListUpdatesResponse(_message.Message):
     def __init__(self, updates: _Optional[_Iterable[_Union[UpdateSummary, _Mapping]]] = ...) -> None: ...
 
 class UpdateSummary(_message.Message):
-    __slots__ = ("sequence", "receipt", "task_id", "worker_id", "base_version", "pushed_at", "update_bytes", "digest")
+    __slots__ = ("sequence", "receipt", "task_id", "worker_id", "base_version", "pushed_at", "update_bytes", "digest", "let_go_at")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +233,7 @@ class UpdateSummary(_message.Message):
     PUSHED_AT_FIELD_NUMBER: _ClassVar[int]
     UPDATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LET_GO_AT_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     receipt: _coordinator_pb2.Receipt
     task_id: str
@@ -239,7 +242,8 @@ class UpdateSummary(_message.Message):
     pushed_at: _timestamp_pb2.Timestamp
     update_bytes: int
     digest: str
-    def __init__(self, sequence: _Optional[int] = ..., receipt: _Optional[_Union[_coordinator_pb2.Receipt, _Mapping]] = ..., task_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., pushed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_bytes: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    let_go_at: int
+    def __init__(self, sequence: _Optional[int] = ..., receipt: _Optional[_Union[_coordinator_pb2.Receipt, _Mapping]] = ..., task_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., pushed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., let_go_at: _Optional[int] = ...) -> None: ...
 
 class InspectUpdateRequest(_message.Message):
     __slots__ = ("update_id", "subspace")
@@ -355,12 +359,14 @@ class RevokeTokenRequest(_message.Message):
     def __init__(self, token_id: _Optional[str] = ...) -> None: ...
 
 class ListAuditRequest(_message.Message):
-    __slots__ = ("after_sequence", "page_size")
+    __slots__ = ("after_sequence", "page_size", "before_sequence")
     AFTER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     after_sequence: int
     page_size: int
-    def __init__(self, after_sequence: _Optional[int] = ..., page_size: _Optional[int] = ...) -> None: ...
+    before_sequence: int
+    def __init__(self, after_sequence: _Optional[int] = ..., page_size: _Optional[int] = ..., before_sequence: _Optional[int] = ...) -> None: ...
 
 class ListAuditResponse(_message.Message):
     __slots__ = ("entries",)

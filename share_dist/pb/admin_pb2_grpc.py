@@ -151,7 +151,7 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Compact(self, request, context):
-        """Let go of old versions.
+        """Let go of old versions, and of payloads of updates that nothing needs any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,14 +165,14 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListUpdates(self, request, context):
-        """Updates by state, newest first.
+        """Updates by state, newest first; also the last pushes that were refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InspectUpdate(self, request, context):
-        """One update with its measures.
+        """One update with its measures; without any where its payload was let go of.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -183,6 +183,7 @@ def compaction_to_pb(compaction: Compaction) -> pb.CompactResponse:
             pb.KeptVersion(version=version, reason=reason)
             for version, reason in compaction.kept.items()
         ],
+        num_updates=compaction.num_updates,
     )
 
 
@@ -194,6 +195,7 @@ def compaction_from_pb(message: pb.CompactResponse) -> Compaction:
         freed_bytes=message.freed_bytes,
         first_version=message.first_version,
         kept={require_count(kept.version, "version"): kept.reason for kept in message.kept},
+        num_updates=message.num_updates,
     )
 
 
@@ -220,6 +222,7 @@ def update_summary_to_pb(summary: UpdateSummary) -> pb.UpdateSummary:
         pushed_at=time_to_pb(summary.pushed_at),
         update_bytes=summary.update_bytes,
         digest=summary.digest,
+        let_go_at=summary.let_go_at,
     )
 
 
@@ -235,6 +238,7 @@ def update_summary_from_pb(message: pb.UpdateSummary) -> UpdateSummary:
         pushed_at=time_from_pb(message.pushed_at, "pushed_at"),
         update_bytes=message.update_bytes,
         digest=message.digest,
+        let_go_at=message.let_go_at if message.HasField("let_go_at") else None,
     )
 
 

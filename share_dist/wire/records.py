@@ -264,12 +264,22 @@ class TaskMove:
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """What compacting did or would do. ``kept`` names versions kept beyond the newest, with the reason."""
+    """
+    What compacting did or would do.
+
+    Args:
+        versions: Those that went.
+        freed_bytes: Of all payloads that went.
+        first_version: The oldest version from which every later one is kept.
+        kept: Versions kept beyond the newest -> why.
+        num_updates: Updates whose payloads went.
+    """
 
     versions: tuple[int, ...]
     freed_bytes: int
     first_version: int
     kept: Mapping[int, str]
+    num_updates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +299,21 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class UpdateSummary:
-    """One update as the coordinator knows it, without its tensors."""
+    """
+    One update as the coordinator knows it, without its tensors.
+
+    Args:
+        sequence: Order of arrival.
+        receipt: What became of it.
+        task_id: Of which task.
+        worker_id: Who pushed it.
+        base_version: What it was trained on.
+        pushed_at: When it came.
+        update_bytes: Of its payload.
+        digest: SHA-256 (hex) of what was pushed; of a refused push, of its payload alone.
+        let_go_at: The version that was current when a compaction let go of its payload; None
+            while that is kept.
+    """
 
     sequence: int
     receipt: Receipt
@@ -299,6 +323,7 @@ class UpdateSummary:
     pushed_at: datetime
     update_bytes: int
     digest: str
+    let_go_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +339,11 @@ class LayerMeasure:
 
 @dataclass(frozen=True, slots=True)
 class UpdateInspection:
-    """One update with its measures. ``influence``: drift of others if it alone were merged now."""
+    """
+    One update with its measures; without any where its payload was let go of.
+
+    ``influence`` is the drift of others if it alone were merged now.
+    """
 
     update: UpdateSummary
     layers: tuple[LayerMeasure, ...]

@@ -472,6 +472,27 @@ def test_an_expired_token_is_refused(tmp_path, catalog):
     assert one_refusal(catalog, "expired").subject == "GetStatus"
 
 
+def test_an_expired_token_stays_expired_where_the_clock_is_set_back(tmp_path, catalog):
+    """Also after a restart; and none is made that would have ended by the time that was seen."""
+    clocks = Clocks()
+    shown = token_in(catalog, valid_seconds=60)
+    config = make_config(tmp_path / "store", require_token=True, owner_lease_seconds=0.05)
+    with running(config, catalog=catalog, clock=clocks.clock):
+        clocks.seconds += 100
+        wait_until(lambda: catalog.seen_seconds() == clocks.seconds)
+    clocks.seconds -= 90
+    with (
+        running(config, catalog=catalog, clock=clocks.clock) as app,
+        client_of(app, shown) as client,
+    ):
+        with pytest.raises(NotAuthenticated, match="expired at"):
+            client.status()
+        with admin_of(app, _boss(app)) as boss:
+            with pytest.raises(ConfigError, match="clock was set back"):
+                boss.create_token(TokenRequest("w", "worker", ("*",), 60))
+            assert boss.create_token(TokenRequest("w", "worker", ("*",), 100))[0].expires_at
+
+
 @pytest.mark.parametrize(
     ("shown", "words"),
     [

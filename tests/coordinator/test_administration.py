@@ -598,6 +598,34 @@ def test_updates_are_dropped_for_good(three):
     assert three.worker.push(make_update("cats", "u3")).state is UpdateState.DROPPED
 
 
+def test_what_was_rolled_back_cannot_be_replayed_without_its_base_version():
+    """Once that was compacted the update can only be pushed again or dropped, and it is said so."""
+    with bench(lease_seconds=0.001) as made:
+        made.push("ants", "u1")
+        made.push("bees", "u2", base=made.worker.pull())
+        made.push("cats", "u3", base=made.worker.pull())
+        made.operator.rollback(1)
+        assert made.operator.compact(1).versions == (1, 2, 3)
+        with pytest.raises(VersionCompacted, match="Let its worker push it again"):
+            made.operator.replay_update("u3")
+        found = made.operator.inspect_update("u3")
+        assert (found.update.let_go_at, found.layers, found.influence) == (4, (), {})
+        assert made.operator.drop_update("u3").state is UpdateState.DROPPED
+        kept = {u.receipt.update_id: u.let_go_at for u in made.operator.updates()}
+        assert kept == {"u1": None, "u2": 4, "u3": 4}
+        assert made.worker.pull_task("ants").head.num_labels == 3
+
+
+def test_a_rolled_back_update_whose_payload_went_is_told_apart(three):
+    """It was replaced and compacted before: going back cannot bring its tensors back."""
+    three.push("bees", "u4")
+    assert three.operator.compact(1).num_updates == 1
+    three.operator.rollback(0)
+    with pytest.raises(WrongState, match="let go of by a compaction at version 4"):
+        three.operator.replay_update("u2")
+    assert three.operator.replay_update("u4").state is UpdateState.PENDING
+
+
 def test_what_was_rolled_back_can_be_replayed(three):
     """An update that a rollback took out is merged again, once, when it is replayed."""
     three.operator.rollback(1)
@@ -618,6 +646,8 @@ def test_lists_are_paged_without_gap_or_double(three):
     lines = three.operator.audit()
     assert [line.sequence for line in lines] == list(range(1, len(lines) + 1))
     assert three.operator.audit(limit=2) == lines[:2]
+    assert three.operator.newest_audit(limit=3) == lines[-3:]
+    assert three.operator.newest_audit(limit=1000) == lines
 
 
 def test_every_change_leaves_a_line_in_the_audit_log(three):

@@ -15,10 +15,13 @@ from coordinator.compaction import (
     Holds,
     newest_base_versions,
     plan_compaction,
+    plan_letting_go,
 )
 from coordinator.leases import Leases
 from coordinator.store import MemoryCatalog
-from share_dist.errors import ConfigError
+from coordinator.store.base import FinishedUpdate
+from share_dist.errors import ConfigError, StoreCorrupt
+from share_dist.wire.records import UpdateState
 from tests.coordinator.support import FINGERPRINT, commit_of, describe, make_update
 
 versions = st.integers(0, 20)
@@ -129,3 +132,74 @@ def test_after_a_restart_it_is_known_what_workers_train_on():
     store.add_update(describe(newer), by="test")
     store.add_update(describe(make_update("t8", "u8"), worker_id="x"), by="test")
     assert newest_base_versions(store) == {"w": 2, "x": 0}
+
+
+updates = st.builds(
+    FinishedUpdate,
+    st.sampled_from(["u1", "u2", "u3"]),
+    st.sampled_from([UpdateState.MERGED, UpdateState.ROLLED_BACK, UpdateState.DROPPED]),
+    st.integers(0, 3),
+    st.just(100),
+)
+
+
+@given(
+    st.lists(updates, unique_by=lambda update: update.update_id),
+    st.sets(st.integers(1, 3)),
+    st.sets(st.sampled_from(["u1", "u2", "u3"])),
+)
+def test_a_payload_goes_exactly_where_nothing_can_need_it(finished, kept, held):
+    """What a kept version holds stays, and what can be replayed; of the rest nothing does."""
+    gone = plan_letting_go(finished, kept, held)
+    assert {update.update_id for update in gone}.isdisjoint(held)
+    for update in {*finished} - {*gone}:
+        is_replayable = update.state is UpdateState.ROLLED_BACK and update.base_version in {
+            0,
+            *kept,
+        }
+        assert update.update_id in held or is_replayable
+    for update in gone:
+        assert update.state is not UpdateState.ROLLED_BACK or update.base_version not in {0, *kept}
+
+
+def test_the_payload_of_a_replaced_update_goes_with_the_last_version_that_holds_it():
+    """A head is served, and a version gone back to, as long as there is one; then only the row is left."""
+    store = make_store(1)
+    for number in (2, 3):
+        store.add_update(describe(make_update("t1", f"v{number}")), by="test")
+        store.commit(commit_of(store, [f"v{number}"]), by="test")
+    compactor = compactor_of(store, Holds())
+    assert compactor.compact(3, by="test").num_updates == 0
+    planned = compactor.compact(2, by="test", dry_run=True)
+    assert (planned.versions, planned.num_updates) == ((1,), 1)
+    assert store.update_record("u1").let_go_at is None
+    done = compactor.compact(2, by="test")
+    assert (done.versions, done.num_updates) == (planned.versions, planned.num_updates)
+    assert done.freed_bytes == planned.freed_bytes
+    assert store.update_record("u1").let_go_at == 3
+    assert [store.update_record(f"v{number}").let_go_at for number in (2, 3)] == [None, None]
+    assert compactor.compact(2, by="test").num_updates == 0
+
+
+def test_the_payload_of_a_dropped_update_goes_though_every_version_stays():
+    """A compaction that lets go of no version still lets go of what was given up."""
+    store = make_store(1)
+    store.add_update(describe(make_update("odd", "odd")), by="test")
+    store.change_state("odd", UpdateState.DROPPED, "no", by="test")
+    found = compactor_of(store, Holds()).compact(1, by="test")
+    assert (found.versions, found.num_updates) == ((), 1)
+    assert found.freed_bytes == store.update_record("odd").update_bytes
+
+
+def test_a_damaged_version_keeps_every_payload(monkeypatch):
+    """Where it cannot be read what a version holds, nothing is let go of but versions."""
+    store = make_store(3)
+    store.add_update(describe(make_update("odd", "odd")), by="test")
+    store.change_state("odd", UpdateState.DROPPED, "no", by="test")
+
+    def damaged(_version):
+        raise StoreCorrupt("damaged", path="x", expected="a", found="b")
+
+    monkeypatch.setattr(store, "held_updates", damaged)
+    found = compactor_of(store, Holds()).compact(1, by="test")
+    assert (found.versions, found.num_updates) == ((1, 2), 0)

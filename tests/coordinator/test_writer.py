@@ -224,6 +224,24 @@ def test_influence_needs_consent_and_replaying_gives_it():
         assert client.push(STORM, wait="merged").state is UpdateState.MERGED
 
 
+def test_a_consent_outlasts_parking_and_a_restart(tmp_path):
+    """What an operator let through is parked for its drift only, and merged once there is room."""
+    store = tmp_path / "store"
+    tight = {"num_factors": 2, "oversample": 0, "max_influence": 0.02, "max_subspace_bytes": 400}
+    with (
+        running(make_config(store, drift_budget=0.02, **tight)) as app,
+        client_of(app.address) as client,
+        AdminClient(app.address) as operator,
+    ):
+        client.register()
+        crowded(client)
+        assert client.push(STORM, wait="merged").state is UpdateState.QUARANTINED
+        operator.replay_update("u-storm", "we know this one")
+        assert client.push(STORM, wait="merged").state is UpdateState.PARKED
+    with running(make_config(store, drift_budget=1e6, **tight)) as app:
+        wait_until(lambda: "storm" in lineage_of(app).writer.snapshot.tasks)
+
+
 def test_a_late_push_is_asked_to_be_fitted_again():
     """With refit the client is told which versions are fresh enough, and its next push is merged."""
     config = make_config(Path("unused"), staleness="refit", max_lag=1)
