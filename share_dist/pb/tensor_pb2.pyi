@@ -11,10 +11,12 @@ class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FLOAT32: _ClassVar[Precision]
     BFLOAT16: _ClassVar[Precision]
     INT8: _ClassVar[Precision]
+    INT4: _ClassVar[Precision]
 PRECISION_UNSPECIFIED: Precision
 FLOAT32: Precision
 BFLOAT16: Precision
 INT8: Precision
+INT4: Precision
 
 class PayloadHeader(_message.Message):
     __slots__ = ("wire_version", "num_bytes", "num_chunks", "sha256")

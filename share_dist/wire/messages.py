@@ -78,6 +78,7 @@ _PRECISIONS: dict[Precision, tensor_pb.Precision] = {
     "float32": tensor_pb.FLOAT32,
     "bfloat16": tensor_pb.BFLOAT16,
     "int8": tensor_pb.INT8,
+    "int4": tensor_pb.INT4,
 }
 
 

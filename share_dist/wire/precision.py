@@ -3,7 +3,9 @@ Bases and coefficients in fewer bits, decoded to float32, with what is lost meas
 
 bfloat16 keeps the upper half of each float32. int8 keeps one float32 scale for each
 column ``c``, ``scale_c = max_i |x_ic| / 127``, and ``round(x_ic / scale_c)``, to the even neighbour where two are
-equally near, for each entry. A decoded basis is replaced by the nearest orthonormal columns, which leaves the
+equally near, for each entry. int4 does the same with ``round(x_ic / scale_c)`` from -7 to 7, two columns in a byte; so
+coarse, it is better to clip a few large entries: of the scales ``(10 .. 20) / 20 * max_i |x_ic| / 7`` that with the
+smallest squared error is taken. A decoded basis is replaced by the nearest orthonormal columns, which leaves the
 coefficients their meaning. Energies, what was cut, and heads stay as they are in every precision.
 """
 
@@ -40,6 +42,9 @@ from share_dist.wire.records import Precision
 from share_dist.wire.tensors import Buffer, tensors_from_bytes, tensors_to_bytes
 
 _LARGEST = 127
+_LARGEST_OF_FOUR_BITS = 7
+_CLIPPED = tuple(share / 20 for share in range(20, 9, -1))
+_INTEGERS = ("int8", "int4")
 _SHORTENED = ("vectors", "tail", "coefficients")
 _SCALE = "_scale"
 
@@ -136,7 +141,7 @@ def task_from_precision(
 
 
 def _read(data: Buffer, precision: Precision) -> dict[str, Tensor]:
-    return tensors_from_bytes(data, may_have_int8=precision == "int8")
+    return tensors_from_bytes(data, may_have_int8=precision in _INTEGERS)
 
 
 def _is_shortened(name: str) -> bool:
@@ -151,16 +156,67 @@ def _shorten(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, T
             short[name] = tensor
         elif precision == "bfloat16":
             short[name] = tensor.bfloat16()
-        else:
+        elif precision == "int8":
             short[name], short[name + _SCALE] = _to_int8(tensor.float())
+        else:
+            short[name], short[name + _SCALE] = _to_int4(tensor.float())
     return short
 
 
-def _to_int8(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    largest = tensor.abs().amax(dim=0) if len(tensor) else tensor.new_zeros(tensor.shape[1])
-    scale = largest / _LARGEST
+def _largest_of_columns(tensor: Tensor) -> Tensor:
+    return tensor.abs().amax(dim=0) if len(tensor) else tensor.new_zeros(tensor.shape[1])
+
+
+def _steps(tensor: Tensor, scale: Tensor, largest: int) -> Tensor:
+    """Say each entry in steps of its column's scale."""
     steps = tensor / torch.where(scale > 0, scale, 1.0)
-    return steps.round().clamp(-_LARGEST, _LARGEST).to(torch.int8), scale
+    return steps.round().clamp(-largest, largest).to(torch.int8)
+
+
+def _to_int8(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    scale = _largest_of_columns(tensor) / _LARGEST
+    return _steps(tensor, scale, _LARGEST), scale
+
+
+def _to_int4(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    largest = _largest_of_columns(tensor)
+    scales = torch.stack([share * largest / _LARGEST_OF_FOUR_BITS for share in _CLIPPED])
+    # relative to the column, or the squares of columns of 1e-30 would all be 0
+    relative = tensor / torch.where(largest > 0, largest, 1.0)
+    errors = torch.stack(
+        [
+            (
+                relative
+                - share / _LARGEST_OF_FOUR_BITS * _steps(tensor, scale, _LARGEST_OF_FOUR_BITS)
+            )
+            .square()
+            .sum(dim=0)
+            for share, scale in zip(_CLIPPED, scales, strict=True)
+        ]
+    )
+    scale = scales.gather(0, errors.argmin(dim=0, keepdim=True)).squeeze(0)
+    return _packed(_steps(tensor, scale, _LARGEST_OF_FOUR_BITS)), scale
+
+
+def _packed(steps: Tensor) -> Tensor:
+    """Put two neighbouring columns into one byte, the first in its lower half; one that is left over gets zeros."""
+    pairs = torch.nn.functional.pad(steps, (0, steps.shape[1] % 2)).view(torch.uint8)
+    return ((pairs[:, 0::2] & 15) | (pairs[:, 1::2] << 4)).view(torch.int8)
+
+
+def _unpacked(packed: Tensor, num_columns: int, name: str) -> Tensor:
+    """Undo ``_packed``."""
+    pairs = packed.contiguous().view(torch.uint8).to(torch.int16)
+    # a half that is 8 or more stands for itself less 16
+    halves = torch.stack([pairs & 15, pairs >> 4], dim=-1)
+    halves = torch.where(halves > _LARGEST_OF_FOUR_BITS, halves - 16, halves).flatten(start_dim=1)
+    if bool(halves[:, num_columns:].any()):
+        raise MalformedMessage(
+            f"{name} has {num_columns} columns, and something in the half bytes beyond the last: "
+            "write zeros there",
+            field=name,
+        )
+    return halves[:, :num_columns]
 
 
 def _lengthen(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
@@ -176,8 +232,12 @@ def _lengthen(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, 
                 f"it needs to be a matrix of {expected}",
                 field=name,
             )
-        scale = _take_scale(left, name, tensor) if precision == "int8" else 1.0
-        long[name] = tensor.float() * scale
+        if precision == "bfloat16":
+            long[name] = tensor.float()
+            continue
+        scale = _take_scale(left, name, tensor, columns_per_byte=1 + (precision == "int4"))
+        steps = _unpacked(tensor, len(scale), name) if precision == "int4" else tensor
+        long[name] = steps.float() * scale
     for name, tensor in left.items():
         if tensor.dtype == torch.int8:
             raise MalformedMessage(
@@ -186,12 +246,20 @@ def _lengthen(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, 
     return long | left
 
 
-def _take_scale(left: dict[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+def _take_scale(
+    left: dict[str, Tensor], name: str, tensor: Tensor, columns_per_byte: int
+) -> Tensor:
     scale = left.pop(name + _SCALE, None)
-    if scale is None or scale.dtype != torch.float32 or scale.shape != tensor.shape[1:]:
+    if (
+        scale is None
+        or scale.dtype != torch.float32
+        or scale.ndim != 1
+        or -(-len(scale) // columns_per_byte) != tensor.shape[1]
+    ):
         found = "is missing" if scale is None else f"is {scale.dtype} of {tuple(scale.shape)}"
         raise MalformedMessage(
-            f"{name}{_SCALE} {found}: int8 needs one float32 for each of {tensor.shape[1]} columns",
+            f"{name}{_SCALE} {found}: it needs one float32 for each column, of which there are "
+            f"{columns_per_byte} in each of {tensor.shape[1]} bytes of a row",
             field=name + _SCALE,
         )
     if not bool((torch.isfinite(scale) & (scale >= 0)).all()):

@@ -34,10 +34,10 @@ class VersionKind(enum.Enum):
     REMOVAL = "removal"
 
 
-Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
+Precision: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
 """How the numbers of a payload are written."""
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8", "int4")
 
 Role: TypeAlias = Literal["reader", "worker", "admin"]
 """What a principal may do in a subspace; each may do what those before it may."""
