@@ -81,6 +81,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.wire_speed --output $(RESULTS)/wire_speed.json
 	$(BIN)/python -m tests.benchmarks.durability --output $(RESULTS)/durability.json
 	$(BIN)/python -m tests.benchmarks.fanout --output $(RESULTS)/fanout.json
+	$(BIN)/python -m tests.benchmarks.resident --output $(RESULTS)/resident.json
 
 bench-gpu: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.merge_time --device cuda $(ARGS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -117,6 +118,17 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
         "median": round(statistics.median(values), digits),
         "smallest": round(min(values), digits),
         "largest": round(max(values), digits),
+    }
+
+
+def percentiles(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """How many there are, and the middle, the 99th of a hundred and the largest, each a value that came."""
+    ordered = sorted(values)
+    return {
+        "samples": len(ordered),
+        "p50": round(ordered[math.ceil(0.5 * len(ordered)) - 1], digits),
+        "p99": round(ordered[math.ceil(0.99 * len(ordered)) - 1], digits),
+        "largest": round(ordered[-1], digits),
     }
 
 
