@@ -23,7 +23,7 @@ def save_subspace(path: str | Path, subspace: Subspace) -> None:
 
     Args:
         path: The file to write.
-        subspace: Any version; a tail is written as well.
+        subspace: Any version; a tail is written as well, and how much energy was cut.
     """
     tensors = {}
     for name, layer in subspace.layers.items():
@@ -38,6 +38,10 @@ def save_subspace(path: str | Path, subspace: Subspace) -> None:
         "digest": subspace.digest,
         "num_factors": {
             name: [layer.a.num_factors, layer.b.num_factors]
+            for name, layer in subspace.layers.items()
+        },
+        "cut_energy": {
+            name: [layer.a.cut_energy, layer.b.cut_energy]
             for name, layer in subspace.layers.items()
         },
     }
@@ -59,6 +63,10 @@ def load_subspace(path: str | Path) -> Subspace:
         is_subspace = description["format"] == FORMAT and description["metric"] in METRICS
         num_factors = {
             name: (int(a), int(b)) for name, (a, b) in description["num_factors"].items()
+        }
+        # files of the first release say nothing of it
+        cut_energy = {
+            name: (float(a), float(b)) for name, (a, b) in description.get("cut_energy", {}).items()
         }
         version, digest = int(description["version"]), str(description.get("digest", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -82,8 +90,9 @@ def load_subspace(path: str | Path) -> Subspace:
                 tensors[f"layers/{name}/{side}/vectors"],
                 tensors[f"layers/{name}/{side}/energies"],
                 k,
+                cut,
             )
-            for side, k in zip(SIDES, counts, strict=True)
+            for side, k, cut in zip(SIDES, counts, cut_energy.get(name, (0.0, 0.0)), strict=True)
         ))
         for name, counts in num_factors.items()
     }  # fmt: skip

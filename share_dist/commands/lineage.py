@@ -61,7 +61,9 @@ def compact(
     """
     Let go of the tensors of old versions.
 
-    Their lines in the lineage stay. Beyond the newest, versions stay that somebody still
+    Their lines in the lineage stay. What was merged and then replaced, rolled back or
+    dropped loses its payload with the last version that holds it, and with its base version
+    can no longer be replayed. Beyond the newest, versions stay that somebody still
     needs: an update that waits or was set aside, a worker that trains on one, a watcher
     that is behind. Needs the role admin.
     """

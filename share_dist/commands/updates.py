@@ -43,7 +43,8 @@ def list_(
     List updates, newest first.
 
     States: pending, merged, parked (set aside by the merge policy), quarantined (set
-    aside at the door), refused, rolled back, dropped. Needs the role admin.
+    aside at the door), refused (not kept, only the last of them are remembered), rolled
+    back, dropped. Needs the role admin.
     """
     wanted = [_state(text) for text in states]
     with connection.admin() as client:
@@ -80,7 +81,10 @@ def replay(
     """
     Let an update be merged after all: one that is quarantined, parked or rolled back.
 
-    It waits again as if it had just come. Needs the role admin.
+    It waits again as if it had just come, and what was suspicious about it stays consented
+    to. It cannot be replayed once the version that it was trained on was compacted, or its
+    payload was let go of: then let its worker push it again, or drop it. Needs the role
+    admin.
     """
     with connection.admin() as client:
         receipt = client.replay_update(update_id, reason)
@@ -133,8 +137,13 @@ def _line(update: "UpdateSummary") -> tuple[object, ...]:
         update.receipt.version or None,
         update.pushed_at.isoformat(timespec="seconds"),
         update.update_bytes,
-        update.receipt.reason,
+        "; ".join(filter(None, (update.receipt.reason, _let_go(update)))),
     )
+
+
+def _let_go(update: "UpdateSummary") -> str:
+    at = update.let_go_at
+    return "" if at is None else f"payload let go of by a compaction at version {at}"
 
 
 def _inspection(found: "UpdateInspection") -> "Table":
@@ -156,8 +165,9 @@ def _inspection(found: "UpdateInspection") -> "Table":
     ranked = sorted(found.influence.items(), key=lambda item: -item[1])[:10]
     said = [
         f"reason: {update.receipt.reason or '-'}",
+        *filter(None, [_let_go(update)]),
         "drift of others if it alone were merged now:",
         *(f"  {drift:.4g}  {task_id}" for task_id, drift in ranked),
     ]
-    table.caption, table.caption_justify = "\n".join(said if ranked else said[:1]), "left"
+    table.caption, table.caption_justify = "\n".join(said if ranked else said[:-1]), "left"
     return table

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from share_dist.commands.connection import DEFAULT_CONNECTION, Connection, connecting
-from share_dist.commands.console import JsonOption, rows, show
+from share_dist.commands.console import JsonOption, make_console, rows, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,12 @@ VERSION_COLUMNS = (
     "version", "kind", "tasks", "k", "energy kept", "lowest", "angle, rad", "largest drift",
     "merged at", "digest", "stored bytes",
 )  # fmt: skip
+NARROW_COLUMNS = ("version", "kind", "tasks", "k", "energy kept", "largest drift", "merged at")
+"""Of these columns, those that a terminal of 80 characters has room for."""
+
+WIDE = 140
+"""Characters that all columns need."""
+
 LAYER_COLUMNS = ("layer", "side", "angle, rad", "k before", "k after")
 
 
@@ -104,7 +110,14 @@ def tasks_of(event: "VersionEvent") -> str:
 def _versions_table(title: str, found: "Sequence[VersionSummary]") -> "Table | str":
     if not found:
         return "nothing has been merged yet: the first version comes with the first push"
-    return rows(title, VERSION_COLUMNS, [_version_line(version) for version in found])
+    lines = [dict(zip(VERSION_COLUMNS, _version_line(each), strict=True)) for each in found]
+    is_wide = make_console().width >= WIDE
+    columns = VERSION_COLUMNS if is_wide else NARROW_COLUMNS
+    table = rows(title, columns, [[line[column] for column in columns] for line in lines])
+    if not is_wide:
+        table.caption = f"{WIDE} characters show more columns, and --json shows all"
+        table.caption_justify = "left"
+    return table
 
 
 def _version_line(version: "VersionSummary") -> tuple[object, ...]:
@@ -118,7 +131,7 @@ def _version_line(version: "VersionSummary") -> tuple[object, ...]:
         event.lowest_energy_kept,
         event.angle,
         event.largest_drift,
-        event.merged_at.isoformat(timespec="seconds"),
+        f"{event.merged_at:%Y-%m-%d %H:%M}",
         event.digest[:12],
         version.stored_bytes if version.is_kept else 0,
     )

@@ -13,15 +13,15 @@ from share_dist.errors import AdapterFormatError, NotOrthonormal, ShapeMismatch
 from tests.strategies import orthonormal
 
 
-def basis(features, columns, num_factors, seed):
+def basis(features, columns, num_factors, seed, cut_energy=0.0):
     energies = torch.linspace(2, 1, columns, dtype=torch.float64)
-    return Basis(orthonormal(features, columns, seed), energies, num_factors)
+    return Basis(orthonormal(features, columns, seed), energies, num_factors, cut_energy)
 
 
 @pytest.fixture
 def subspace():
     """Different k on the two sides, a tail on one, and bases that two layers share."""
-    layer = LayerSubspace(basis(6, 4, 2, 1), basis(5, 3, 3, 2))
+    layer = LayerSubspace(basis(6, 4, 2, 1, cut_energy=0.1 + 0.2), basis(5, 3, 3, 2))
     return Subspace({"encoder.0.query": layer, "z": layer}, version=7, metric="factors")
 
 
@@ -46,6 +46,15 @@ def test_every_bit_comes_back(subspace, tmp_path):
             assert torch.equal(found.vectors, expected.vectors)
             assert torch.equal(found.energies, expected.energies)
             assert found.num_factors == expected.num_factors
+            assert found.cut_energy == expected.cut_energy
+
+
+def test_a_file_of_the_first_release_says_nothing_of_what_was_cut(subspace, tmp_path):
+    """It is read as one of which nothing was cut."""
+    save_subspace(tmp_path / "s", subspace)
+    rewrite(tmp_path / "s", cut_energy={})
+    loaded = load_subspace(tmp_path / "s")
+    assert {basis.cut_energy for layer in loaded.layers.values() for _, basis in layer} == {0.0}
 
 
 def test_the_empty_subspace_comes_back(tmp_path):

@@ -89,7 +89,7 @@ def test_a_push_that_might_be_set_aside_later_is_refused_by_its_header():
     catalog = MemoryCatalog()
     store = catalog.create("default", by="root")
     store.bind(FINGERPRINT, by="w")
-    add(store, make_update("ants", "u1"), state=UpdateState.PARKED)
+    add(store, make_update("ants", "u1"), state=UpdateState.QUARANTINED)
     with (
         serving(catalog, quarantine_norm=None, max_set_aside_updates=1, max_influence=0.5) as app,
         worker_of(app) as client,
@@ -101,7 +101,7 @@ def test_a_push_that_might_be_set_aside_later_is_refused_by_its_header():
 def test_what_was_refused_can_be_listed():
     """With its reason, newest first, in the list of all; what only has to wait is not among it."""
     with (
-        serving(quarantine_norm=None, max_norm=10.0, max_refused_updates=2) as app,
+        serving(quarantine_norm=None, max_norm=1.0, max_refused_updates=2) as app,
         worker_of(app) as client,
         AdminClient(app.address) as operator,
     ):
