@@ -15,7 +15,7 @@ from typing_extensions import override
 from coordinator import faults
 from coordinator.store.base import ReadyFile
 from coordinator.store.format import digest_of
-from share_dist.errors import ConfigError, StoreCorrupt, StoreFull, StoreUnavailable
+from share_dist.errors import ConfigError, ShareError, StoreCorrupt, StoreFull, StoreUnavailable
 from share_dist.files import make_folder, sync_folder
 from share_dist.wire.tensors import Buffer
 
@@ -181,13 +181,13 @@ class RemoteBlobs(Blobs):
         self, digest: str, payload: Buffer, occasion: Occasion, file: ReadyFile | None = None
     ) -> None:
         faults.reach(f"before-{occasion}-blob-write")
-        with storage_errors(self.name_of(digest), len(payload)):
+        with self._errors(self.name_of(digest), len(payload)):
             self._files.pipe_file(self._path(digest), bytes(payload))
         faults.reach(f"after-{occasion}-blob-write")
 
     @override
     def digests(self) -> Iterator[str]:
-        with storage_errors(self.place):
+        with self._errors(self.place):
             found = self._files.find(self._root)
         names = (str(path).rpartition("/")[2] for path in found)
         return (name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
@@ -195,8 +195,8 @@ class RemoteBlobs(Blobs):
     @override
     def remove(self, digest: str) -> None:
         with (
-            storage_errors(self.name_of(digest)),
             contextlib.suppress(FileNotFoundError),
+            self._errors(self.name_of(digest), may_lack=True),
         ):
             self._files.rm_file(self._path(digest))
 
@@ -206,12 +206,30 @@ class RemoteBlobs(Blobs):
 
     @override
     def _fetch(self, digest: str) -> bytes:
-        with storage_errors(self.name_of(digest)):
+        with self._errors(self.name_of(digest), may_lack=True):
             payload: bytes = self._files.cat_file(self._path(digest))
             return payload
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest}{SUFFIX}"
+
+    @contextlib.contextmanager
+    def _errors(
+        self, name: str, needed_bytes: int = 0, *, may_lack: bool = False
+    ) -> Iterator[None]:
+        """Say what a file system raises in the project's own errors; many have errors that are no ``OSError``."""
+        try:
+            with storage_errors(name, needed_bytes):
+                yield
+        except ShareError:
+            raise
+        except Exception as error:
+            if may_lack and isinstance(error, FileNotFoundError):
+                raise
+            raise StoreUnavailable(
+                f"{name}: {error}: check the object store, the way there and the credentials",
+                path=name,
+            ) from error
 
 
 def open_blobs(url: str, store_id: str) -> Blobs:

@@ -33,30 +33,36 @@ from tests.coordinator.support import NOW
 
 KINDS = ("memory", "sqlite", "postgres-memory", "postgres-files")
 
+OBJECT_STORE = "sqlite-s3"
+"""A kind whose blobs travel by HTTP, so that its tests take minutes."""
+
 
 class Opener:
     """
     Opens one catalog again and again; a catalog in memory is its own reopening.
 
     Args:
-        kind: One of ``KINDS``.
+        kind: One of ``KINDS``, or ``OBJECT_STORE``.
         path: A folder for it.
-        database_url: A database of its own, for the kinds in PostgreSQL.
+        url: A database of its own, for the kinds in PostgreSQL; a folder in a bucket of its own, for
+            the one that keeps blobs in an object store.
     """
 
-    def __init__(self, kind: str, path: Path, database_url: str = "") -> None:
+    def __init__(self, kind: str, path: Path, url: str = "") -> None:
         self.kind = kind
         self.path = path
         self.options: dict[str, Any] = {"store": str(path / "store")}
         if kind == "sqlite-files":
             self.options |= {"inline_bytes": 0}
+        elif kind == OBJECT_STORE:
+            self.options |= {"blobs": url, "inline_bytes": 0}
         elif kind == "postgres-memory":
             # some payloads inside the database, some outside
             blobs = f"memory://{uuid.uuid4().hex}"
-            self.options |= {"store": database_url, "blobs": blobs, "inline_bytes": 1600}
+            self.options |= {"store": url, "blobs": blobs, "inline_bytes": 1600}
         elif kind == "postgres-files":
             blobs = str(path / "blobs")
-            self.options |= {"store": database_url, "blobs": blobs, "inline_bytes": 0}
+            self.options |= {"store": url, "blobs": blobs, "inline_bytes": 0}
         self.catalog = self.open()
 
     def open(self, **options: Any) -> Catalog:
