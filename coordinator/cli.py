@@ -123,6 +123,10 @@ def serve(
 def _serve(config: "CoordinatorConfig", *, as_json: bool) -> None:
     import asyncio
 
+    from coordinator import allocator
+
+    # before torch and gRPC start their threads
+    allocator.use_few_heaps()
     if config.tls_certificate is not None:
         # before anything that logs, and before gRPC is imported
         from coordinator import handshakes
@@ -143,6 +147,7 @@ async def _serve_until_told(config: "CoordinatorConfig", *, as_json: bool) -> No
     import signal
     from concurrent.futures import ThreadPoolExecutor
 
+    from coordinator import allocator
     from coordinator.app import build
     from share_dist.errors import ExitCode
 
@@ -152,11 +157,14 @@ async def _serve_until_told(config: "CoordinatorConfig", *, as_json: bool) -> No
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
+    giving_back = asyncio.create_task(allocator.keep_giving_back())
     async with build(config) as running:
         typer.echo(_ready_line(running, as_json=as_json))
         sys.stdout.flush()
-        if await running.serve_until(told):
-            return
+        was_told = await running.serve_until(told)
+    giving_back.cancel()
+    if was_told:
+        return
     typer.echo(
         "a bug ended the merging, so this coordinator stopped: its log has the traceback under "
         "writer_failed. Every update that was acknowledged is in the store; start again",

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -15,6 +15,12 @@ from share_dist.wire.records import Precision, UpdateState
 
 KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
+
+OLDER_SUBSPACE_BYTES = 2**27
+"""Older versions that late updates are read against: so many bytes in memory, or one version."""
+
+OLDER_PAYLOAD_BYTES = 2**25
+"""Older versions as they are sent: nearly everybody asks for the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,11 @@ class ServedSteps:
     served: ServedPayload
     payloads: tuple[bytes, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.served.num_bytes + sum(map(len, self.payloads))
+
     def chain_after(self, chain: bytes) -> bytes:
         """Follow the chain of who holds the first version."""
         for payload in self.payloads:
@@ -106,32 +117,48 @@ class VersionCache:
     """
     Subspaces by version, and the bytes in which each is sent.
 
+    All but the newest share bounds of their own in bytes, so that large versions do not add up.
+
     Args:
         store: Where versions come from.
-        size: How many of each to keep.
+        size: How many of each to keep, at most.
     """
 
     def __init__(self, store: Store, size: int = 4) -> None:
         self._store = store
-        self._subspaces: _LeastRecent[int, Subspace] = _LeastRecent(size)
-        self._payloads: _LeastRecent[tuple[int, Form], ServedPayload] = _LeastRecent(size)
+        self._subspaces: _AtHand[int, Subspace] = _AtHand(
+            size, _bytes_of_subspace, OLDER_SUBSPACE_BYTES, least_older=1
+        )
+        self._payloads: _AtHand[tuple[int, Form], ServedPayload] = _AtHand(
+            size, lambda served: served.num_bytes, OLDER_PAYLOAD_BYTES
+        )
+        self._steps: _AtHand[tuple[int, int], ServedSteps] = _AtHand(
+            size, lambda steps: steps.num_bytes, OLDER_PAYLOAD_BYTES
+        )
         self._merged: tuple[int, Counter[str]] = -1, Counter()
-        self._steps: _LeastRecent[tuple[int, int], ServedSteps] = _LeastRecent(size)
+        self._reading = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that is kept here."""
+        return self._subspaces.num_bytes + self._payloads.num_bytes + self._steps.num_bytes
 
     def remember(self, subspace: Subspace, served: ServedPayload) -> None:
         """Keep a version that has just been made."""
-        self._subspaces.put(subspace.version, subspace)
-        self._payloads.put((subspace.version, AS_KEPT), served)
+        self._subspaces.put(subspace.version, subspace.version, subspace)
+        self._payloads.put((subspace.version, AS_KEPT), subspace.version, served)
 
     def subspace(self, version: int) -> Subspace:
         """Return a version; raises what ``Store.subspace`` raises."""
         held = self._subspaces.get(version)
         if held is not None:
             return held
-        subspace = self._store.subspace(version)
-        # version 0 gets its layers only when the store is bound
-        if version > 0:
-            self._subspaces.put(version, subspace)
+        # one at a time: many late updates of one version would each read it, and hold it at once
+        with self._reading:
+            subspace = self._subspaces.get(version) or self._store.subspace(version)
+            # version 0 gets its layers only when the store is bound
+            if version > 0:
+                self._subspaces.put(version, version, subspace)
         return subspace
 
     def served(self, version: int, form: Form = AS_KEPT) -> ServedPayload:
@@ -141,7 +168,7 @@ class VersionCache:
             return held
         served = encode_served(self.subspace(version), form)
         if version > 0:
-            self._payloads.put((version, form), served)
+            self._payloads.put((version, form), version, served)
         return served
 
     def merged_by_worker(self, version: int) -> Counter[str]:
@@ -179,7 +206,7 @@ class VersionCache:
             if not all(payloads) or sum(map(len, payloads)) >= below_bytes:
                 return None
             held = ServedSteps(ServedPayload.of(codec.steps_to_bytes(payloads)), payloads)
-            self._steps.put((held_version, version), held)
+            self._steps.put((held_version, version), version, held)
         return held if held.served.num_bytes < below_bytes else None
 
 
@@ -190,23 +217,61 @@ def encode_served(subspace: Subspace, form: Form = AS_KEPT) -> ServedPayload:
     return ServedPayload.of(short.payload, short.loss)
 
 
-class _LeastRecent(Generic[KeyT, ValueT]):
-    """The values that were used last; safe to use from several threads."""
+def _bytes_of_subspace(subspace: Subspace) -> int:
+    return sum(basis.vectors.nbytes for layer in subspace.layers.values() for _, basis in layer)
 
-    def __init__(self, size: int) -> None:
+
+class _AtHand(Generic[KeyT, ValueT]):
+    """
+    The values that were used last; safe to use from several threads.
+
+    Args:
+        size: How many, at most.
+        bytes_of: Says how large one is.
+        older_bytes: What those of all but the newest version may take together.
+        least_older: How many of these stay, however large they are.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        bytes_of: Callable[[ValueT], int],
+        older_bytes: int,
+        least_older: int = 0,
+    ) -> None:
         self._size = size
-        self._values: OrderedDict[KeyT, ValueT] = OrderedDict()
+        self._bytes_of = bytes_of
+        self._older_bytes = older_bytes
+        self._least_older = least_older
+        self._values: OrderedDict[KeyT, tuple[int, ValueT]] = OrderedDict()
+        self._newest = 0
         self._lock = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        with self._lock:
+            return self._bytes_in([*self._values])
 
     def get(self, key: KeyT) -> ValueT | None:
         with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][1]
 
-    def put(self, key: KeyT, value: ValueT) -> None:
+    def put(self, key: KeyT, version: int, value: ValueT) -> None:
         with self._lock:
-            self._values[key] = value
+            self._newest = max(self._newest, version)
+            self._values[key] = version, value
             self._values.move_to_end(key)
             while len(self._values) > self._size:
                 self._values.popitem(last=False)
+            self._let_go_of_older()
+
+    def _let_go_of_older(self) -> None:
+        older = [key for key, (version, _) in self._values.items() if version < self._newest]
+        while len(older) > self._least_older and self._bytes_in(older) > self._older_bytes:
+            del self._values[older.pop(0)]
+
+    def _bytes_in(self, keys: "list[KeyT]") -> int:
+        return sum(self._bytes_of(self._values[key][1]) for key in keys)

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from coordinator.store import tools
 from coordinator.store.place import Place
@@ -38,6 +39,21 @@ WARM_UP_SHARE = 0.4
 
 MOST_MIB_PER_MINUTE = 10.0
 PROCESSES = 2
+
+
+class Held(NamedTuple):
+    """
+    What a coordinator has to hold; while it does not grow, neither may memory.
+
+    Args:
+        tasks: How many tasks the current version contains.
+        subspace_bytes: Length of that version as it is pulled.
+        updates: How many were merged since the store was made; these are on disk alone.
+    """
+
+    tasks: int
+    subspace_bytes: int
+    updates: int
 
 
 @dataclass
@@ -57,6 +73,8 @@ class Report:
     errors: list[str] = field(default_factory=list)
     rss_mib: list[tuple[float, float]] = field(default_factory=list)
     rss_slope_mib_per_minute: float = 0.0
+    held: list[Held] = field(default_factory=list)
+    """Where memory begins to be judged, and at the end."""
 
     def problems(self) -> list[str]:
         """Say what must not be so."""
@@ -189,11 +207,21 @@ def _kill_again_and_again(
 def _watch_memory(target: Target, report: Report, seconds: float) -> None:
     began = time.monotonic()
     while (since := time.monotonic() - began) < seconds:
+        if not report.held and since > seconds * WARM_UP_SHARE:
+            report.held.append(_held(target))
         report.rss_mib.append((round(since, 1), round(target.rss_mib(), 1)))
         time.sleep(2.0)
     judged = [point for point in report.rss_mib if point[0] > seconds * WARM_UP_SHARE]
     slope = statistics.linear_regression(*zip(*judged, strict=True)).slope
     report.rss_slope_mib_per_minute = round(slope * 60, 2)
+    report.held.append(_held(target))
+
+
+def _held(target: Target) -> Held:
+    with AdminClient(target.address) as admin:
+        events = [summary.event for summary in admin.versions()]
+        updates = sum(len(event.update_ids) for event in events)
+        return Held(admin.status().num_tasks, events[-1].subspace_bytes, updates)
 
 
 def _judge(target: Target, report: Report, folder: Path) -> None:
@@ -236,6 +264,12 @@ def _print(report: Report) -> None:
         f"{report.versions:,d} versions; {len(report.lost)} lost, {len(report.doubled)} merged twice; "
         f"recovery p50 {_p50(recovery):.2f} s, longest {max(recovery, default=0):.2f} s; "
         f"memory {report.rss_slope_mib_per_minute:+.1f} MiB a minute"
+    )
+    before, after = report.held
+    print(
+        f"meanwhile {before.tasks:,d} tasks became {after.tasks:,d}, "
+        f"{before.subspace_bytes:,d} bytes of subspace {after.subspace_bytes:,d}, "
+        f"{before.updates:,d} merged updates {after.updates:,d}"
     )
     for problem in report.problems()[:20]:
         print(f"  {problem}")
