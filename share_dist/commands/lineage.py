@@ -69,7 +69,7 @@ def compact(
     """
     with connection.admin() as client:
         planned = client.compact(keep, dry_run=True)
-        if planned.versions and not dry_run:
+        if (planned.versions or planned.num_updates) and not dry_run:
             confirm(_planned(planned), yes=yes, as_json=as_json)
             planned = client.compact(keep, dry_run=False)
     show(planned, as_json=as_json, table=lambda: _compaction(planned, is_done=not dry_run))
@@ -110,17 +110,23 @@ def remove(
 
 def _planned(planned: "Compaction") -> str:
     return (
-        f"let go of {len(planned.versions):,} versions, {planned.versions[0]} to "
-        f"{planned.versions[-1]}, at most {planned.freed_bytes:,} bytes: less where versions that "
-        "stay share their content"
+        f"let go of {_what(planned)}, at most {planned.freed_bytes:,} bytes: less where what stays "
+        "shares their content"
     )
 
 
+def _what(done: "Compaction") -> str:
+    versions, updates = done.versions, done.num_updates
+    of_versions = f"{len(versions):,} versions, {versions[0]} to {versions[-1]}" if versions else ""
+    of_updates = f"payloads of {updates:,} updates" if updates else ""
+    return ", and ".join(filter(None, (of_versions, of_updates)))
+
+
 def _compaction(done: "Compaction", *, is_done: bool) -> str:
-    if not done.versions:
-        said = ["no version can go"]
+    if not done.versions and not done.num_updates:
+        said = ["nothing can go"]
     elif is_done:
-        said = [f"{len(done.versions):,} versions are gone, {done.freed_bytes:,} bytes are free"]
+        said = [f"gone: {_what(done)}; {done.freed_bytes:,} bytes are free"]
     else:
         said = [f"would {_planned(done)}"]
     kept = [f"  version {version} stays: {reason}" for version, reason in done.kept.items()]

@@ -106,6 +106,15 @@ def test_versions_are_listed_with_what_made_them(look):
     assert found[0]["event"]["digest"][:12] in text
 
 
+def test_versions_can_be_read_in_a_narrow_terminal(look, monkeypatch):
+    """Within 80 columns each version has a line, and it is said where the other columns are."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = look("versions").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(" merge " in line for line in lines) == 4
+    assert any("--json shows all" in line for line in lines)
+
+
 def test_a_diff_says_what_came_went_and_moved(look):
     """Tasks that are in both have a drift, the new ones are named, every side has its angle."""
     found = look("diff", 2, 4, "--json").json
@@ -255,7 +264,7 @@ def test_compaction_says_first_what_would_go(ask):
     assert done["versions"] == planned["versions"]
     kept = {each["event"]["version"]: each["is_kept"] for each in ask("versions", "--json").json}
     assert [number for number, is_kept in kept.items() if not is_kept] == done["versions"]
-    assert ask("compact", "--keep", 1, "--yes").text.startswith("no version can go")
+    assert ask("compact", "--keep", 1, "--yes").text.startswith("nothing can go")
 
 
 def test_a_task_is_removed(ask):

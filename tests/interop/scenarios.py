@@ -233,6 +233,8 @@ def _operate(note: Notes, north: ShareClient, admin: AdminClient) -> None:
     note("revoke a token", lambda: admin.revoke_token(token.token_id))
     note("tokens", admin.tokens)
     note("audit log", lambda: admin.audit(limit=5))
+    note("end of the audit log", lambda: admin.newest_audit(5))
+    note("what was refused", lambda: admin.updates([UpdateState.REFUSED]))
     note("status in the end", north.status)
 
 
