@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from share_dist.adapters import load_lora
+from share_dist.adapters import LoraAdapter, load_lora, save_lora
 from share_dist.core.many import delta_error, subspace_from_many
 from share_dist.core.subspace import project, reconstruct
 from share_dist.core.values import Factors, LayerShape, Metric, Subspace
@@ -68,11 +68,20 @@ def _populations(options: argparse.Namespace, folder: Path) -> dict[str, list[Pa
         f"drawn, i^-{decay:g}": write_adapters(folder / f"{decay}", shapes, options.count, rank=8, decay=decay)
         for decay in options.decays
     }  # fmt: skip
-    real = {
-        path.name: sorted(each.parent for each in path.glob("*/adapter_config.json"))
-        for path in options.adapters
-    }
-    return drawn | real
+    return drawn | {f"trained, {path.name}": _plain(path, folder) for path in options.adapters}
+
+
+def _plain(population: Path, folder: Path) -> list[Path]:
+    """
+    Write adapters that exist once more, with a scale of 1: the factors hold it.
+
+    Some programs forget ``lora_alpha``; that is told by itself, and not mixed with what they cut.
+    """
+    found = sorted(path.parent for path in population.glob("*/adapter_config.json"))
+    plain = [folder / population.name / path.name for path in found]
+    for path, target in zip(found, plain, strict=True):
+        save_lora(load_lora(path), target)
+    return plain
 
 
 def _row(title: str, folders: Sequence[Path], num_factors: int) -> dict[str, Any]:
@@ -192,8 +201,6 @@ def _bfloat16(folder: Path) -> None:
 
 
 def _mixed_ranks(folder: Path) -> None:
-    from share_dist.adapters import LoraAdapter, save_lora
-
     save_lora(LoraAdapter(random_adapter({"layer.q": LayerShape(96, 96)}, 4, 0.5, 99)), folder)
 
 
