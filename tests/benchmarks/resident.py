@@ -35,7 +35,7 @@ def main() -> None:
     """Run the benchmark and write its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--mib", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--rest", type=float, default=5.0, help="seconds before memory is read")
+    parser.add_argument("--rest", type=float, default=12.0, help="seconds before memory is read")
     parser.add_argument("--output", type=Path, default=None, help="file for the JSON")
     options = parser.parse_args()
     sizes = [_measure(mib, options.rest) for mib in options.mib]
