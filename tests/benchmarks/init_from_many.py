@@ -117,12 +117,12 @@ def _peak_bytes(folders: Sequence[Path], num_factors: int) -> int:
 def _rise(folders: Sequence[Path], num_factors: int) -> int:
     quiet()
     _stream(folders[:1], num_factors)  # what is loaded once, such as the linear algebra
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     _stream(folders, num_factors)
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
     """A size from this process's status; ``ru_maxrss`` would be that of the process that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
