@@ -233,6 +233,9 @@ class CoordinatorConfig(SubspaceConfig):
     stall_seconds: float = Field(
         60.0, gt=0, description="How long a peer may neither send nor take the next chunk"
     )
+    min_bytes_per_second: int = Field(
+        2**15, ge=1, description="Slower than this, on average, no peer may send or take a payload"
+    )
     metrics_listen: str | None = Field(None, description="Address to serve Prometheus metrics on")
     web_listen: str | None = Field(
         None, description="Address to serve the operator's read-only page on; not served by default"

@@ -114,8 +114,7 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
     ) -> pb.Receipt:
         # a stranger's header is not waited for
         self._coordinator.access.identify(context)
-        stall_seconds = self._coordinator.config.stall_seconds
-        header = await streams.header_of(requests, stall_seconds)
+        header = await streams.header_of(requests, self._coordinator.config)
         call = self._call("PushUpdate", header, context)
         async with streams.receiving(call, header, requests) as push:
             record = await handlers.keep_update(call, push)

@@ -9,6 +9,7 @@ import grpc
 from typing_extensions import Self
 
 from coordinator import handlers
+from coordinator.config import CoordinatorConfig
 from coordinator.state import Call
 from coordinator.uploads import Upload, WholeFile, upload_key
 from coordinator.versions import ServedPayload
@@ -23,10 +24,10 @@ _P = ParamSpec("_P")
 
 class Patience:
     """
-    Ends the task that has entered it when nothing is renewed for a while.
+    Ends the task that has entered it when nothing is renewed for a while, or too little comes.
 
     Args:
-        seconds: How long.
+        config: How long a while is, and how many bytes a second are enough, on average.
         what: What did not happen, for the message.
 
     Raises:
@@ -35,21 +36,26 @@ class Patience:
 
     # one timer for a whole stream: a timeout for each of its chunks costs a task each
 
-    def __init__(self, seconds: float, what: str) -> None:
-        self._seconds = seconds
+    def __init__(self, config: CoordinatorConfig, what: str) -> None:
+        self._seconds = config.stall_seconds
+        self._least_rate = config.min_bytes_per_second
         self._what = what
         self._is_over = False
+        self._began_at = 0.0
         self._renewed_at = 0.0
+        self._num_bytes = 0
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def renew(self) -> None:
-        """Say that something happened."""
+    def renew(self, num_bytes: int = 0) -> None:
+        """Say that something happened, and how many bytes it brought."""
         self._renewed_at = asyncio.get_running_loop().time()
+        self._num_bytes += num_bytes
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
         self.renew()
+        self._began_at = self._renewed_at
         self._look()
         return self
 
@@ -59,16 +65,24 @@ class Patience:
         if self._timer:
             self._timer.cancel()
         if self._is_over and isinstance(error, asyncio.CancelledError):
-            raise StreamTruncated(f"{self._what} for {self._seconds:g} s: call again") from None
+            took = self._renewed_at - self._began_at
+            raise StreamTruncated(
+                f"{self._what} for {self._seconds:g} s, or {self._num_bytes} bytes in {took:.0f} s "
+                f"are too few, {self._least_rate} a second are expected: call again"
+            ) from None
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
-        left_seconds = self._renewed_at + self._seconds - loop.time()
+        left_seconds = self._ends_at() - loop.time()
         if left_seconds > 0:
             self._timer = loop.call_later(left_seconds, self._look)
         elif self._task:
             self._is_over = True
             self._task.cancel()
+
+    def _ends_at(self) -> float:
+        enough_until = self._began_at + self._num_bytes / self._least_rate
+        return min(self._renewed_at, enough_until) + self._seconds
 
 
 async def send(
@@ -89,19 +103,19 @@ async def send(
         StreamTruncated: The peer takes nothing any more, or is gone.
     """
     messages = (header, *(served.messages if served else ()))
-    stall_seconds = call.coordinator.config.stall_seconds
-    with _reserved(call, served), Patience(stall_seconds, f"{rpc}: no chunk was taken") as patience:
+    config = call.coordinator.config
+    with _reserved(call, served), Patience(config, f"{rpc}: no chunk was taken") as patience:
         for message in messages:
             try:
                 await context.write(message)
             except grpc.aio.InternalError as error:
                 # so gRPC says it where the connection broke while it wrote
                 raise StreamTruncated(f"{rpc}: the peer is gone: call again") from error
-            patience.renew()
+            patience.renew(len(message))
 
 
 async def header_of(
-    requests: AsyncIterator[pb.PushUpdateRequest], stall_seconds: float
+    requests: AsyncIterator[pb.PushUpdateRequest], config: CoordinatorConfig
 ) -> pb.UpdateHeader:
     """
     Take the first message of a push.
@@ -110,7 +124,7 @@ async def header_of(
         MalformedMessage: It is no header.
         StreamTruncated: It does not come.
     """
-    with Patience(stall_seconds, "PushUpdate: no header came"):
+    with Patience(config, "PushUpdate: no header came"):
         first = await anext(requests, None)
     if first is None or first.WhichOneof("part") != "header":
         raise MalformedMessage("a push begins with its header: send it first", field="header")
@@ -150,8 +164,8 @@ async def receiving(
         )
         is_done = False
         try:
-            stall_seconds = call.coordinator.config.stall_seconds
-            with Patience(stall_seconds, "PushUpdate: no chunk came") as patience:
+            config = call.coordinator.config
+            with Patience(config, "PushUpdate: no chunk came") as patience:
                 payload = await _receive(header, upload, requests, patience)
             # in a thread: reading the tensors of a large update would stop all other calls
             update = await asyncio.to_thread(codec.update_from_wire, header, payload)
@@ -198,7 +212,7 @@ async def _receive(
                 # one chunk is hashed and kept while the next one comes
                 await _done(added)
                 added = asyncio.ensure_future(asyncio.to_thread(upload.add, request.chunk))
-            patience.renew()
+            patience.renew(request.ByteSize())
         await _done(added)
     finally:
         if added:

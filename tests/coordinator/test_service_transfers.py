@@ -275,6 +275,31 @@ def test_who_neither_sends_nor_takes_is_let_go_of(tmp_path):
         assert client.status().bytes_in_flight == 0
 
 
+def test_who_sends_too_slowly_is_let_go_of(tmp_path):
+    """A push whose chunks trickle in, each soon enough, does not hold its bytes for hours."""
+    config = make_config(tmp_path / "store", stall_seconds=3, min_bytes_per_second=2**40)
+    with (
+        running(config) as app,
+        client_of(app.address) as client,
+        grpc.insecure_channel(app.address) as channel,
+    ):
+        client.register()
+        over = threading.Event()
+        header, pieces = sent_of(large_update())
+
+        def trickle():
+            for request in requests_of(header, pieces):
+                yield request
+                over.wait(1)
+
+        with pytest.raises(grpc.RpcError) as caught:
+            CoordinatorStub(channel).PushUpdate(trickle(), timeout=60)
+        over.set()
+        refused(caught, StreamTruncated)
+        assert "are too few" in caught.value.details()
+        assert client.status().bytes_in_flight == 0
+
+
 # --- pull -----------------------------------------------------------------------------------------
 
 

@@ -249,7 +249,9 @@ def test_no_word_of_a_peer_is_part_of_a_path(folder, spool):
     for key in keys:
         assert set(key) <= set("0123456789abcdef")
         send(spool, last=1, key=key).close(is_done=False)
-    assert {path.name for path in folder.iterdir()} == {f"{key}.{MIN_CHUNK_BYTES}.part" for key in keys}
+    assert {path.name for path in folder.iterdir()} == {
+        f"{key}.{MIN_CHUNK_BYTES}.part" for key in keys
+    }
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
 
 
