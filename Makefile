@@ -76,6 +76,8 @@ lint: $(VENV)/.dev
 system: $(VENV)/.dev system-packages
 	$(BIN)/python -m pytest -m system --timeout 1800 $(ARGS)
 
+# Where the benchmarks keep the adapters that they train, half a minute each.
+ADAPTERS ?= runs/adapters
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.merge_time $(ARGS)
 	$(BIN)/python -m tests.benchmarks.wire_speed --output $(RESULTS)/wire_speed.json
@@ -83,8 +85,19 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.fanout --output $(RESULTS)/fanout.json
 	$(BIN)/python -m tests.benchmarks.resident --output $(RESULTS)/resident.json
 
+	$(BIN)/python -m tests.benchmarks.peer_time --output $(RESULTS)/peer_time.json
+	$(BIN)/python -m tests.benchmarks.peer_time --mistral-layers 1 --tasks 16 --rank 16 --num-factors 64 --rounds 1 --output $(RESULTS)/peer_time_mistral.json
+	$(BIN)/python -m tests.benchmarks.real_adapters $(ADAPTERS) --seeds 1
+	$(BIN)/python -m tests.benchmarks.peer_quality --adapters $(ADAPTERS)/seed-0 --output $(RESULTS)/peer_quality.json
+	$(BIN)/python -m tests.benchmarks.init_from_many --output $(RESULTS)/init_from_many.json
+	$(BIN)/python -m tests.benchmarks.training_step --output $(RESULTS)/training_step.json
+	$(BIN)/python -m tests.benchmarks.memory --output $(RESULTS)/memory.json
+	$(BIN)/python -m tests.benchmarks.readme_tables
+
+# The first says so, and fails, where there is no CUDA device.
 bench-gpu: $(VENV)/.bench
-	$(BIN)/python -m tests.benchmarks.merge_time --device cuda $(ARGS)
+	$(BIN)/python -m tests.benchmarks.training_step --device cuda --model mistral --dtypes bfloat16 --output $(RESULTS)/training_step_gpu.json
+	$(BIN)/python -m tests.benchmarks.merge_time --device cuda --output $(RESULTS)/merge_time_gpu.json $(ARGS)
 
 # Without atheris, which has no wheel for some interpreters, inputs are changed by chance alone.
 SECONDS ?= 600
