@@ -195,7 +195,7 @@ def entries_from_bytes(data: bytes) -> dict[str, TaskEntry]:
 
 def drift_to_bytes(drift: Mapping[str, float]) -> bytes:
     """Write how far a version moved each task: JSON deflated by zlib."""
-    return zlib.compress(to_json(drift).encode(), 1)
+    return zlib.compress(to_json(dict(drift)).encode(), 1)
 
 
 def drift_from_bytes(data: bytes) -> dict[str, float]:
