@@ -16,10 +16,10 @@ from share_dist.wire.records import Precision, UpdateState
 KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
 
-OLDER_SUBSPACE_BYTES = 2**27
+OLDER_SUBSPACE_BYTES = 2**26
 """Older versions that late updates are read against: so many bytes in memory, or one version."""
 
-OLDER_PAYLOAD_BYTES = 2**25
+OLDER_PAYLOAD_BYTES = 2**24
 """Older versions as they are sent: nearly everybody asks for the newest."""
 
 
