@@ -39,6 +39,7 @@ def init(
     energy: Annotated[float | None, typer.Option("--energy", help="Keep fewer where that explains this share of the energy, 0 to 1.")] = None,
     metric: Annotated[MetricChoice, typer.Option("--metric", help="What is kept best: the weight changes, dW, or the factors.")] = MetricChoice.DELTA,
     oversample: Annotated[int | None, typer.Option("--oversample", min=0, help="Columns kept beyond, for the sake of what is merged later. [default: as many as --num-factors]")] = None,
+    max_bytes: Annotated[int | None, typer.Option("--max-bytes", min=1, help="Bytes of all bases together: each side gets as many factors as explain most in them, of its --num-factors and --oversample columns.")] = None,
     same_base: Annotated[bool, typer.Option("--same-base", help="Adapters that name different base models belong to one all the same.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -49,6 +50,7 @@ def init(
     there whole or not at all. `share-dist inspect` shows what is in its files; in
     Python, load_subspace and load_task read them.
     """
+    from share_dist.core.allocation import within_bytes
     from share_dist.core.many import subspace_from_many
 
     folders = _folders(adapters)
@@ -56,6 +58,8 @@ def init(
     reader = _Reader(folders, same_base=same_base)
     named = ((name, adapter.factors) for name, adapter in _told(reader, "reading", as_json=as_json))
     subspace = subspace_from_many(named, num_factors, energy, metric.value, oversample=oversample)
+    if max_bytes is not None:
+        subspace = within_bytes(subspace, max_bytes)
     with writing(output), _made_whole(output) as unfinished:
         told = _told(reader, "writing", as_json=as_json)
         errors = {name: _write_task(unfinished, subspace, name, each) for name, each in told}

@@ -18,12 +18,13 @@ The same queue chooses each task's pseudo-ranks: there a column is one singular 
 
 import heapq
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from share_dist.core.values import LayerSubspace, Subspace
 from share_dist.errors import ConfigError
 
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -102,3 +103,43 @@ def allocate(
         chosen[name] += 1
         offer(place, name)
     return chosen
+
+
+def within_bytes(subspace: Subspace, max_bytes: int) -> Subspace:
+    """
+    Choose every side's ``k`` from one budget, by what its columns explain, among all that it keeps.
+
+    Args:
+        subspace: A version with its tail: what is kept of a side is the most that it can get.
+        max_bytes: Of all factors of all bases together, as they are broadcast.
+
+    Returns:
+        The same bases, each with its own ``k``; what is beyond it is its tail.
+
+    Raises:
+        ConfigError: The budget does not buy a factor for every side.
+
+    Examples:
+        >>> import torch
+        >>> from share_dist.core.values import Basis
+        >>> steep, flat = (
+        ...     Basis(torch.eye(4)[:, :3], torch.tensor(energies, dtype=torch.float64), 2)
+        ...     for energies in ([9.0, 0.5, 0.1], [3.0, 3.0, 3.0])
+        ... )
+        >>> chosen = within_bytes(Subspace({"q": LayerSubspace(steep, flat)}), max_bytes=4 * 16)
+        >>> chosen.layers["q"].a.num_factors, chosen.layers["q"].b.num_factors
+        (1, 3)
+    """
+    spectra = {
+        (name, side): Spectrum(basis.energies, basis.features * basis.vectors.element_size())
+        for name, layer in subspace.layers.items()
+        for side, basis in layer
+    }
+    chosen = allocate(spectra, max_bytes)
+    layers = {
+        name: LayerSubspace(*(
+            replace(basis, num_factors=chosen[name, side]) for side, basis in layer
+        ))
+        for name, layer in subspace.layers.items()
+    }  # fmt: skip
+    return replace(subspace, layers=layers)

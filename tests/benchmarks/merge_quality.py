@@ -10,6 +10,7 @@ program's can stand beside them.
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -52,7 +53,26 @@ HELD_OUT = 2
 RANK = 8
 BALANCE_ROUNDS = 8
 
-Adapters = Mapping[str, Factors]
+
+class Adapters(dict[str, Factors]):
+    """Task -> its adapter; hashed by identity, so that what several forms are made of is made once."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    @functools.cached_property
+    def folds(self) -> list[tuple["Adapters", "Adapters"]]:
+        """Every pair once held out, with the others."""
+        names = list(self)
+        outs = [names[start : start + HELD_OUT] for start in range(0, len(names), HELD_OUT)]
+        return [
+            (
+                Adapters({task: self[task] for task in names if task not in out}),
+                Adapters({task: self[task] for task in out}),
+            )
+            for out in outs
+        ]
+
+
 Form = Callable[[Adapters, int], Subspace]
 
 
@@ -61,14 +81,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("adapters", type=Path, help="folder of real_adapters")
     parser.add_argument("--num-factors", type=int, nargs="+", default=[16, 32, 48])
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="all that there are")
     parser.add_argument("--output", type=Path, default=None, help="file for the JSON")
     options = parser.parse_args()
-    seeds = seeds_of(options.adapters)
+    seeds = options.seeds or seeds_of(options.adapters)
     found: dict[tuple[str, ...], list[dict[str, float]]] = {}
     for seed in seeds:
-        adapters = {
-            task: each.factors for task, each in adapters_of(options.adapters, seed).items()
-        }
+        trained = adapters_of(options.adapters, seed).items()
+        adapters = Adapters({task: each.factors for task, each in trained})
         for key, row in _rows(adapters, options.num_factors):
             found.setdefault(key, []).append(row)
             print(seed, *key, row, flush=True)
@@ -110,6 +130,7 @@ def _rows(
             yield ("own", str(rank), precision), _own(adapters, rank, precision)
 
 
+@functools.lru_cache(maxsize=64)
 def _merged(adapters: Adapters, metric: Metric, *, unit_norm: bool = True) -> MergeOutcome:
     """Everything that the adapters have, in one merge that cuts nothing."""
     first = next(iter(adapters.values()))
@@ -293,13 +314,12 @@ def _stored(coefficients: Coefficients, precision: Precision) -> tuple[Coefficie
 
 def _held_out(adapters: Adapters, form: Form, k: int) -> float:
     """Mean error of adapters that the bases were not made of."""
-    names, errors = list(adapters), []
-    for start in range(0, len(names), HELD_OUT):
-        out = names[start : start + HELD_OUT]
-        bases = form({task: adapters[task] for task in names if task not in out}, k)
+    errors = []
+    for inside, out in adapters.folds:
+        bases = form(inside, k)
         errors += [
-            delta_error(adapters[task], reconstruct(bases, project(bases, adapters[task])))
-            for task in out
+            delta_error(factors, reconstruct(bases, project(bases, factors)))
+            for factors in out.values()
         ]
     return statistics.fmean(errors)
 
@@ -314,7 +334,7 @@ def _cut_to(layer: LayerFactors, rank: int) -> LayerFactors:
 
 def _shortened(adapters: Adapters, mean_rank: int) -> Adapters:
     """Spend so many singular values a layer and task, on average, where a task's ``dW`` has most."""
-    short = {}
+    short = Adapters()
     for task, factors in adapters.items():
         spectra = {
             name: Spectrum(evenly_split(layer).a.square().sum(dim=0).square(), 1)

@@ -60,6 +60,31 @@ def test_what_is_cut_is_told(folder, tmp_path):
     assert f"worst ({worst['task']}) {worst['error']:.4g}" in text
 
 
+def test_one_budget_is_spent_over_all_sides(folder, tmp_path):
+    """The bases take no more than was allowed, and lose less than as many factors everywhere would."""
+    plain = share_dist("init", folder, "-o", tmp_path / "plain", "-k", 3, "--json").json
+    bases = load_subspace(tmp_path / "plain/subspace.safetensors").layers.values()
+    allowed = sum(4 * basis.features * basis.num_factors for layer in bases for _, basis in layer)
+    options = ("-k", 6, "--max-bytes", allowed, "--json")
+    spent = share_dist("init", folder, "-o", tmp_path / "spent", *options)
+    assert spent.code == 0, spent.text
+    layers = load_subspace(tmp_path / "spent/subspace.safetensors").layers.values()
+    factors = [basis.num_factors for layer in layers for _, basis in layer]
+    assert len(set(factors)) > 1
+    taken = sum(4 * basis.features * basis.num_factors for layer in layers for _, basis in layer)
+    assert 0.9 * allowed < taken <= allowed
+    mean, before = (sum(task["error"] for task in found["tasks"]) for found in (spent.json, plain))
+    assert mean < before
+
+
+def test_a_budget_that_holds_nothing_is_refused(folder, tmp_path):
+    """With what it would take; nothing is left behind."""
+    ended = share_dist("init", folder, "-o", tmp_path / "out", "--max-bytes", 100)
+    assert ended.code == 2
+    assert "100 bytes do not hold" in ended.text
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_head_comes_along(workshop, tmp_path):
     """An adapter that was trained below a classifier brings it, and its layers are named as the others'."""
     ended = share_dist("init", workshop.adapter("cats"), workshop.adapter("seq"), "-o", tmp_path / "out", "-k", 16, "--json")  # fmt: skip

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from share_dist.core.allocation import Spectrum, allocate
+from share_dist.core.allocation import Spectrum, allocate, within_bytes
 from share_dist.errors import ConfigError
+from tests.core.adapters import merge_in_sequence, random_factors
 
 sorted_energies = st.lists(st.integers(0, 30), min_size=1, max_size=4).map(
     lambda values: torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
@@ -113,3 +114,24 @@ def test_a_budget_that_is_too_small_is_refused():
     with pytest.raises(ConfigError, match="which take 300") as caught:
         allocate(spectra, 299)
     assert caught.value.key == "max_bytes"
+
+
+def test_a_subspace_is_cut_to_its_budget():
+    """Its bases stay as they are, and their leading factors explain more than as many everywhere."""
+    adapters = [random_factors(seed, rank=2) for seed in range(6)]
+    *_, (_, _, outcome) = merge_in_sequence(adapters, "delta", num_factors=4, oversample=8)
+    sides = [basis for layer in outcome.subspace.layers.values() for _, basis in layer]
+    allowed = sum(8 * basis.features * basis.num_factors for basis in sides)
+    cut = within_bytes(outcome.subspace, allowed)
+    found = [basis for layer in cut.layers.values() for _, basis in layer]
+    for before, after in zip(sides, found, strict=True):
+        assert torch.equal(before.vectors, after.vectors)
+        assert after.num_factors >= 1
+    assert sum(8 * basis.features * basis.num_factors for basis in found) <= allowed
+    explained, uniform = (
+        sum(float(basis.energies[: basis.num_factors].sum()) for basis in which)
+        for which in (found, sides)
+    )
+    assert explained >= uniform
+    with pytest.raises(ConfigError):
+        within_bytes(outcome.subspace, 100)
