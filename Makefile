@@ -87,11 +87,14 @@ bench: $(VENV)/.bench
 
 	$(BIN)/python -m tests.benchmarks.peer_time --output $(RESULTS)/peer_time.json
 	$(BIN)/python -m tests.benchmarks.peer_time --mistral-layers 1 --tasks 16 --rank 16 --num-factors 64 --rounds 1 --output $(RESULTS)/peer_time_mistral.json
-	$(BIN)/python -m tests.benchmarks.real_adapters $(ADAPTERS) --seeds 1
+	$(BIN)/python -m tests.benchmarks.real_adapters $(ADAPTERS) --seeds 3
 	$(BIN)/python -m tests.benchmarks.peer_quality --adapters $(ADAPTERS)/seed-0 --output $(RESULTS)/peer_quality.json
 	$(BIN)/python -m tests.benchmarks.init_from_many --output $(RESULTS)/init_from_many.json
 	$(BIN)/python -m tests.benchmarks.training_step --output $(RESULTS)/training_step.json
 	$(BIN)/python -m tests.benchmarks.memory --output $(RESULTS)/memory.json
+	$(BIN)/python -m tests.benchmarks.streaming_quality --output $(RESULTS)/streaming_quality.json
+	$(BIN)/python -m tests.benchmarks.merge_quality $(ADAPTERS) --output $(RESULTS)/merge_quality.json
+	$(BIN)/python -m tests.benchmarks.compression --adapters $(ADAPTERS) --output $(RESULTS)/compression.json
 	$(BIN)/python -m tests.benchmarks.readme_tables
 
 # The first says so, and fails, where there is no CUDA device.
