@@ -35,6 +35,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -72,12 +73,18 @@ class TakenOut:
 def taken_out(tasks: Sequence[MergedTask], name: str, side: Side) -> TakenOut:
     """Sum up the tasks that go, on one side of one layer."""
     layers = [task.layers[name] for task in tasks]
+    kept = [
+        float(kept_energy(layer.coefficients[side], layer.grams[side])) * layer.weights[side]
+        for layer in layers
+    ]
     return TakenOut(
-        kept=math.fsum(
-            float(kept_energy(layer.coefficients[side], layer.grams[side])) * layer.weights[side]
-            for layer in layers
+        kept=math.fsum(kept),
+        # what was cut is a difference to what is kept, known to the rounding of the coefficients
+        cut=math.fsum(
+            layer.cut_energy[side] + 4 * torch.finfo(layer.coefficients[side].dtype).eps * energy
+            for layer, energy in zip(layers, kept, strict=True)
+            if layer.cut_meanwhile[side] > 0
         ),
-        cut=math.fsum(layer.cut_energy[side] for layer in layers),
         meanwhile=max((layer.cut_meanwhile[side] for layer in layers), default=0.0),
     )
 

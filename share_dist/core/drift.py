@@ -8,20 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.newcomers import Newcomer, delta_norm
 from share_dist.core.table import Carry, SideBlock, TaskTable
-from share_dist.core.values import (
-    LayerCoefficients,
-    LayerFactors,
-    LayerSubspace,
-    MergedLayer,
-    MergedTask,
-    Pair,
-    Side,
-    Subspace,
-    TaskUpdate,
-    check_finite,
-)
+from share_dist.core.values import Pair, Side
 
 _NUMBERS_AT_ONCE = 2**18
 """Of coefficients: what a processor's cache holds beside the products made of them."""
@@ -169,52 +157,6 @@ class _Moves:
             gained @ held.mT - change,
             after @ gained.mT,
         )
-
-
-def settle(
-    update: TaskUpdate,
-    newcomers: Mapping[str, Newcomer],
-    new: Subspace,
-    cuts: Mapping[str, Pair[float]],
-    turns: Mapping[str, Pair[SideTurn]],
-) -> tuple[MergedTask, float]:
-    """
-    Say a new task in the new columns, and measure what of its ``dW`` the served ones lose.
-
-    Args:
-        update: The update.
-        newcomers: Its layers as weighted columns.
-        new: The next version.
-        cuts: Layer name -> energy that the merge cuts of it on each side.
-        turns: Layer name -> what the merge cuts of all tasks.
-    """
-    layers, lost, whole = {}, 0.0, 0.0
-    for name, layer in newcomers.items():
-        bases = new.layers[name]
-        coefficients = LayerCoefficients(*(
-            (bases[side].vectors.double().mT @ factor).to(bases[side].vectors.dtype)
-            for side, factor in layer.factors
-        ))  # fmt: skip
-        for side, tensor in coefficients:
-            check_finite(tensor, name, side)
-        moments = Pair(turns[name].a.cut_moment, turns[name].b.cut_moment)
-        layers[name] = MergedLayer(coefficients, layer.grams, layer.weights, cuts[name], moments)
-        lost += _squared_loss(layer.factors, coefficients, bases)
-        whole += delta_norm(layer.factors) ** 2
-    return MergedTask(update.task_id, new.version, layers), (lost / whole) ** 0.5
-
-
-def _squared_loss(
-    factors: LayerFactors, coefficients: LayerCoefficients, layer: LayerSubspace
-) -> float:
-    """Compute ``||B A.T - B^ A^.T||_F^2`` for the projections ``A^, B^`` on the served factors."""
-    said: dict[Side, Tensor] = {}
-    changes: dict[Side, Tensor] = {}
-    for side, factor in factors:
-        k = layer[side].num_factors
-        said[side] = layer[side].leading.double() @ coefficients[side][:k].double()
-        changes[side] = said[side] - factor
-    return float(squared_difference({"a": factors.a, "b": factors.b}, said, changes))
 
 
 def squared_difference(

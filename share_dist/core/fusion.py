@@ -174,7 +174,7 @@ def _stacked(bases: Sequence[Basis]) -> SideSpectrum:
     """Decompose the columns of all bases, each as long as the root of its energy."""
     vectors = torch.cat([basis.vectors for basis in bases], dim=1)
     energies = torch.cat([basis.energies for basis in bases]).to(vectors.device)
-    U, sigma, Wt = thin_svd(vectors.double() * energies.sqrt())
+    U, sigma, _ = thin_svd(vectors.double() * energies.sqrt())
     features = vectors.shape[0]
     floor = rank_tolerance(vectors.dtype, features) * sigma.amax() if len(sigma) else 0.0
     before = Basis.empty(features, vectors.dtype)
@@ -183,9 +183,10 @@ def _stacked(bases: Sequence[Basis]) -> SideSpectrum:
         directions=U.to(vectors.dtype),
         matrix=torch.eye(len(sigma), dtype=torch.float64, device=U.device),
         sigma=sigma,
-        incoming=sigma.unsqueeze(-1) * Wt,
+        said=vectors.new_zeros(len(sigma), 0),
         rank=int((sigma > floor).sum()),
         taken_out=TakenOut(),
+        past=vectors.new_zeros(0, 0, dtype=torch.float64),
     )
 
 

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_NEARLY_INSIDE = 0.25
+"""Squared norm that a column of norm one has left at most, when the span beside it holds most of it."""
+
 
 def thin_svd(
     matrix: Float[Tensor, "*batch d s"],
@@ -66,12 +69,12 @@ def orthonormalise(
     matrix: Float[Tensor, "*batch d q"],
     against: Float[Tensor, "*batch d m"],
     floor: Float[Tensor, "*batch"],
-) -> tuple[Float[Tensor, "*batch d c"], Float[Tensor, "*batch c q"]]:
+) -> tuple[Float[Tensor, "*batch d c"], Float[Tensor, "*batch c q"], Float[Tensor, "*batch m q"]]:
     """
     Find what of ``matrix`` is new beside the orthonormal columns ``against``.
 
-    A rank-revealing factorisation ``Q S`` of the part of ``matrix`` that is
-    orthogonal to ``against``; ``matrix`` must already be nearly orthogonal to it.
+    A rank-revealing factorisation ``matrix = against D + Q S``; ``matrix`` must already be
+    nearly orthogonal to ``against``, as it is after ``against`` was projected out once.
 
     Shapes:
         d: features
@@ -85,19 +88,92 @@ def orthonormalise(
         floor: Singular values below it are rounding, and dropped.
 
     Returns:
-        ``Q``, whose leading columns are orthonormal, to ``against`` too, and
-        ``S``. Dropped directions have rows of zeros in ``S`` and come last.
+        ``Q``, whose leading columns are orthonormal, to ``against`` too; ``S`` and ``D`` in float64.
+        Dropped directions have columns and rows of zeros, and come last.
     """
-    Q, upper = torch.linalg.qr(matrix)
-    U, sigma, Wt = thin_svd(upper.double())
+    Q, sigma, Wt = tall_svd(matrix)
     sigma = sigma * (sigma > floor.double().unsqueeze(-1))
-    alive = (sigma > 0).to(Q.dtype)
-    Q = (Q @ U.to(Q.dtype)) * alive.unsqueeze(-2)
+    Q = Q * (sigma > 0).to(Q.dtype).unsqueeze(-2)
     # A column that was nearly in the span of `against` has lost digits: clean it once more,
     # after scaling it to norm one, or the lost digits stay in the basis for ever.
-    Q = Q - against @ (against.mT @ Q)
-    Q, correction = torch.linalg.qr(Q)
-    return Q, correction.double() @ (sigma.unsqueeze(-1) * Wt)
+    D = against.mT @ Q
+    Q = Q - against @ D
+    values, directions = (found.flip(-1) for found in torch.linalg.eigh(_gram(Q)))
+    # near one, or the column lay in the span of `against` but for rounding
+    roots = values.clamp_min(0.0).sqrt() * (values > _NEARLY_INSIDE)
+    inverse = directions * torch.where(roots > 0, 1 / roots, 0.0).unsqueeze(-2)
+    small = sigma.unsqueeze(-1) * Wt
+    S = roots.unsqueeze(-1) * (directions.mT @ small)
+    return Q @ inverse.to(Q.dtype), S, D.double() @ small
+
+
+def tall_svd(
+    matrix: Float[Tensor, "*batch d q"],
+) -> tuple[Float[Tensor, "*batch d c"], Float[Tensor, "*batch c"], Float[Tensor, "*batch c q"]]:
+    """
+    Decompose a matrix of many rows, ``matrix = U diag(sigma) Wt``.
+
+    Returns:
+        ``U`` in the matrix's dtype; ``sigma``, never increasing, and ``Wt`` in float64.
+
+    Accuracy:
+        For float32 through the Gram matrix, formed in float64, whose root knows singular values above
+        1e-8 of the largest, far below float32's own rounding; columns of ``U`` are orthonormal
+        to 1e-7 times the largest singular value over their own. Otherwise through a QR, to rounding.
+    """
+    if matrix.dtype == torch.float64 or matrix.shape[-1] > matrix.shape[-2]:
+        Q, upper = torch.linalg.qr(matrix)
+        U, sigma, Wt = thin_svd(upper.double())
+        return Q @ U.to(Q.dtype), sigma, Wt
+    values, directions = (found.flip(-1) for found in torch.linalg.eigh(_gram(matrix)))
+    sigma = values.clamp_min(0.0).sqrt()
+    inverse = directions * torch.where(sigma > 0, 1 / sigma, 0.0).unsqueeze(-2)
+    return matrix @ inverse.to(matrix.dtype), sigma, directions.mT
+
+
+def upper_factor(matrix: Float[Tensor, "d p"]) -> Float[Tensor, "c p"]:
+    """
+    Find a small ``R`` with ``R.T R = matrix.T matrix``, in float64.
+
+    Accuracy:
+        As ``tall_svd``: singular values below 1e-8 of the largest are not known for float32.
+
+    Examples:
+        >>> upper_factor(torch.tensor([[3.0], [4.0]])).abs().tolist()
+        [[5.0]]
+    """
+    if matrix.dtype == torch.float64 or matrix.shape[1] > matrix.shape[0]:
+        upper: Tensor = torch.linalg.qr(matrix.double()).R
+        return upper
+    values, directions = torch.linalg.eigh(_gram(matrix))
+    root: Tensor = values.clamp_min(0.0).sqrt().unsqueeze(-1) * directions.mT
+    return root
+
+
+def left_svd(
+    matrix: Float[Tensor, "*batch n s"], *, is_single: bool
+) -> tuple[Float[Tensor, "*batch n c"], Float[Tensor, "*batch c"]]:
+    """
+    Find the left singular vectors and the singular values of small matrices in float64.
+
+    Args:
+        matrix: What to decompose.
+        is_single: Whether its numbers come from float32: then the Gram matrix will do wherever its
+            root knows every singular value to more digits than the numbers have.
+    """
+    if not is_single or 0 in matrix.shape[-2:] or matrix.shape[-2] > matrix.shape[-1]:
+        return thin_svd(matrix)[:2]
+    values, U = (found.flip(-1) for found in torch.linalg.eigh(matrix @ matrix.mT))
+    least = 1e6 * torch.finfo(torch.float64).eps * matrix.shape[-2] * values[..., :1]
+    if not bool((values > least).all()):
+        return thin_svd(matrix)[:2]
+    return U * largest_entry_signs(U).unsqueeze(-2), values.sqrt()
+
+
+def _gram(matrix: Float[Tensor, "*batch d q"]) -> Float[Tensor, "*batch q q"]:
+    doubled = matrix.double()
+    gram: Tensor = doubled.mT @ doubled
+    return gram
 
 
 _ROWS_AT_ONCE = 256
@@ -181,7 +257,8 @@ def largest_angle(old: Float[Tensor, "d k_old"], new: Float[Tensor, "d k_new"]) 
 
 def angle_from_sine(outside: Float[Tensor, "d k"]) -> float:
     """Turn the part of a span that lies outside another into their largest angle, in radians."""
-    sine = float(torch.linalg.matrix_norm(outside, ord=2))
+    gram = outside.mT @ outside if outside.shape[0] > outside.shape[1] else outside @ outside.mT
+    sine = math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
     return math.asin(min(1.0, sine))
 
 

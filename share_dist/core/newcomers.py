@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from share_dist.core.linalg import rank_tolerance
+from share_dist.core.linalg import rank_tolerance, upper_factor
 from share_dist.core.temporary import factor_of
 from share_dist.core.values import (
     Basis,
@@ -22,23 +22,28 @@ from share_dist.core.values import (
 )
 from share_dist.errors import BaseVersionTooOld, ShapeMismatch, UpdateRefused, VersionInFuture
 
+_SAFE_NORMS = (1e-15, 1e15)
+"""Norms of a factor between which float32 products neither overflow nor vanish."""
+
 
 @dataclass(frozen=True, slots=True)
 class Newcomer:
     """
-    One layer of one update, in float64.
+    One layer of one update.
 
     Args:
-        factors: Its raw factors.
+        factors: Its raw factors, of equal norm, in the dtype of the bases.
+        norm: ``||dW||_F``.
         grams: ``N_A = B.T B`` and ``N_B = A.T A``; the identity under the metric ``"factors"``.
         weights: ``w`` on each side.
-        columns: ``X``; the metric factors, each scaled by ``sqrt(w)``.
+        mixes: ``(p, q)`` float64; what makes of a raw factor ``F`` the weighted columns ``X = F mix``.
     """
 
     factors: LayerFactors
+    norm: float
     grams: Pair[Tensor]
     weights: Pair[float]
-    columns: Pair[Tensor]
+    mixes: Pair[Tensor]
 
 
 def check_distinct(updates: Sequence[TaskUpdate]) -> None:
@@ -158,78 +163,71 @@ def newcomers_of(subspace: Subspace, base: Subspace, update: TaskUpdate) -> dict
 
 
 def _newcomer_of(name: str, base: LayerSubspace, update: TaskUpdate, metric: Metric) -> Newcomer:
-    sides = []
     for side, part in update.layers[name]:
         require_fit(update, name, side, part, base[side])
-        sides.append(factor_of(base[side].leading.double(), in_double(part)))
-    factors = LayerFactors(*sides)
-    require_equal_pseudo_rank(update, name, factors.a.shape[1], factors.b.shape[1])
-    return _weigh(name, factors, update, metric, base.a.vectors.dtype)
+    a, b = (_normed(base[side], part) for side, part in update.layers[name])
+    units, norms = LayerFactors(a[0], b[0]), Pair(a[1], b[1])
+    require_equal_pseudo_rank(update, name, units.a.shape[1], units.b.shape[1])
+    return _weigh(name, units, norms, update, metric)
+
+
+def _normed(basis: Basis, part: SideUpdate) -> tuple[Tensor, float]:
+    """Form one factor in the basis's dtype, scaled to norm one, and its norm."""
+    factor = factor_of(basis.leading, _in(part, basis.vectors.dtype))
+    norm = float(torch.linalg.matrix_norm(factor))
+    if not _SAFE_NORMS[0] < norm < _SAFE_NORMS[1]:
+        factor = factor_of(basis.leading.double(), in_double(part))
+        norm = float(torch.linalg.matrix_norm(factor))
+    return (factor / norm if norm > 0 else factor).to(basis.vectors.dtype), norm
 
 
 def in_double(part: SideUpdate) -> SideUpdate:
     """Say one side of an update in float64."""
+    return _in(part, torch.float64)
+
+
+def _in(part: SideUpdate, dtype: torch.dtype) -> SideUpdate:
     return SideUpdate(
-        part.coefficients.double(), part.temporary.double(), part.temporary_coefficients.double()
+        part.coefficients.to(dtype), part.temporary.to(dtype), part.temporary_coefficients.to(dtype)
     )
-
-
-def delta_norm(factors: LayerFactors) -> float:
-    """
-    Measure ``||dW||_F = ||B A.T||_F`` without forming it.
-
-    Accuracy:
-        Through the QR of both factors in float64: relative to
-        ``||B|| ||A||``, also where the product nearly cancels.
-
-    Examples:
-        >>> delta_norm(LayerFactors(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0]])))
-        10.0
-    """
-    upper_a, upper_b = (torch.linalg.qr(factor.double()).R for _, factor in factors)
-    return float(torch.linalg.matrix_norm(upper_b @ upper_a.mT))
-
-
-def _balanced(factors: LayerFactors) -> LayerFactors:
-    """Give both factors the same norm: their product may fit into float32 where one alone does not."""
-    norms = Pair(*(float(torch.linalg.matrix_norm(factor)) for _, factor in factors))
-    scale = math.sqrt(norms.b / norms.a)
-    return LayerFactors(factors.a * scale, factors.b / scale)
 
 
 def _weigh(
-    name: str, factors: LayerFactors, update: TaskUpdate, metric: Metric, dtype: torch.dtype
+    name: str, units: LayerFactors, norms: Pair[float], update: TaskUpdate, metric: Metric
 ) -> Newcomer:
     """Weigh one layer, so that no task owns the basis by its norm alone."""
-    square = delta_norm(factors) ** 2
-    rounding = math.prod(
-        rank_tolerance(dtype, factor.shape[0]) ** 0.5 * float(torch.linalg.matrix_norm(factor))
-        for _, factor in factors
+    # With B = Q R, the columns A R.T have the second moment A (B.T B) A.T = dW.T dW, as
+    # A (B.T B)^(1/2) has; a QR keeps the digits that a root of a Gram matrix loses.
+    upper_a, upper_b = (upper_factor(unit) for _, unit in units)
+    share = float(torch.linalg.matrix_norm(upper_b @ upper_a.mT))
+    scale = norms.a * norms.b
+    rounding = math.prod(rank_tolerance(unit.dtype, unit.shape[0]) ** 0.5 for _, unit in units)
+    _require_a_change(name, update, share * scale, rounding * scale)
+    # equal norms: their product may fit into float32 where one factor alone does not
+    factors = LayerFactors(units.a * scale**0.5, units.b * scale**0.5)
+    if metric == "factors":
+        identity = torch.eye(units.a.shape[1], dtype=torch.float64, device=units.a.device)
+        grams, square, mixes = Pair(identity, identity), scale, Pair(identity, identity)
+    else:
+        grams = Pair(scale * (upper_b.mT @ upper_b), scale * (upper_a.mT @ upper_a))
+        square, mixes = (share * scale) ** 2, Pair(upper_b.mT / share, upper_a.mT / share)
+    weight, length = update.weight / square, (update.weight / scale) ** 0.5
+    return Newcomer(
+        factors,
+        share * scale,
+        grams,
+        Pair(weight, weight),
+        Pair(mixes.a * length, mixes.b * length),
     )
-    if not (rounding < square**0.5 and square < math.inf):
+
+
+def _require_a_change(name: str, update: TaskUpdate, norm: float, rounding: float) -> None:
+    if not (rounding < norm and norm**2 < math.inf):
         raise UpdateRefused(
             f"update {update.update_id} for task {update.task_id!r} changes layer {name!r} by a dW of "
-            f"norm {square**0.5:.3g}, where rounding alone is {rounding:.3g}: train it, or leave "
+            f"norm {norm:.3g}, where rounding alone is {rounding:.3g}: train it, or leave "
             "this task out",
             update_id=update.update_id,
             task_id=update.task_id,
             reason="norm",
         )
-    factors = _balanced(factors)
-    if metric == "factors":
-        squares = Pair(float(factors.a.square().sum()), float(factors.b.square().sum()))
-        identity = torch.eye(factors.a.shape[1], dtype=torch.float64, device=factors.a.device)
-        grams, metric_factors = Pair(identity, identity), Pair(factors.a, factors.b)
-    else:
-        # With B = Q R, the columns A R.T have the second moment A (B.T B) A.T = dW.T dW, as
-        # A (B.T B)^(1/2) has; a QR keeps the digits that a root of a Gram matrix loses.
-        upper_a, upper_b = (torch.linalg.qr(factor).R for _, factor in factors)
-        grams = Pair(upper_b.mT @ upper_b, upper_a.mT @ upper_a)
-        metric_factors = Pair(factors.a @ upper_b.mT, factors.b @ upper_a.mT)
-        squares = Pair(square, square)
-    weights = Pair(update.weight / squares.a, update.weight / squares.b)
-    columns = Pair(
-        metric_factors.a * weights.a**0.5,
-        metric_factors.b * weights.b**0.5,
-    )
-    return Newcomer(factors, grams, weights, columns)

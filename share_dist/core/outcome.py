@@ -1,5 +1,6 @@
 """What a merge returns: the next version, how it got there, and what it did."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -26,7 +27,9 @@ class SideRotation:
 
     def advance(self, vectors: Float[Tensor, "d m"]) -> Float[Tensor, "d m_new"]:
         """Turn the old version's columns into the new version's."""
-        return torch.cat([vectors, self.directions], dim=1) @ self.matrix.to(vectors.dtype)
+        U = self.matrix.to(vectors.dtype)
+        m = vectors.shape[1]
+        return torch.addmm(self.directions @ U[m:], vectors, U[:m])
 
     def rotate(self, coefficients: Float[Tensor, "*batch m p"]) -> Float[Tensor, "*batch m_new p"]:
         """Say in the new version's columns what a task said in the old one's."""
@@ -51,6 +54,8 @@ class SideReport:
         num_columns: ``m``.
         angle: Largest principal angle to the version before, radians.
         residue_bound: What the tasks taken out may have left behind, as ``MergeReport`` says it.
+        moved: How far the served part of the tasks that stay is moved on this side, relative to
+            each task's own norm: root mean square over the tasks, by weight.
     """
 
     explained_energy: float
@@ -59,6 +64,7 @@ class SideReport:
     num_columns: int
     angle: float
     residue_bound: float = 0.0
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,19 @@ class MergeReport:
         return max((side.residue_bound for side in self._sides()), default=0.0)
 
     @property
+    def mean_drift(self) -> float:
+        """
+        Bound of how far the tasks that stay are moved, from the energies alone: no task is looked at.
+
+        Of ``||dW(after) - dW(before)||_F``, as served, relative to the task's norm as it came (``||A|| ||B||``
+        under the metric ``"factors"``): root mean square over layers, and over tasks by weight.
+        With ``B P_B`` and ``P_A A`` for what is served, ``P_0 -> P_1`` moves ``B A.T`` by
+        ``(P_1 - P_0)_B B A.T P_1A + P_0B B A.T (P_1 - P_0)_A``, whose norms are at most the sides' own.
+        """
+        shares = [layer.a.moved + layer.b.moved for layer in self.layers.values()]
+        return math.sqrt(sum(share**2 for share in shares) / len(shares)) if shares else 0.0
+
+    @property
     def angle(self) -> float:
         """Largest principal angle to the version before, over layers and sides, radians."""
         return max((side.angle for side in self._sides()), default=0.0)
@@ -131,6 +150,7 @@ class MergeReport:
             "mean_energy_kept": self.mean_energy_kept,
             "residue_bound": self.residue_bound,
             "angle": self.angle,
+            "mean_drift": self.mean_drift,
             "num_factors": self.num_factors,
         }
 

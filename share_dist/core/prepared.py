@@ -1,18 +1,29 @@
 """A merge up to where columns are chosen: the large products are done, and may be cut in several ways."""
 
+import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from share_dist.core.drift import Drift, SideTurn, measure_drift, settle
+from share_dist.core.drift import Drift, SideTurn, measure_drift
 from share_dist.core.linalg import largest_angle
 from share_dist.core.newcomers import Newcomer, base_of, check_distinct, newcomers_of
 from share_dist.core.outcome import LayerRotation, MergeOutcome, MergeReport
 from share_dist.core.sides import MergedSide, SideSpectrum, Truncation, side_spectra
-from share_dist.core.table import TaskTable
-from share_dist.core.values import LayerSubspace, MergedTask, Pair, Side, Subspace, TaskUpdate
+from share_dist.core.table import SideBlock, TaskGroup, TaskTable
+from share_dist.core.values import (
+    LayerSubspace,
+    MergedTask,
+    Pair,
+    Side,
+    Subspace,
+    TaskUpdate,
+    check_finite,
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,10 @@ class PreparedMerge:
             },
         )
         turns = {
-            name: Pair(self._turn(name, "a", both.a), self._turn(name, "b", both.b))
+            name: Pair(*(self._turn(name, which, side) for which, side in both))
             for name, both in merged.items()
         }
-        came, truncated = self._settled_newcomers(new, merged, turns)
+        came, truncated = self._newcomers_said(new.version, merged)
         carries = {name: Pair(both.a.carry, both.b.carry) for name, both in turns.items()}
         tasks = self.tasks.after(new.version, self.leaving, carries, came)
         drift = Drift(partial(measure_drift, self.tasks, self.leaving, turns))
@@ -78,39 +89,50 @@ class PreparedMerge:
             residue=before.taken_out.residue,
         )
 
-    def _settled_newcomers(
-        self,
-        new: Subspace,
-        merged: Mapping[str, Pair[MergedSide]],
-        turns: Mapping[str, Pair[SideTurn]],
+    def _newcomers_said(
+        self, version: int, merged: Mapping[str, Pair[MergedSide]]
     ) -> tuple[TaskTable, dict[str, float]]:
-        """Say the newcomers in the new columns, and measure what each loses by it."""
-        cuts = self._newcomers_cuts(merged)
-        tasks, truncated = {}, {}
-        for update in self.updates:
-            newcomer = self.newcomers[update.update_id]
-            tasks[update.task_id], truncated[update.update_id] = settle(
-                update, newcomer, new, cuts[update.update_id], turns
-            )
-        return TaskTable.of(tasks, new.version), truncated
+        """Say the newcomers in the new columns, and measure what of its ``dW`` each one loses, as served."""
+        turns = {
+            name: Pair(*(self._newcomers_turn(name, which, side) for which, side in both))
+            for name, both in merged.items()
+        }
+        carries = {name: Pair(both.a.carry, both.b.carry) for name, both in turns.items()}
+        trained = TaskTable(version, self._newcomers_groups())
+        came = trained.after(version, (), carries, TaskTable(version))
+        for group in came.groups:
+            for name, both in group.layers.items():
+                for which, block in both:
+                    check_finite(block.rows, name, which)
+        lost = measure_drift(trained, (), turns)
+        return came, {
+            update.update_id: lost[update.task_id] / self._newcomers_norm(update)
+            for update in self.updates
+        }
 
-    def _newcomers_cuts(
-        self, merged: Mapping[str, Pair[MergedSide]]
-    ) -> dict[str, dict[str, Pair[float]]]:
-        """Find the energy that is cut of each newcomer: update -> layer name -> both sides."""
-        cuts: dict[str, dict[str, Pair[float]]] = {each: {} for each in self.newcomers}
-        for name, both in merged.items():
-            # of a pseudo-rank beyond a layer's features, a side has as many columns as the other's features
-            a, b = (
-                torch.split(
-                    (side.lost.mT @ self.sides[name][which].incoming).square().sum(dim=0),
-                    [layers[name].columns[which].shape[1] for layers in self.newcomers.values()],
-                )
-                for which, side in both
-            )
-            for update_id, of_a, of_b in zip(self.newcomers, a, b, strict=True):
-                cuts[update_id][name] = Pair(float(of_a.sum()), float(of_b.sum()))
-        return cuts
+    def _newcomers_turn(self, name: str, side: Side, merged: MergedSide) -> SideTurn:
+        """Say how a newcomer gets from the columns ``[V Q]`` to the next version's."""
+        U, k = self.sides[name][side].matrix, merged.basis.num_factors
+        return SideTurn(merged.rotation.matrix, U[:, k:], k, merged.cut_moment, residue=0.0)
+
+    def _newcomers_norm(self, update: TaskUpdate) -> float:
+        layers = self.newcomers[update.update_id].values()
+        return math.hypot(*(layer.norm for layer in layers))
+
+    def _newcomers_groups(self) -> list[TaskGroup]:
+        """Gather the newcomers, in the columns ``[V Q]``, as groups of tasks."""
+        blocks: dict[str, dict[str, list[SideBlock]]] = defaultdict(lambda: defaultdict(list))
+        for name, both in self.sides.items():
+            layers = [self.newcomers[update.update_id][name] for update in self.updates]
+            ranks = [layer.factors.a.shape[1] for layer in layers]
+            for which, side in both:
+                parts = torch.split(side.said, ranks, dim=1)
+                for update, layer, said in zip(self.updates, layers, parts, strict=True):
+                    blocks[update.task_id][name].append(_block(update, layer, which, said))
+        return [
+            TaskGroup((task_id,), {name: Pair(*both) for name, both in layers.items()})
+            for task_id, layers in blocks.items()
+        ]
 
     def _report(
         self,
@@ -133,6 +155,13 @@ class PreparedMerge:
             truncation=truncated,
             removed_task_ids=self.removed_task_ids,
         )
+
+
+def _block(update: TaskUpdate, layer: Newcomer, side: Side, said: Tensor) -> SideBlock:
+    """Make one side of one layer of a newcomer a block of one task; its energy is its weight."""
+    grams = layer.grams[side].unsqueeze(0)
+    weights, admitted, cut = grams.new_tensor([[layer.weights[side]], [update.weight], [0.0]])
+    return SideBlock(said.mT.unsqueeze(0), grams, weights, admitted, cut)
 
 
 def prepare_merge(

@@ -1,7 +1,8 @@
 """One side of one layer in a merge: the small SVD first, then where to cut it."""
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +12,24 @@ from torch import Tensor
 from share_dist.core.account import TakenOut, taken_out
 from share_dist.core.linalg import (
     angle_from_sine,
-    largest_entry_signs,
+    left_svd,
     orthonormalise,
     rank_tolerance,
-    thin_svd,
+    tall_product,
 )
 from share_dist.core.newcomers import Newcomer
 from share_dist.core.outcome import SideReport, SideRotation
 from share_dist.core.values import Basis, MergedTask, Pair, Side, Subspace
 from share_dist.errors import ConfigError
+
+_BYTES_AT_ONCE = 2**22
+"""Of bases that are worked on at once where there is a cache to stay in."""
+
+_MERGES_BETWEEN_CHECKS = 64
+"""Rounding turns columns by less than 1e-6 meanwhile: a look at every merge would cost a third of it."""
+
+_CROOKED = 1e-6
+"""Entry of ``V.T V - I`` from which on columns are straightened; 1e-5 is what is promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +109,21 @@ class SideSpectrum:
         directions: ``Q``, ``(d, q')``; what is new.
         matrix: ``U``, ``(m + q', c)``; all left singular vectors.
         sigma: ``(c,)``, never increasing.
-        incoming: ``(m + q', q)``; the newcomers' weighted columns, in the columns ``[V Q]``.
+        said: ``(m + q', s)``; the newcomers' raw factors, side by side, in the columns ``[V Q]``
+            and their dtype.
         rank: How many singular values are more than rounding.
         taken_out: The tasks whose former contribution is no longer in it.
+        past: ``H``, ``(m, m)``; ``V H H.T V.T`` is the second moment of the tasks that stay.
     """
 
     old: Basis
     directions: Tensor
     matrix: Tensor
     sigma: Tensor
-    incoming: Tensor
+    said: Tensor
     rank: int
     taken_out: TakenOut
+    past: Tensor
 
     @property
     def cut_before(self) -> float:
@@ -122,12 +135,8 @@ class SideSpectrum:
     def cut(self, truncation: Truncation) -> MergedSide:
         """Keep as many columns as a truncation says, and say how the old ones become them."""
         k, columns = truncation.choose(self)
-        U = self.matrix[:, :columns]
-        vectors = torch.cat([self.old.vectors, self.directions], dim=1) @ U.to(
-            self.old.vectors.dtype
-        )
-        signs = largest_entry_signs(vectors)
-        vectors, U = vectors * signs, U * signs.to(U.dtype)
+        U = self.matrix[:, :columns].contiguous()
+        rotation = SideRotation(U, self.directions)
         energies = self.sigma.square()
         beyond = energies[columns : self.rank]
         shrunk = beyond[:1].sum() if truncation.shrink else beyond.new_zeros(())
@@ -136,8 +145,8 @@ class SideSpectrum:
         total = float(kept.sum()) + cut + self.cut_before
         outside = _outside(U, self.old.num_factors, k)
         return MergedSide(
-            basis=Basis(vectors.contiguous(), kept, k, self.cut_before + cut),
-            rotation=SideRotation(U.contiguous(), self.directions),
+            basis=Basis(rotation.advance(self.old.vectors), kept, k, self.cut_before + cut),
+            rotation=rotation,
             report=SideReport(
                 explained_energy=float(kept[:k].sum()) / total if total else 1.0,
                 cut_energy=cut,
@@ -145,10 +154,25 @@ class SideSpectrum:
                 num_columns=columns,
                 angle=angle_from_sine(outside) if outside.numel() else 0.0,
                 residue_bound=self.taken_out.bound,
+                moved=self._moved(k),
             ),
             lost=self.matrix[:, columns : self.rank],
             cut_moment=float(torch.linalg.vector_norm(torch.cat([beyond, shrunk.expand(columns)]))),
         )
+
+    def _moved(self, k: int) -> float:
+        """
+        Find how far the served part of the tasks that stay is moved, all of them together.
+
+        The projection on the old served columns becomes that on the new ones, ``P_0 -> P_1``, and
+        ``sum w |(P_1 - P_0) F N^(1/2)|^2 = |(P_1 - P_0) V H|^2``: the tasks' second moment tells it.
+        """
+        m, k_old = self.old.num_columns, self.old.num_factors
+        gained = self.matrix[k_old:m, :k].mT @ self.past[k_old:]
+        lost = self.matrix[:k_old, k:].mT @ self.past[:k_old]
+        whole = float(self.past.square().sum()) + self.cut_before
+        moved = float(gained.square().sum() + lost.square().sum())
+        return math.sqrt(moved / whole) if whole else 0.0
 
 
 def side_spectra(
@@ -164,28 +188,52 @@ def side_spectra(
         newcomers: Update -> its layers as weighted columns.
         leaving: Tasks whose contribution is taken out first.
     """
-    groups: dict[object, list[tuple[str, Side, Tensor]]] = defaultdict(list)
-    for name, layer in subspace.layers.items():
-        for side, basis in layer:
-            columns = [update[name].columns[side] for update in newcomers.values()]
-            new = torch.cat(
-                [*columns, basis.vectors.new_zeros(basis.features, 0, dtype=torch.float64)], dim=1
-            ).to(basis.vectors.dtype)
-            key = (basis.vectors.shape, new.shape, basis.vectors.dtype, basis.vectors.device)
-            groups[key].append((name, side, new))
     done: dict[tuple[str, Side], SideSpectrum] = {}
-    for members in groups.values():
-        old = [subspace.layers[name][side] for name, side, _ in members]
-        gone = [taken_out(leaving, name, side) for name, side, _ in members]
+    straightens = subspace.version % _MERGES_BETWEEN_CHECKS == _MERGES_BETWEEN_CHECKS - 1
+    for members in _batches(subspace, newcomers):
+        old = [subspace.layers[name][side] for name, side, *_ in members]
+        gone = [taken_out(leaving, name, side) for name, side, *_ in members]
         pasts = [
             _past(basis, name, side, leaving, out.kept)
-            for basis, (name, side, _), out in zip(old, members, gone, strict=True)
+            for basis, (name, side, *_), out in zip(old, members, gone, strict=True)
         ]
-        results = _decompose(
-            old, torch.stack(pasts), torch.stack([new for *_, new in members]), gone
-        )
-        done |= {(name, side): result for (name, side, _), result in zip(members, results, strict=True)}  # fmt: skip
+        F, mixes = [F for *_, F, _ in members], [mix for *_, mix in members]
+        results = _decompose(old, torch.stack(pasts), torch.stack(F), torch.stack(mixes), gone, straightens=straightens)  # fmt: skip
+        done |= {(name, side): result for (name, side, *_), result in zip(members, results, strict=True)}  # fmt: skip
     return {name: Pair(done[name, "a"], done[name, "b"]) for name in subspace.layers}
+
+
+def _batches(
+    subspace: Subspace, newcomers: Mapping[str, Mapping[str, Newcomer]]
+) -> Iterator[list[tuple[str, Side, Tensor, Tensor]]]:
+    """Gather sides of equal shape, with the newcomers' raw factors ``F``, and what makes columns of them."""
+    groups: dict[object, list[tuple[str, Side, Tensor, Tensor]]] = defaultdict(list)
+    for name, layer in subspace.layers.items():
+        for side, basis in layer:
+            V = basis.vectors
+            F = [V.new_zeros(V.shape[0], 0), *(each[name].factors[side] for each in newcomers.values())]  # fmt: skip
+            mix = _beside([each[name].mixes[side] for each in newcomers.values()], V.device)
+            factors = torch.cat(F, dim=1)
+            key = (V.shape, mix.shape, factors.shape, V.dtype, V.device)
+            groups[key].append((name, side, factors, mix))
+    for members in groups.values():
+        V = subspace.layers[members[0][0]][members[0][1]].vectors
+        # a processor's cache holds a few bases: more at once would be read from memory at every product
+        at_once = len(members) if V.is_cuda else max(1, _BYTES_AT_ONCE // max(1, V.nbytes))
+        for start in range(0, len(members), at_once):
+            yield members[start : start + at_once]
+
+
+def _beside(mixes: Sequence[Tensor], device: torch.device) -> Float[Tensor, "s q"]:
+    """Put matrices on the diagonal of one."""
+    whole = torch.zeros(
+        sum(mix.shape[0] for mix in mixes), sum(mix.shape[1] for mix in mixes), dtype=torch.float64
+    ).to(device)
+    row = column = 0
+    for mix in mixes:
+        whole[row : row + mix.shape[0], column : column + mix.shape[1]] = mix
+        row, column = row + mix.shape[0], column + mix.shape[1]
+    return whole
 
 
 def _past(
@@ -211,24 +259,36 @@ def _past(
 def _decompose(
     old: Sequence[Basis],
     past: Float[Tensor, "b m m"],
-    new: Float[Tensor, "b d q"],
+    F: Float[Tensor, "b d s"],
+    mix: Float[Tensor, "b s q"],
     gone: Sequence[TakenOut],
+    *,
+    straightens: bool,
 ) -> list[SideSpectrum]:
     V = torch.stack([basis.vectors for basis in old])
     m = V.shape[-1]
-    norm = torch.linalg.matrix_norm(new.double())
     tolerance = rank_tolerance(V.dtype, V.shape[1])
+    upright = _upright(V) if straightens else None
+    if upright is not None:
+        V = V @ upright.to(V.dtype)
 
-    C = V.mT @ new
-    R = new - V @ C
-    D = V.mT @ R  # once more: the first pass leaves rounding of the size of X inside the span
-    R, C = R - V @ D, C + D
-    Q, S = orthonormalise(R, V, floor=norm * tolerance)
+    said = V.mT @ F  # so that X = F mix = V said mix + R, without forming X
+    R = torch.baddbmm(F, V, said, alpha=-1) @ mix.to(V.dtype)
+    C = said.double() @ mix
+    norm = torch.hypot(torch.linalg.matrix_norm(C), torch.linalg.matrix_norm(R).double())
+    # what two factors that nearly cancel leave is rounding of the size of both
+    reach = torch.linalg.vector_norm(F, dim=-2) * torch.linalg.vector_norm(mix, dim=-1)
+    rounding = 4 * torch.finfo(V.dtype).eps * torch.linalg.vector_norm(reach, dim=-1)
+    floor = torch.maximum(norm * tolerance, rounding)
+    Q, S, D = orthonormalise(R, V, floor)
+    said = torch.cat([said, Q.mT @ F], dim=-2)
 
-    incoming = torch.cat([C.double(), S], dim=-2)
-    past = torch.cat([past, S.new_zeros(*S.shape[:-1], m)], dim=-2)
-    U, sigma, _ = thin_svd(torch.cat([past, incoming], dim=-1))
-    floors = torch.maximum(norm * tolerance, sigma[..., 0] * 1e-14) if sigma.shape[-1] else norm
+    incoming = torch.cat([C + D, S], dim=-2)
+    held = torch.cat([past, S.new_zeros(*S.shape[:-1], m)], dim=-2)
+    U, sigma = left_svd(torch.cat([held, incoming], dim=-1), is_single=V.dtype == torch.float32)
+    floors = torch.maximum(floor, sigma[..., 0] * 1e-14) if sigma.shape[-1] else floor
+    if upright is not None:
+        U = torch.cat([upright @ U[..., :m, :], U[..., m:, :]], dim=-2)
     live = (S != 0).any(dim=-1).sum(dim=-1).tolist()  # directions that bring nothing come last
     return [
         SideSpectrum(
@@ -236,12 +296,22 @@ def _decompose(
             directions=Q[index, :, : live[index]].contiguous(),
             matrix=U[index, : m + live[index]],
             sigma=sigma[index],
-            incoming=incoming[index, : m + live[index]],
+            said=said[index, : m + live[index]],
             rank=int((sigma[index] > floors[index]).sum()),
             taken_out=gone[index],
+            past=past[index],
         )
         for index, basis in enumerate(old)
     ]
+
+
+def _upright(V: Float[Tensor, "b d m"]) -> Float[Tensor, "b m m"] | None:
+    """Find what makes columns orthonormal again to first order, ``I - (V.T V - I) / 2``, where rounding has turned them."""
+    identity = torch.eye(V.shape[-1], dtype=torch.float64, device=V.device)
+    excess = torch.stack([tall_product(each, each) for each in V]) - identity
+    if not bool((excess.abs() > _CROOKED).any()):
+        return None
+    return identity - excess / 2
 
 
 def _outside(U: Float[Tensor, "mq m_new"], k_old: int, k_new: int) -> Tensor:
@@ -249,7 +319,7 @@ def _outside(U: Float[Tensor, "mq m_new"], k_old: int, k_new: int) -> Tensor:
     if min(k_old, k_new) == 0:
         return U.new_zeros(0, 0)
     leading = U[:, :k_new]
-    if k_new < k_old:
+    if k_new <= k_old:
         return leading[k_old:]
     held = torch.eye(U.shape[0], dtype=U.dtype, device=U.device)[:, :k_old]
     return held - leading @ leading[:k_old].mT

@@ -44,7 +44,7 @@ def propose_temporary(
     drawn = drawn.to(basis.device)
     held = basis.double()
     drawn = drawn - held @ (held.mT @ drawn)
-    directions, _ = orthonormalise(drawn, held, floor=drawn.new_zeros(()))
+    directions, _, _ = orthonormalise(drawn, held, floor=drawn.new_zeros(()))
     return directions.to(basis.dtype)
 
 
@@ -84,11 +84,11 @@ def fold(basis: Float[Tensor, "d k"], update: SideUpdate) -> SideUpdate:
     inside = V.mT @ learnt
     outside = (learnt - V @ inside) / norms
     floor = outside.new_tensor(rank_tolerance(basis.dtype, basis.shape[0]))
-    directions, tau = orthonormalise(outside, V, floor)
+    directions, tau, left = orthonormalise(outside, V, floor)
     kept = (torch.linalg.vector_norm(tau, dim=-1) > 0).nonzero().flatten()
     dtype = update.temporary.dtype
     return SideUpdate(
-        coefficients=(E + inside).to(dtype),
+        coefficients=(E + inside + left * norms).to(dtype),
         temporary=directions[:, kept].to(dtype).contiguous(),
         temporary_coefficients=(tau[kept] * norms).to(dtype),
     )

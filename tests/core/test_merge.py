@@ -222,6 +222,29 @@ def test_drift_reported_is_drift_measured(metric, oversample, dtype):
 
 
 @everywhere
+@pytest.mark.parametrize("oversample", [0, 3])
+@pytest.mark.parametrize("spectrum", ["random", "repeated"])
+def test_the_drift_of_all_is_bounded_by_the_energies(metric, oversample, spectrum):
+    """With truncation active, no truth exceeds the bound that looks at no task, and some is above a third of it."""
+    adapters = [random_factors(seed, spectrum) for seed in range(7)]
+    shares = []
+    for before, tasks, outcome in merge_in_sequence(adapters, metric, 6, oversample)[1:]:
+        was = delta_weights(before, tasks)
+        now = delta_weights(outcome.subspace, outcome.tasks)
+        squares = []
+        for task_id, weights in was.items():
+            trained = adapters[int(task_id[-3:])]
+            for name, weight in weights.items():
+                a, b = trained[name].a.norm(), trained[name].b.norm()
+                whole = trained[name].delta_weight().norm() if metric == "delta" else a * b
+                squares.append(float((now[task_id][name] - weight).norm() / whole) ** 2)
+        truth, bound = (sum(squares) / len(squares)) ** 0.5, outcome.report.mean_drift
+        assert truth <= bound * (1 + 1e-9) + 1e-9
+        shares.append(truth / bound if bound > 1e-3 else 0.0)
+    assert max(shares) > 1 / 3
+
+
+@everywhere
 def test_cumulative_drift_is_bounded_by_the_sum(metric):
     """The sum of a task's drifts bounds how far it is from where it was first served."""
     history = merge_in_sequence([random_factors(seed) for seed in range(6)], metric, 5)

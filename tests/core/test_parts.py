@@ -73,10 +73,10 @@ def test_orthonormalise_splits_off_what_is_new(m, q, alike, seed):
     if alike and q:
         matrix = matrix[:, :1].expand(12, q)
     matrix = matrix - against @ (against.mT @ matrix)
-    Q, S = orthonormalise(matrix, against, floor=torch.tensor(1e-12))
+    Q, S, D = orthonormalise(matrix, against, floor=torch.tensor(1e-12))
     alive = (S.norm(dim=1) > 0).sum()
     assert alive == (1 if alike and q else q)
-    assert torch.allclose(Q @ S, matrix, atol=1e-12)
+    assert torch.allclose(against @ D + Q @ S, matrix, atol=1e-12)
     joint = torch.cat([against, Q[:, :alive]], dim=1)
     assert torch.allclose(joint.mT @ joint, torch.eye(m + alive, dtype=torch.float64), atol=1e-12)
 
