@@ -26,10 +26,13 @@ if TYPE_CHECKING:
         update_from_lora,
     )
     from share_dist.client import ShareClient, new_update_id
+    from share_dist.core.allocation import within_bytes
+    from share_dist.core.fusion import Sketch, merge_subspaces
     from share_dist.core.many import subspace_from_many
     from share_dist.core.merge import merge
     from share_dist.core.outcome import MergeOutcome, MergeReport
     from share_dist.core.rebase import rebase
+    from share_dist.core.refinement import refine
     from share_dist.core.subspace import project, reconstruct
     from share_dist.core.values import (
         Coefficients,
@@ -59,10 +62,13 @@ _HOMES = {
         "update_from_lora",
     ),
     "share_dist.client": ("ShareClient", "new_update_id"),
+    "share_dist.core.allocation": ("within_bytes",),
+    "share_dist.core.fusion": ("Sketch", "merge_subspaces"),
     "share_dist.core.many": ("subspace_from_many",),
     "share_dist.core.merge": ("merge",),
     "share_dist.core.outcome": ("MergeOutcome", "MergeReport"),
     "share_dist.core.rebase": ("rebase",),
+    "share_dist.core.refinement": ("refine",),
     "share_dist.core.subspace": ("project", "reconstruct"),
     "share_dist.core.values": (
         "Coefficients",
@@ -87,6 +93,7 @@ __all__ = [
     "MergedTask",
     "ShareClient",
     "ShareError",
+    "Sketch",
     "Subspace",
     "TaskUpdate",
     "find_targets",
@@ -96,17 +103,20 @@ __all__ = [
     "load_task",
     "lora_from_task",
     "merge",
+    "merge_subspaces",
     "model_digest",
     "new_update_id",
     "project",
     "rebase",
     "reconstruct",
+    "refine",
     "save_lora",
     "save_subspace",
     "save_task",
     "subspace_from_adapters",
     "subspace_from_many",
     "update_from_lora",
+    "within_bytes",
 ]
 
 
