@@ -1,6 +1,7 @@
 """What an actor shows to its coordinator: its own machine's files, and nothing secret on the way there."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,10 @@ from coordinator.store.memory import MemoryCatalog
 from share_dist.cli import app
 from share_dist.client import Credentials
 from share_dist.commands.console import run
+from share_dist.errors import NotAuthenticated, NotPermitted, UntrustedCoordinator
 from share_dist.wire.records import TokenRequest
 from tests.coordinator.support import NOW, make_config, running
+from tests.pki import Authority
 from worker.actor import WorkerActor, WorkerConfig
 from worker.loop import LoopOptions
 
@@ -90,3 +93,36 @@ def test_the_driver_sends_paths_and_no_secret(stream, tmp_path, monkeypatch):
 class _Ended:
     def run(self) -> int:
         return 0
+
+
+def test_an_actor_learns_with_its_certificate_and_with_no_other(make_stream, tmp_path):
+    """Where everybody must show a certificate, its own lets an actor learn; a foreign one, none, and another's task do not."""
+    authority, catalog = Authority(tmp_path / "certs"), MemoryCatalog()
+    foreign = Authority(tmp_path / "foreign")
+    south = authority.client("south")
+    for worker_id in ("north", "south"):
+        make_stream("mood", worker_id=worker_id)
+    keys = authority.server() | {"tls_client_ca": authority.certificate}
+    with running(make_config(tmp_path / "store", **keys), catalog=catalog) as coordinator:
+
+        def learn(worker_id, credentials):
+            paths = (str(tmp_path / f"{worker_id}.toml"), coordinator.address, str(tmp_path))
+            config = WorkerConfig(*paths, LoopOptions(resume=True), 1, credentials=credentials)
+            return WorkerActor(config).run()
+
+        assert learn("north", authority.client("north")).state == "finished"
+        store = catalog.store("default")
+        assert (store.owner("mood"), store.current_version) == ("north", 1)
+        for credentials, error in (
+            (replace(foreign.client("south"), ca=authority.certificate), NotAuthenticated),
+            (Credentials(authority.certificate), NotAuthenticated),
+            (replace(south, ca=foreign.certificate), UntrustedCoordinator),
+            (south, NotPermitted),
+        ):
+            with pytest.raises(error):
+                learn("south", credentials)
+        assert store.current_version == 1
+    # who comes no further than the handshake is written down where gRPC's own log is listened to
+    (denied,) = [each for each in catalog.audit(0, 1000) if each.action == "access_refused"]
+    assert denied.principal == "south"
+    assert "task 'mood' belongs to 'north'" in denied.detail
