@@ -13,9 +13,10 @@ say and what it cannot, ``X = V C + Q S``, and one small SVD does the rest::
     E_t  <- U[:m, :m].T E_t    for every old task t
     E     = V_new.T F          for a new task with raw factor F
 
-``U`` is the rotation. Nothing here grows with the number of earlier tasks but
-the product that rotates their coefficients. Layers and sides of equal shape
-are computed as one batch.
+``U`` is the rotation. Nothing here grows with the number of earlier tasks: the product that
+rotates their coefficients is owed, until somebody reads them (``table``). The large products are done in the
+dtype of the bases, small matrices are decomposed in float64; layers and sides of equal
+shape are computed as one batch, of as many as a cache holds.
 
 Source: Share, arXiv:2602.06043 (the merge by SVD of all tasks), incremental SVD
 (Brand, 2006) and Tucker-2 / HOSVD (De Lathauwer, 2000) for the metric ``delta``.
