@@ -201,6 +201,7 @@ async def _receive(
     patience: Patience,
 ) -> memoryview:
     is_small = header.payload.num_chunks < 2
+    chunk_bytes = header.payload.num_bytes // max(header.payload.num_chunks, 1)
     added: asyncio.Future[None] | None = None
     try:
         async for request in requests:
@@ -212,7 +213,7 @@ async def _receive(
                 # one chunk is hashed and kept while the next one comes
                 await _done(added)
                 added = asyncio.ensure_future(asyncio.to_thread(upload.add, request.chunk))
-            patience.renew(request.ByteSize())
+            patience.renew(chunk_bytes)
         await _done(added)
     finally:
         if added:

@@ -19,8 +19,8 @@ from share_dist.core.values import Basis, Pair, SideUpdate, Subspace, TaskUpdate
 _SAFE = (1e-15, 1e15)
 """Largest entries of a factor between which float32 products neither overflow nor vanish."""
 
-_LEAST_ENERGY = 1e-3
-"""What a factor's least direction needs, of its parts' energy, for six digits from Gram matrices in float32."""
+_LEAST_OUTSIDE = 1e-2
+"""Five digits of any combination need so much, where seven are those of a Gram matrix in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +126,35 @@ def _grams_of_parts(base: Basis, current: Basis, part: SideUpdate) -> tuple[Tens
     ``S = V.T T`` and ``N = T.T T``: only these two cost more than a few small products.
 
     Returns:
-        None where digits are lost that ``F`` itself has: its parts nearly cancel, or some of its
-        directions are far below the largest.
+        None where digits are lost that ``F`` itself has: temporary factors that are nearly
+        combinations of each other and of the basis may cancel.
     """
     T = part.temporary.to(base.vectors.dtype)
     E, tau = part.coefficients.double(), part.temporary_coefficients.double()
     S, N = tall_product(base.leading, T), tall_product(T, T)
-    own, learnt, crossed = E.mT @ E, tau.mT @ N @ tau, E.mT @ S @ tau
-    whole = own + learnt + crossed + crossed.mT
-    energies = torch.linalg.eigvalsh(whole)
-    if not energies[0] > _LEAST_ENERGY * (own.trace() + learnt.trace()):
+    if not _are_independent(S, N):
         return None
+    crossed = E.mT @ S @ tau
+    whole = E.mT @ E + tau.mT @ N @ tau + crossed + crossed.mT
     if current is base:
         inside = E + S @ tau
     else:
         inside = tall_product(current.leading, base.leading) @ E
         inside = inside + tall_product(current.leading, T) @ tau
     return whole, inside.mT @ inside
+
+
+def _are_independent(S: Float[Tensor, "k f"], N: Float[Tensor, "f f"]) -> bool:
+    """
+    Whether every combination of ``V`` and ``T`` keeps the digits that their Gram matrix has.
+
+    With the columns of ``T`` scaled to norm one: what of any combination of them lies outside
+    ``V`` is at least ``_LEAST_OUTSIDE`` of its energy.
+    """
+    norms = N.diagonal().sqrt()
+    outside = (N - S.mT @ S) / norms.outer(norms)
+    outside.diagonal().sub_(_LEAST_OUTSIDE)
+    return bool(torch.linalg.cholesky_ex(outside).info == 0)
 
 
 def _grams_of_factor(base: Basis, current: Basis, part: SideUpdate) -> tuple[Tensor, Tensor]:
