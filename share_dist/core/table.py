@@ -332,15 +332,21 @@ def _united(cohorts: Sequence[tuple[TaskGroup, Carries | None]]) -> TaskGroup:
 
 def _block_united(cohorts: Sequence[tuple[SideBlock, Carry | None]]) -> SideBlock:
     blocks = [block for block, _ in cohorts]
-    moments = blocks[0].grams.new_tensor([carry.cut_moment if carry else 0.0 for _, carry in cohorts])  # fmt: skip
-    counts = torch.tensor([len(block.weights) for block in blocks], device=moments.device)
+    meanwhile = [
+        block.cut_meanwhile + carry.cut_moment if carry else block.cut_meanwhile
+        for block, carry in cohorts
+    ]
     return SideBlock(
         _carried([(block.rows, carry.matrix if carry else None) for block, carry in cohorts]),
-        torch.cat([block.grams for block in blocks]),
-        torch.cat([block.weights for block in blocks]),
-        torch.cat([block.admitted for block in blocks]),
-        torch.cat([block.cut_meanwhile for block in blocks]) + moments.repeat_interleave(counts),
+        _end_to_end([block.grams for block in blocks]),
+        _end_to_end([block.weights for block in blocks]),
+        _end_to_end([block.admitted for block in blocks]),
+        _end_to_end(meanwhile),
     )
+
+
+def _end_to_end(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _carried(cohorts: Sequence[tuple[Tensor, Tensor | None]]) -> Float[Tensor, "t p m"]:
