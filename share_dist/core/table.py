@@ -32,6 +32,9 @@ from share_dist.core.values import (
     Side,
 )
 
+_MOST_OWED = 256
+"""Turns that are owed before a merge pays for all: else who reads a single task would pay ever more."""
+
 
 @dataclass(frozen=True)
 class SideBlock:
@@ -194,7 +197,7 @@ class TaskTable(Mapping[str, MergedTask]):
         self, version: int, leaving: Collection[str], carries: Carries, came: "TaskTable"
     ) -> "TaskTable":
         """
-        Go on to the next version, without touching a task.
+        Go on to the next version, without touching a task but once in many versions.
 
         Args:
             version: The next one.
@@ -202,6 +205,8 @@ class TaskTable(Mapping[str, MergedTask]):
             carries: How those that stay get there.
             came: Tasks that are new in it, said in its columns.
         """
+        if len(self._held[1]) >= _MOST_OWED:
+            _ = self.groups  # brings it up to date
         groups, steps = self._held
         left = frozenset(task_id for task_id in leaving if task_id in self)
         step = _Step(left, carries, came.groups)

@@ -114,6 +114,7 @@ def test_columns_that_rounding_has_turned_are_straightened():
 
 
 @pytest.mark.system
+@pytest.mark.timeout(3600)
 def test_ten_thousand_merges_stay_orthonormal():
     """After 10,000 truncated merges in float32 the bases are orthonormal to 1e-5."""
     subspace, tasks = Subspace.empty(SMALL), TaskTable(0)

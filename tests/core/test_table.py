@@ -86,6 +86,23 @@ def test_a_version_costs_no_product_with_a_task_until_somebody_reads(monkeypatch
     assert swept == [9]
 
 
+def test_what_is_owed_does_not_grow_for_ever(monkeypatch):
+    """After so many versions that nobody read, one of them pays for all: an amount that does not grow."""
+    swept = []
+    settle = table_module._settled
+    monkeypatch.setattr(table_module, "_settled", lambda *held: swept.append(len(held[1])) or settle(*held))  # fmt: skip
+    monkeypatch.setattr(table_module, "_MOST_OWED", 5)
+    _, first, _ = lineage(3, "delta", torch.float64, len)
+    table = TaskTable.of(dict(first), 12)
+    swept.clear()
+    turn = Carry(torch.eye(9, dtype=torch.float64), 0.0)
+    for step in range(17):
+        carries = {name: Pair(turn, turn) for name in SHAPES}
+        table = table.after(13 + step, [], carries, TaskTable(13 + step))
+    assert swept == [5, 5, 5]
+    assert len(list(table.values())) == len(first)
+
+
 def test_a_table_in_use_stays_as_it_is():
     """Bringing a later version up to date does not change what an earlier one says."""
     versions, subspace, tasks = [], Subspace.empty(SHAPES), TaskTable(0)
