@@ -22,7 +22,7 @@ from share_dist.core.outcome import SideReport, SideRotation
 from share_dist.core.values import Basis, MergedTask, Pair, Side, Subspace
 from share_dist.errors import ConfigError
 
-_BYTES_AT_ONCE = 2**22
+_BYTES_AT_ONCE = 2**21
 """Of bases that are worked on at once where there is a cache to stay in."""
 
 _MERGES_BETWEEN_CHECKS = 64
