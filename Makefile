@@ -79,7 +79,7 @@ system: $(VENV)/.dev system-packages
 # Where the benchmarks keep the adapters that they train, half a minute each.
 ADAPTERS ?= runs/adapters
 bench: $(VENV)/.bench
-	$(BIN)/python -m tests.benchmarks.merge_time $(ARGS)
+	$(BIN)/python -m tests.benchmarks.merge_time --output $(RESULTS)/merge_time.json $(ARGS)
 	$(BIN)/python -m tests.benchmarks.wire_speed --output $(RESULTS)/wire_speed.json
 	$(BIN)/python -m tests.benchmarks.durability --output $(RESULTS)/durability.json
 	$(BIN)/python -m tests.benchmarks.fanout --output $(RESULTS)/fanout.json

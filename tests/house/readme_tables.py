@@ -191,23 +191,34 @@ def byte_accounts() -> str:
 def merge_time() -> str:
     """The committed run of the merge benchmark."""
     report = json.loads((RESULTS / "merge_time.json").read_text())
+
+    def ratio(found: float | None) -> str:
+        return "" if found is None else f"{found:,.1f}x"
+
     return table(
         [
+            "model",
             "tasks before",
             "merge, ms",
-            "batch SVD, ms",
-            "batch over merge",
-            "merge over fewest tasks",
+            "to fewest tasks",
+            "to the floor",
+            "drift of all, to a copy",
+            "first read, to a copy",
+            "batch SVD to merge",
         ],
         [
             (
+                shape["name"],
                 f"{row['tasks']:,}",
                 f"{row['merge_seconds'] * 1e3:.0f}",
-                f"{row['batch_seconds'] * 1e3:,.0f}",
-                f"{row['batch_over_merge']:.1f}x",
                 f"{row['over_fewest_tasks']:.2f}x",
+                ratio(row["over_floor"]),
+                ratio(row["drift_over_copy"]),
+                ratio(row["first_read_over_copy"]),
+                ratio(row["batch_over_merge"]),
             )
-            for row in report["rows"]
+            for shape in report["shapes"]
+            for row in shape["rows"]
         ],
     )
 
