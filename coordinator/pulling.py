@@ -81,6 +81,7 @@ class ServedTask:
 
     summary: TaskSummary
     version: int
+    digest: str
     served: ServedPayload
 
 
@@ -249,7 +250,9 @@ def _served_task(
     short = codec.task_to_precision(coefficients, head, precision)
     # of the update that is sent: a newer version may hold another one by now
     summary = summarise(lineage.store.update_record(entry.update_id), entry.cumulative_drift)
-    return ServedTask(summary, snapshot.version, ServedPayload.of(short.payload, short.loss))
+    return ServedTask(
+        summary, snapshot.version, snapshot.digest, ServedPayload.of(short.payload, short.loss)
+    )
 
 
 def _unknown_task(snapshot: Snapshot, task_id: str) -> UnknownTask:

@@ -169,6 +169,7 @@ class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):
                 payload=served.served.header,
                 precision=request.precision,
                 precision_loss=served.served.loss,
+                digest=served.digest,
             )
         )
         await streams.send(call, context, "PullTask", header.SerializeToString(), served.served)

@@ -401,7 +401,7 @@ class ShareClient(Caller):
             head_info=summary.head,
         )
         subspace = held
-        if held is None or held.version != coefficients.version:
+        if held is None or not _is_version(held, header):
             subspace = self.pull(coefficients.version, precision=precision)
         assert subspace is not None, "a pull that names no held version always brings one"
         _require_fit(coefficients, subspace)
@@ -410,6 +410,12 @@ class ShareClient(Caller):
     def _require_own_fingerprint(self, header: pb.SubspaceHeader) -> None:
         if self.fingerprint is not None and header.HasField("fingerprint"):
             fingerprint_from_pb(header.fingerprint).require(self.fingerprint)
+
+
+def _is_version(held: Subspace, header: pb.TaskHeader) -> bool:
+    """Whether a subspace is the version of a task; by its number alone where a digest is not known."""
+    is_other = "" not in {held.digest, header.digest} and held.digest != header.digest
+    return held.version == header.version and not is_other
 
 
 def _optional_version(version: int | None, field: str) -> int | None:

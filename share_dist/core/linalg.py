@@ -51,9 +51,8 @@ def largest_entry_signs(matrix: Float[Tensor, "*batch d c"]) -> Float[Tensor, "*
     """
     if matrix.shape[-2] == 0:
         return matrix.new_ones(matrix.shape[:-2] + matrix.shape[-1:])
-    largest = matrix.abs().argmax(dim=-2, keepdim=True)
-    values = matrix.gather(-2, largest).squeeze(-2)
-    return torch.where(values < 0, -1.0, 1.0).to(matrix.dtype)
+    is_negative = -matrix.amin(dim=-2) > matrix.amax(dim=-2)
+    return torch.where(is_negative, -1.0, 1.0).to(matrix.dtype)
 
 
 def rank_tolerance(dtype: torch.dtype, features: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from share_dist.core.account import TakenOut, taken_out
 from share_dist.core.linalg import (
     angle_from_sine,
+    largest_entry_signs,
     left_svd,
     orthonormalise,
     rank_tolerance,
@@ -135,8 +136,7 @@ class SideSpectrum:
     def cut(self, truncation: Truncation) -> MergedSide:
         """Keep as many columns as a truncation says, and say how the old ones become them."""
         k, columns = truncation.choose(self)
-        U = self.matrix[:, :columns].contiguous()
-        rotation = SideRotation(U, self.directions)
+        U, vectors = self._turned(columns)
         energies = self.sigma.square()
         beyond = energies[columns : self.rank]
         shrunk = beyond[:1].sum() if truncation.shrink else beyond.new_zeros(())
@@ -145,8 +145,8 @@ class SideSpectrum:
         total = float(kept.sum()) + cut + self.cut_before
         outside = _outside(U, self.old.num_factors, k)
         return MergedSide(
-            basis=Basis(rotation.advance(self.old.vectors), kept, k, self.cut_before + cut),
-            rotation=rotation,
+            basis=Basis(vectors, kept, k, self.cut_before + cut),
+            rotation=SideRotation(U, self.directions),
             report=SideReport(
                 explained_energy=float(kept[:k].sum()) / total if total else 1.0,
                 cut_energy=cut,
@@ -159,6 +159,16 @@ class SideSpectrum:
             lost=self.matrix[:, columns : self.rank],
             cut_moment=float(torch.linalg.vector_norm(torch.cat([beyond, shrunk.expand(columns)]))),
         )
+
+    def _turned(self, columns: int) -> tuple[Tensor, Tensor]:
+        """Make the new columns, each with its largest entry positive, and the ``U`` that leads to them."""
+        U = self.matrix[:, :columns].contiguous()
+        vectors = SideRotation(U, self.directions).advance(self.old.vectors)
+        signs = largest_entry_signs(vectors)
+        if bool((signs < 0).any()):
+            # exact, so that whoever follows by the rotation gets these very columns
+            vectors, U = vectors * signs, U * signs.to(U.dtype)
+        return U, vectors
 
     def _moved(self, k: int) -> float:
         """

@@ -279,18 +279,20 @@ class PullTaskResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[TaskHeader, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.Chunk, _Mapping]] = ...) -> None: ...
 
 class TaskHeader(_message.Message):
-    __slots__ = ("task", "version", "payload", "precision", "precision_loss")
+    __slots__ = ("task", "version", "payload", "precision", "precision_loss", "digest")
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     PRECISION_LOSS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     task: TaskSummary
     version: int
     payload: _tensor_pb2.PayloadHeader
     precision: _tensor_pb2.Precision
     precision_loss: float
-    def __init__(self, task: _Optional[_Union[TaskSummary, _Mapping]] = ..., version: _Optional[int] = ..., payload: _Optional[_Union[_tensor_pb2.PayloadHeader, _Mapping]] = ..., precision: _Optional[_Union[_tensor_pb2.Precision, str]] = ..., precision_loss: _Optional[float] = ...) -> None: ...
+    digest: str
+    def __init__(self, task: _Optional[_Union[TaskSummary, _Mapping]] = ..., version: _Optional[int] = ..., payload: _Optional[_Union[_tensor_pb2.PayloadHeader, _Mapping]] = ..., precision: _Optional[_Union[_tensor_pb2.Precision, str]] = ..., precision_loss: _Optional[float] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class TaskSummary(_message.Message):
     __slots__ = ("task_id", "worker_id", "update_id", "state", "base_version", "merged_version", "lag", "cumulative_drift", "num_samples", "scores", "head", "pushed_at", "update_bytes", "head_bytes", "angle", "truncation", "owner", "reason")

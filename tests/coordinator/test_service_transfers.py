@@ -495,3 +495,12 @@ def test_status_counts_watchers_by_state(app, client):
         assert [(w.worker_id, w.num_merged) for w in status.workers] == [("w", 1)]
         assert status.newest_version_at is not None
         assert status.digest == client.pull().digest
+
+
+def test_bases_of_another_store_are_not_taken_for_those_of_a_task(client):
+    """The same number with another digest is pulled anew; with the same one it is not."""
+    client.push(make_update("cats"), wait="merged")
+    held = client.pull()
+    assert client.pull_task("cats", held=held).subspace is held
+    others = replace(held, digest="f" * 64)
+    assert client.pull_task("cats", held=others).subspace.digest == held.digest

@@ -256,6 +256,7 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "TaskHeader.payload": _message,
     "TaskHeader.precision": _among(1),
     "TaskHeader.precision_loss": _nothing,
+    "TaskHeader.digest": _version_digest,
     "TaskSummary.task_id": _task,
     "TaskSummary.worker_id": _worker,
     "TaskSummary.update_id": _UPDATE,

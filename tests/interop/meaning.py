@@ -182,10 +182,16 @@ def _values_differ(ours: Any, theirs: Any, names: Names, where: str) -> Iterator
 def _all_differ(
     ours: Mapping[Any, Any], theirs: Mapping[Any, Any], names: Names, where: str
 ) -> Iterator[str]:
-    if ours.keys() != theirs.keys():
-        yield f"{where}: {sorted(ours.keys() ^ theirs.keys())} are only on one side"
+    lone = {key for key in ours.keys() ^ theirs.keys() if not _is_nothing({**ours, **theirs}[key])}
+    if lone:
+        yield f"{where}: {sorted(lone)} are only on one side"
     for key in sorted(ours.keys() & theirs.keys()):
         yield from _values_differ(ours[key], theirs[key], names, f"{where}[{key}]")
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether to say it or not is a matter of rounding."""
+    return isinstance(value, float) and abs(value) < _TOLERANCE
 
 
 def _by_key(values: Any) -> Mapping[Any, Any]:
