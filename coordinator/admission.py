@@ -5,7 +5,7 @@ The verdict is ``Admitted``; or ``Suspicious``, for what may be right and yet lo
 is kept aside until an operator has looked at it; or ``Refused``, for what cannot be right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -143,7 +143,12 @@ def check_version(
 
 
 def admit(
-    update: TaskUpdate, base: Subspace, current: Subspace, limits: AdmissionLimits
+    update: TaskUpdate,
+    base: Subspace,
+    current: Subspace,
+    limits: AdmissionLimits,
+    *,
+    map_layers: Callable[..., Iterable[DeltaMeasure]] = map,
 ) -> Verdict:
     """
     Check an update against the subspace that it was trained in, and the one it would join.
@@ -155,6 +160,7 @@ def admit(
         base: The subspace of the update's base version.
         current: The current version.
         limits: What an update may be at most.
+        map_layers: Measures the layers, as ``map`` would.
 
     Returns:
         ``Admitted`` with the measures of every layer's ``dW``, or the first reason against it.
@@ -162,7 +168,7 @@ def admit(
     try:
         _check_caps(update, base.shapes, limits)
         # once and for all layers: the merge's own checks would factor each side anew
-        measures = measure_update(update, base, current)
+        measures = measure_update(update, base, current, map_layers=map_layers)
         for name, measure in measures.items():
             _check_norm(update, name, measure, limits)
     except ShareError as error:

@@ -51,8 +51,9 @@ HISTORY_BATCH = 64
 PULLS_AT_ONCE = 4
 LOOKS_AT_ONCE = 2
 RESUMES_AT_ONCE = 2
-"""Payloads that are made, versions or updates that are looked into, and unfinished uploads that
-are read, at the same time."""
+LAYERS_AT_ONCE = 2
+"""Payloads that are made, versions or updates that are looked into, unfinished uploads that are
+read, and layers of large updates that are measured, at the same time."""
 
 
 def build(
@@ -239,6 +240,7 @@ class CoordinatorApp:
             pulls=_threads(closing, PULLS_AT_ONCE, "pull"),
             looks=_threads(closing, LOOKS_AT_ONCE, "look"),
             resumes=_threads(closing, RESUMES_AT_ONCE, "resume"),
+            measures=_threads(closing, LAYERS_AT_ONCE, "measure"),
             metrics=metrics,
             log=self._log,
             clock=self._clock,

@@ -55,6 +55,9 @@ from share_dist.wire.records import (
 )
 from share_dist.wire.tensors import Buffer
 
+_LARGE_BYTES = 2**23
+"""From here on an update's layers are measured several at once."""
+
 MAX_FEATURES = 2**31
 """Most features of one side of a layer."""
 
@@ -366,7 +369,10 @@ def _check_and_keep(call: Call, push: Push, described: DescribedUpdate) -> Kept:
     _check_announced(call, _announced(push))
     base = lineage.versions.subspace(update.base_version)
     current = lineage.versions.subspace(lineage.writer.snapshot.version)
-    match admit(update, base, current, lineage.config.limits):
+    # several layers at once: the others wait for the disk, and this push for this
+    is_large = described.record.update_bytes >= _LARGE_BYTES
+    map_layers = call.coordinator.measures.map if is_large else map
+    match admit(update, base, current, lineage.config.limits, map_layers=map_layers):
         case Refused(error):
             raise error
         case Suspicious(reason):

@@ -52,7 +52,8 @@ class Coordinator:
 
     What takes whole versions into memory is done in threads of its own, few of them: however
     many ask at once, memory holds what these few need, and merges and pushes have other threads.
-    ``pulls`` make payloads, ``looks`` compare and measure, ``resumes`` read unfinished uploads.
+    ``pulls`` make payloads, ``looks`` compare and measure, ``resumes`` read unfinished uploads,
+    ``measures`` take the layers of a large update.
     """
 
     config: CoordinatorConfig
@@ -64,6 +65,7 @@ class Coordinator:
     pulls: Executor
     looks: Executor
     resumes: Executor
+    measures: Executor
     metrics: Metrics
     log: FilteringBoundLogger
     clock: Clock

@@ -35,6 +35,9 @@ from share_dist.wire.records import UploadProgress
 _SUFFIX = ".part"
 _WHOLE = ".whole"
 
+_BYTES_AT_ONCE = 8 * 2**20
+"""So much is written to disk at a time, while more is received."""
+
 MAX_UPLOADS = 1000
 """Files at once, however short: each takes a block of the disk."""
 
@@ -289,6 +292,7 @@ class Upload:
         self._kept = kept
         self._num_bytes = num_bytes
         self._is_keeping = kept is not None
+        self._begun_to_sync = 0
         self._file: BinaryIO | None = None
 
     def add(self, chunk: PayloadChunk) -> None:
@@ -367,6 +371,15 @@ class Upload:
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
+        if self._spool and self._spool.hands_over:
+            self._begin_to_sync(self._file, start + len(data))
+
+    def _begin_to_sync(self, file: BinaryIO, end: int) -> None:
+        """Let the disk begin with what has come: there is less to wait for at the end."""
+        if end - self._begun_to_sync >= _BYTES_AT_ONCE and hasattr(os, "posix_fadvise"):
+            asked = end - self._begun_to_sync
+            os.posix_fadvise(file.fileno(), self._begun_to_sync, asked, os.POSIX_FADV_DONTNEED)
+            self._begun_to_sync = end
 
     def _give_up(self) -> None:
         """Keep no more, and forget what was kept, if it is still this upload's to forget."""

@@ -66,7 +66,7 @@ def describe_update(
     """
     payload = codec.update_to_bytes(update) if payload is None else payload
     payload_digest = payload_digest or digest_of(payload)
-    metadata = to_json(codec.update_metadata(replace(update, lease_epoch=0)))
+    metadata = to_json(codec.update_metadata(update) | {"lease_epoch": 0})
     record = UpdateRecord(
         sequence=0,
         update_id=update.update_id,

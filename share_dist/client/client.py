@@ -200,8 +200,6 @@ class ShareClient(Caller):
             LeaseExpired: Register and push again.
             UpdateRefused: It is well formed, yet may not be merged.
         """
-        if update.lease_epoch == 0 and self.lease is not None:
-            update = replace(update, lease_epoch=self.lease.lease_epoch)
         pieces = cut(update_to_bytes(update)) if pieces is None else pieces
         header = update_header(
             update,
@@ -212,6 +210,8 @@ class ShareClient(Caller):
             base_digest=update.base_digest,
             subspace=self.subspace,
         )
+        if header.lease_epoch == 0 and self.lease is not None:
+            header.lease_epoch = self.lease.lease_epoch
         upload = Upload(self._stub, header, pieces)
         return receipt_from_pb(self._call(upload.attempt, timeout_seconds))
 

@@ -1,6 +1,7 @@
 """What an update weighs, layer by layer: measured once, at the cost of little more than reading it."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,11 @@ class DeltaMeasure:
 
 
 def measure_update(
-    update: TaskUpdate, base: Subspace, current: Subspace
+    update: TaskUpdate,
+    base: Subspace,
+    current: Subspace,
+    *,
+    map_layers: Callable[..., Iterable[DeltaMeasure]] = map,
 ) -> dict[str, DeltaMeasure]:
     """
     Measure every layer of an update.
@@ -60,6 +65,7 @@ def measure_update(
         update: What was pushed.
         base: The version that it was trained against.
         current: The version that it would be merged into; mostly the same.
+        map_layers: Does the layers, as ``map`` would; that of an executor does several at once.
 
     Accuracy:
         ``norm`` relative to ``||A|| ||B||``: 1e-6 for a float32 update. Singular values below 1e-8 of
@@ -79,8 +85,9 @@ def measure_update(
         (10.0, 10.0, 1.0)
     """
     require_layers(base, update)
-    measures = {}
-    for name, layer in update.layers.items():
+
+    def measure_layer(name: str) -> DeltaMeasure:
+        layer = update.layers[name]
         for side, part in layer:
             require_fit(update, name, side, part, base.layers[name][side])
         require_equal_pseudo_rank(update, name, layer.a.pseudo_rank, layer.b.pseudo_rank)
@@ -88,8 +95,9 @@ def measure_update(
             _grams(base.layers[name][side], current.layers[name][side], part)
             for side, part in layer
         )
-        measures[name] = _measure(Pair(a, b))
-    return measures
+        return _measure(Pair(a, b))
+
+    return dict(zip(update.layers, map_layers(measure_layer, update.layers), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import hashlib
 import multiprocessing
 import os
 import socket
+import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -90,7 +91,7 @@ def main() -> None:
                 "pull": puller.pull,
                 "TCP push": partial(_tcp_push, tcp_port, payload),
                 "gRPC push": partial(_grpc_push, channel, payload),
-                "send": partial(_send, pusher, update, cut(payload)),
+                "send": partial(_send, pusher, update, _different(payload, options.repeats)),
                 "push": partial(_push, pusher, update),
             }
             taken = interleaved(works, options.repeats)
@@ -123,8 +124,13 @@ def _fetch(client: ShareClient) -> None:
     tensors_from_bytes(payload)
 
 
-def _send(client: ShareClient, update: TaskUpdate, pieces: CutPayload) -> None:
-    client.push(replace(update, update_id=new_update_id()), pieces=pieces)
+def _different(payload: bytes, count: int) -> Iterator[CutPayload]:
+    """Make payloads that differ in their last number: a store keeps the same bytes only once."""
+    return iter([cut(payload[:-4] + struct.pack("<f", number)) for number in range(1, count + 2)])
+
+
+def _send(client: ShareClient, update: TaskUpdate, pieces: Iterator[CutPayload]) -> None:
+    client.push(replace(update, update_id=new_update_id()), pieces=next(pieces))
 
 
 def _push(client: ShareClient, update: TaskUpdate) -> None:
@@ -183,7 +189,7 @@ class _bare:  # noqa: N801 - used as a function
 
 
 class _Kept:
-    """A file that is hashed as it is written, and synced at the end."""
+    """A new file that is hashed as it is written, and synced at the end."""
 
     def __init__(self, path: Path) -> None:
         self.digest = hashlib.sha256()
@@ -201,7 +207,6 @@ class _Kept:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._path.unlink()
 
 
 def _serve_bare(ports: Connection, size: int, folder: str) -> None:
@@ -210,14 +215,14 @@ def _serve_bare(ports: Connection, size: int, folder: str) -> None:
 
 async def _serve_both(ports: Connection, size: int, folder: str) -> None:
     payload = os.urandom(size)
-    pieces = [*_pieces(payload)]
+    pieces, numbers = [*_pieces(payload)], itertools.count()
 
     async def pull(_request: bytes, _context: Any) -> Any:
         for piece in pieces:
             yield piece
 
     async def push(requests: Any, _context: Any) -> bytes:
-        with _Kept(Path(folder, "bare")) as kept:
+        with _Kept(Path(folder, f"bare-{next(numbers)}")) as kept:
             async for piece in requests:
                 kept.take(piece)
         return kept.digest.digest()
