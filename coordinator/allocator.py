@@ -1,8 +1,10 @@
 """
-How the C library hands memory out to this process: from two heaps, and back to the system after use.
+How the C library hands memory out to this process: from two heaps, and back to the system after a while.
 
 The GNU C library gives threads up to eight heaps for each core, and every heap keeps what was freed in
 it. Seventy threads that hand tensors to each other so end with several times of what they hold.
+It also asks the system anew for each chunk of a payload, and a page that is new costs more than
+to write it: so what was freed is kept warm, for the next chunk and the next merge, and given back when it rests.
 Other C libraries have no such functions, and are left alone.
 """
 
@@ -13,15 +15,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 _NUM_HEAPS: Final = 2
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-"""As ``malloc.h`` numbers it."""
+"""As ``malloc.h`` numbers them."""
+
+_LARGEST_KEPT_BYTES: Final = 2**25
+_MOST_KEPT_BYTES: Final = 2**27
+"""A piece of memory that is larger comes from the system and goes back at once; and so does what is
+free at the end of a heap beyond the second."""
 
 _GIVE_BACK_SECONDS: Final = 10.0
 
 
 def use_few_heaps(environment: Mapping[str, str] | None = None) -> bool:
     """
-    Let all threads share a few heaps; to be called before there are threads.
+    Let all threads share a few heaps, and keep these warm; to be called before there are threads.
 
     Args:
         environment: ``os.environ`` when absent; what it says of heaps stays.
@@ -30,11 +39,16 @@ def use_few_heaps(environment: Mapping[str, str] | None = None) -> bool:
         Whether it is so; not where the C library is another one.
     """
     environment = os.environ if environment is None else environment
-    said = (environment.get("GLIBC_TUNABLES", ""), *environment)
-    if any("arena_max" in each.lower() for each in said):
-        return False
+    said = "".join((environment.get("GLIBC_TUNABLES", ""), *environment)).lower()
     mallopt = _function("mallopt")
-    return mallopt is not None and mallopt(_M_ARENA_MAX, _NUM_HEAPS) == 1
+    if mallopt is None or any(name in said for name in ("arena_max", "_threshold")):
+        return False
+    wanted = {
+        _M_ARENA_MAX: _NUM_HEAPS,
+        _M_MMAP_THRESHOLD: _LARGEST_KEPT_BYTES,
+        _M_TRIM_THRESHOLD: _MOST_KEPT_BYTES,
+    }
+    return all(mallopt(option, value) == 1 for option, value in wanted.items())
 
 
 def give_back() -> bool:
@@ -50,8 +64,8 @@ def give_back() -> bool:
 
 async def keep_giving_back(every_seconds: float = _GIVE_BACK_SECONDS) -> None:
     """Give free pages back now and then, in a thread, until this is cancelled."""
-    # not after each release, nor by lower thresholds: a merge that had to ask the system for all
-    # its temporary matrices anew would take half as long again
+    # not after each release: a merge that had to ask the system for all its temporary matrices anew
+    # would take half as long again
     while True:
         await asyncio.sleep(every_seconds)
         await asyncio.to_thread(give_back)

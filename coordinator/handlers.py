@@ -43,6 +43,7 @@ from share_dist.errors import (
 )
 from share_dist.telemetry import Event
 from share_dist.wire import codec
+from share_dist.wire.checks import MAX_COUNT
 from share_dist.wire.records import (
     DEFAULT_SUBSPACE,
     CoordinatorStatus,
@@ -465,7 +466,7 @@ def _remember_refusal(call: Call, push: AnnouncedPush, error: ShareError) -> Non
         task_id=push.task_id,
         worker_id=push.worker_id,
         owner=_owner(call, push.worker_id),
-        base_version=push.base_version,
+        base_version=min(push.base_version, MAX_COUNT),
         pushed_at=call.clock.now(),
         content_digest=push.payload_digest,
         update_bytes=push.update_bytes,

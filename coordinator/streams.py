@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, ParamSpec, TypeVar
 
 import grpc
@@ -11,15 +11,15 @@ from typing_extensions import Self
 from coordinator import handlers
 from coordinator.config import CoordinatorConfig
 from coordinator.state import Call
-from coordinator.uploads import Upload, WholeFile, upload_key
+from coordinator.uploads import Piece, Upload, WholeFile, upload_key
 from coordinator.versions import ServedPayload
 from share_dist.errors import MalformedMessage, StreamTruncated
 from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire import codec
-from share_dist.wire.chunks import PayloadChunk, require_sound
+from share_dist.wire.chunks import require_sound
 
-_CHUNKS_WAITING = 4
-"""How many chunks of a push may be in memory beside those that are being kept."""
+_PIECES_WAITING = 4
+"""How many chunks of a push may wait to be written, beside those that are being written."""
 
 ResultT = TypeVar("ResultT")
 _P = ParamSpec("_P")
@@ -205,40 +205,34 @@ async def _receive(
 ) -> memoryview:
     is_small = header.payload.num_chunks < 2
     chunk_bytes = header.payload.num_bytes // max(header.payload.num_chunks, 1)
-    adding: asyncio.Future[None] | None = None
-    waiting: list[PayloadChunk] = []
+    keeping: asyncio.Future[None] | None = None
+    waiting: list[Piece] = []
     try:
         async for request in requests:
             if request.WhichOneof("part") != "chunk":
                 raise MalformedMessage("after its header a push has chunks only", field="chunk")
-            if is_small:
-                upload.add(request.chunk)
-            else:
-                # hashed and kept while the next ones come
-                waiting.append(request.chunk)
-                if adding is None or adding.done() or len(waiting) == _CHUNKS_WAITING:
-                    await _done(adding)
-                    adding = asyncio.ensure_future(_add_all(upload, waiting))
+            # hashed here, a millisecond, as to change threads would cost as much; written in a
+            # thread, as a disk may keep one waiting
+            waiting.append(upload.join(request.chunk))
+            is_free = keeping is None or keeping.done()
+            if not is_small and (is_free or len(waiting) == _PIECES_WAITING):
+                await _done(keeping)
+                keeping = asyncio.ensure_future(_keep_all(upload, waiting))
             patience.renew(chunk_bytes)
-        await _done(adding)
+        await _done(keeping)
     finally:
-        if adding:
+        if keeping:
             # its error too is taken: a push that is cut off has one already
-            await asyncio.gather(adding, return_exceptions=True)
+            await asyncio.gather(keeping, return_exceptions=True)
     return upload.finish()
 
 
-async def _add_all(upload: Upload, waiting: list[PayloadChunk]) -> None:
-    """Add what waits until nothing does; a change of threads costs as much as a fifth of a chunk."""
+async def _keep_all(upload: Upload, waiting: list[Piece]) -> None:
+    """Keep what waits until nothing does."""
     while waiting:
-        chunks = waiting.copy()
+        pieces = waiting.copy()
         waiting.clear()
-        await asyncio.to_thread(_add, upload, chunks)
-
-
-def _add(upload: Upload, chunks: Iterable[PayloadChunk]) -> None:
-    for chunk in chunks:
-        upload.add(chunk)
+        await asyncio.to_thread(upload.keep, pieces)
 
 
 async def _done(work: "asyncio.Future[None] | None") -> None:

@@ -23,10 +23,10 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from share_dist.errors import ChecksumMismatch, StreamTruncated
 from share_dist.wire.chunks import ChunkJoiner, PayloadChunk, PayloadHeader
@@ -34,9 +34,6 @@ from share_dist.wire.records import UploadProgress
 
 _SUFFIX = ".part"
 _WHOLE = ".whole"
-
-_BYTES_AT_ONCE = 8 * 2**20
-"""So much is written to disk at a time, while more is received."""
 
 MAX_UPLOADS = 1000
 """Files at once, however short: each takes a block of the disk."""
@@ -273,6 +270,14 @@ class UploadSpool:
                 yield kept
 
 
+class Piece(NamedTuple):
+    """A chunk that was joined: its place, its bytes, and whether its sender said their digest."""
+
+    place: int
+    data: bytes
+    is_sure: bool
+
+
 class Upload:
     """
     One push on its way: joins its chunks, and keeps them in case it is cut off.
@@ -292,17 +297,25 @@ class Upload:
         self._kept = kept
         self._num_bytes = num_bytes
         self._is_keeping = kept is not None
-        self._begun_to_sync = 0
         self._file: BinaryIO | None = None
 
     def add(self, chunk: PayloadChunk) -> None:
-        """Take the next chunk; raises what ``ChunkJoiner.add`` raises."""
-        index, data = chunk.index, self._joiner.add(chunk)
-        if self._is_keeping and self._kept and self._spool:
-            try:
-                self._keep(self._spool, self._kept, index, data, is_sure=bool(chunk.prefix_sha256))
-            except OSError:
-                self._give_up()
+        """Take the next chunk and keep it; raises what ``ChunkJoiner.add`` raises."""
+        self.keep([self.join(chunk)])
+
+    def join(self, chunk: PayloadChunk) -> Piece:
+        """Take the next chunk, which is yet to be kept; raises what ``ChunkJoiner.add`` raises."""
+        place, is_sure = chunk.index, bool(chunk.prefix_sha256)
+        return Piece(place, self._joiner.add(chunk), is_sure)
+
+    def keep(self, pieces: Iterable[Piece]) -> None:
+        """Write what was joined, in order; a disk that fails ends the keeping, and not the push."""
+        for piece in pieces:
+            if self._is_keeping and self._kept and self._spool:
+                try:
+                    self._keep(self._spool, self._kept, piece)
+                except OSError:
+                    self._give_up()
 
     def finish(self) -> memoryview:
         """Take the payload; raises what ``ChunkJoiner.finish`` raises."""
@@ -342,13 +355,12 @@ class Upload:
         if is_own and (is_done or not self._kept.num_bytes):
             self._spool.remove(self._kept)
 
-    def _keep(
-        self, spool: UploadSpool, kept: _Kept, index: int, data: bytes, *, is_sure: bool
-    ) -> None:
+    def _keep(self, spool: UploadSpool, kept: _Kept, piece: Piece) -> None:
+        place, data, is_sure = piece
         with kept.lock:
-            if index == 0 and kept.writer is self:
+            if place == 0 and kept.writer is self:
                 self._begin_anew(kept, len(data))
-            start = index * kept.chunk_bytes
+            start = place * kept.chunk_bytes
             end = start + len(data)
             is_next = len(data) == kept.chunk_bytes or end == self._num_bytes
             self._is_keeping = is_sure and is_next and kept.writer is self
@@ -371,15 +383,6 @@ class Upload:
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
-        if self._spool and self._spool.hands_over:
-            self._begin_to_sync(self._file, start + len(data))
-
-    def _begin_to_sync(self, file: BinaryIO, end: int) -> None:
-        """Let the disk begin with what has come: there is less to wait for at the end."""
-        if end - self._begun_to_sync >= _BYTES_AT_ONCE and hasattr(os, "posix_fadvise"):
-            asked = end - self._begun_to_sync
-            os.posix_fadvise(file.fileno(), self._begun_to_sync, asked, os.POSIX_FADV_DONTNEED)
-            self._begun_to_sync = end
 
     def _give_up(self) -> None:
         """Keep no more, and forget what was kept, if it is still this upload's to forget."""

@@ -13,6 +13,7 @@ encoded and hashed, and ends with its receipt, admission and disk included; `pus
 import argparse
 import asyncio
 import hashlib
+import itertools
 import multiprocessing
 import os
 import socket

@@ -221,7 +221,7 @@ def test_a_watcher_hears_of_every_version(client):
             event = next(watch)
             assert event.version == 2
             assert client.pull().version >= event.version
-        assert event.drift.keys() == {"cats"}
+        assert event.drift == {}, "where nothing is cut, no task moves"
         assert 0 < event.lowest_energy_kept <= event.mean_energy_kept <= 1.0 + 1e-9
 
 
