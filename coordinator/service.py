@@ -21,6 +21,7 @@ from share_dist.pb import coordinator_pb2_grpc as pb_grpc
 from share_dist.wire import codec
 from share_dist.wire.checks import MAX_ID_CHARACTERS, require_length
 from share_dist.wire.chunks import cut
+from share_dist.wire.frames import reader
 from share_dist.wire.options import MAX_MESSAGE_BYTES
 from share_dist.wire.records import Role, TaskSummary
 
@@ -71,15 +72,20 @@ async def attach(server: grpc.aio.Server, coordinator: Coordinator) -> health.ai
 def _payload_handlers(
     coordinator_service: "CoordinatorService",
 ) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
-    """Let the calls that send payloads write messages that are serialised already."""
+    """Let the calls that carry payloads write messages that are serialised already, and read chunks in place."""
     methods: dict[str, tuple[Any, Any]] = {
         "PullSubspace": (coordinator_service.PullSubspace, pb.PullSubspaceRequest),
         "PullTask": (coordinator_service.PullTask, pb.PullTaskRequest),
     }
+    push = grpc.stream_unary_rpc_method_handler(
+        coordinator_service.PushUpdate,
+        request_deserializer=reader(pb.PushUpdateRequest),
+        response_serializer=pb.Receipt.SerializeToString,
+    )
     return {
         name: grpc.unary_stream_rpc_method_handler(method, request_deserializer=request.FromString)
         for name, (method, request) in methods.items()
-    }
+    } | {"PushUpdate": push}
 
 
 class CoordinatorService(Servicer, pb_grpc.CoordinatorServicer):

@@ -15,7 +15,7 @@ from coordinator.uploads import Piece, Upload, WholeFile, upload_key
 from coordinator.versions import ServedPayload
 from share_dist.errors import MalformedMessage, StreamTruncated
 from share_dist.pb import coordinator_pb2 as pb
-from share_dist.wire import codec
+from share_dist.wire import codec, frames
 from share_dist.wire.chunks import require_sound
 
 _PIECES_WAITING = 4
@@ -117,9 +117,7 @@ async def send(
             patience.renew(len(message))
 
 
-async def header_of(
-    requests: AsyncIterator[pb.PushUpdateRequest], config: CoordinatorConfig
-) -> pb.UpdateHeader:
+async def header_of(requests: AsyncIterator[Any], config: CoordinatorConfig) -> pb.UpdateHeader:
     """
     Take the first message of a push.
 
@@ -128,15 +126,15 @@ async def header_of(
         StreamTruncated: It does not come.
     """
     with Patience(config, "PushUpdate: no header came"):
-        first = await anext(requests, None)
-    if first is None or first.WhichOneof("part") != "header":
+        header: pb.UpdateHeader | None = frames.header_of(await anext(requests, None))
+    if header is None:
         raise MalformedMessage("a push begins with its header: send it first", field="header")
-    return first.header
+    return header
 
 
 @contextlib.asynccontextmanager
 async def receiving(
-    call: Call, header: pb.UpdateHeader, requests: AsyncIterator[pb.PushUpdateRequest]
+    call: Call, header: pb.UpdateHeader, requests: AsyncIterator[Any]
 ) -> AsyncIterator[handlers.Push]:
     """
     Receive a push; its bytes are reserved, and what has come of it is kept, until this is left.
@@ -200,7 +198,7 @@ async def _unless_small(
 async def _receive(
     header: pb.UpdateHeader,
     upload: Upload,
-    requests: AsyncIterator[pb.PushUpdateRequest],
+    requests: AsyncIterator[Any],
     patience: Patience,
 ) -> memoryview:
     is_small = header.payload.num_chunks < 2
@@ -209,11 +207,12 @@ async def _receive(
     waiting: list[Piece] = []
     try:
         async for request in requests:
-            if request.WhichOneof("part") != "chunk":
+            chunk = frames.chunk_of(request)
+            if chunk is None:
                 raise MalformedMessage("after its header a push has chunks only", field="chunk")
             # hashed here, a millisecond, as to change threads would cost as much; written in a
             # thread, as a disk may keep one waiting
-            waiting.append(upload.join(request.chunk))
+            waiting.append(upload.join(chunk))
             is_free = keeping is None or keeping.done()
             if not is_small and (is_free or len(waiting) == _PIECES_WAITING):
                 await _done(keeping)

@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from share_dist.errors import ChecksumMismatch, StreamTruncated
-from share_dist.wire.chunks import ChunkJoiner, PayloadChunk, PayloadHeader
+from share_dist.wire.chunks import ChunkJoiner, PayloadHeader
+from share_dist.wire.frames import PayloadChunk
 from share_dist.wire.records import UploadProgress
+from share_dist.wire.tensors import Buffer
 
 _SUFFIX = ".part"
 _WHOLE = ".whole"
@@ -274,7 +276,7 @@ class Piece(NamedTuple):
     """A chunk that was joined: its place, its bytes, and whether its sender said their digest."""
 
     place: int
-    data: bytes
+    data: Buffer
     is_sure: bool
 
 
@@ -374,7 +376,7 @@ class Upload:
             kept.path.unlink(missing_ok=True)
             kept.chunk_bytes = chunk_bytes
 
-    def _write(self, path: Path, data: bytes, start: int) -> None:
+    def _write(self, path: Path, data: Buffer, start: int) -> None:
         if self._file is None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             self._file = os.fdopen(descriptor, "r+b", buffering=0)

@@ -2,7 +2,7 @@
 
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from threading import Event
 from typing import Any, final
@@ -41,6 +41,7 @@ from share_dist.wire.codec import (
     update_header,
     update_to_bytes,
 )
+from share_dist.wire.frames import reader
 from share_dist.wire.records import (
     DEFAULT_SUBSPACE,
     CoordinatorStatus,
@@ -60,6 +61,11 @@ TASKS_PER_PAGE = 1000
 """Tasks that are listed at once, at most."""
 
 _PULL_TASK_ATTEMPTS = 3
+_SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+_DOWNLOADS: Mapping[str, tuple[Any, Any]] = {
+    "PullSubspace": (pb.PullSubspaceRequest, pb.PullSubspaceResponse),
+    "PullTask": (pb.PullTaskRequest, pb.PullTaskResponse),
+}
 
 
 def new_update_id() -> str:
@@ -115,6 +121,14 @@ class ShareClient(Caller):
         self.lease: Lease | None = None
         self._max_payload_bytes = max_payload_bytes
         self._stub: Any = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
+        # a chunk of what comes is read where it lies
+        for name, (request, response) in _DOWNLOADS.items():
+            pull = self._channel.unary_stream(
+                f"/{_SERVICE_NAME}/{name}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=reader(response),
+            )
+            setattr(self._stub, name, pull)
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
     @override

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from share_dist.errors import MalformedMessage, StreamTruncated
 from share_dist.wire.chunks import ChunkJoiner
+from share_dist.wire.frames import chunk_of, header_of
 
 HeaderT = TypeVar("HeaderT")
 
@@ -43,13 +44,14 @@ def download(
 def _join(messages: Iterator[Any], joiner: ChunkJoiner) -> memoryview:
     """Join chunks in a thread of their own: while one is hashed, the next one comes."""
     with ThreadPoolExecutor(1) as joining:
-        joined: Future[bytes] | None = None
+        joined: Future[bytes | memoryview] | None = None
         for message in messages:
-            if message.WhichOneof("part") != "chunk":
+            chunk = chunk_of(message)
+            if chunk is None:
                 raise MalformedMessage("something else came where a chunk was due", field="chunk")
             if joined:
                 joined.result()
-            joined = joining.submit(joiner.add, message.chunk)
+            joined = joining.submit(joiner.add, chunk)
         if joined:
             joined.result()
     return joiner.finish()
@@ -59,6 +61,7 @@ def _take_header(messages: Iterator[Any]) -> Any:
     first = next(messages, None)
     if first is None:
         raise StreamTruncated("the stream ended before its header: ask again")
-    if first.WhichOneof("part") != "header":
+    header = header_of(first)
+    if header is None:
         raise MalformedMessage("a stream must begin with its header", field="header")
-    return first.header
+    return header

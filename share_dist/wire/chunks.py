@@ -23,12 +23,10 @@ from share_dist.errors import (
 from share_dist.pb import coordinator_pb2
 from share_dist.pb import tensor_pb2 as pb
 from share_dist.wire.buffers import room_for
+from share_dist.wire.frames import PayloadChunk
 
 PayloadHeader: TypeAlias = pb.PayloadHeader
 """What comes before the chunks, by a name for those who do not see generated code."""
-
-PayloadChunk: TypeAlias = pb.Chunk
-"""One of the chunks, likewise."""
 
 CHUNK_BYTES = 2**20
 """Bytes of payload in every chunk but the last: the size at which gRPC streams fastest."""
@@ -171,7 +169,7 @@ class ChunkJoiner:
         self._num_bytes = len(held)
         self._num_chunks = num_held_chunks
 
-    def add(self, chunk: pb.Chunk) -> bytes:
+    def add(self, chunk: PayloadChunk) -> bytes | memoryview:
         """
         Take the next chunk.
 
