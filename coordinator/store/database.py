@@ -30,6 +30,8 @@ _SQLITE_PRAGMAS = (
     "synchronous=FULL",
     "foreign_keys=ON",
     "busy_timeout=10000",
+    # 512 KiB for each connection: the system caches the same file for all of them
+    "cache_size=-512",
     # 32 MiB: a checkpoint costs two flushes, and small payloads pass through the log
     "wal_autocheckpoint=2048",
     "journal_size_limit=67108864",
