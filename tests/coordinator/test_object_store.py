@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+import s3fs
 
 from coordinator.store.blobs import open_blobs
 from share_dist.errors import StoreCorrupt, StoreUnavailable
@@ -43,11 +44,15 @@ def test_catalogs_in_one_bucket_do_not_see_each_other(object_store):
 def test_what_cannot_be_asked_is_unavailable(monkeypatch):
     """A bucket that is not there and a server that has gone are the store's own errors, with the URL."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with s3.running() as server:
-        lost = open_blobs(server.make_bucket(), "store")
+    with s3.running():
         absent = open_blobs("s3://no-such-bucket/blobs", "store")
         with pytest.raises(StoreUnavailable, match=r"s3://no-such-bucket/blobs"):
             absent.write(digest_of(b"x"), b"x", "update")
+    # a server that ends goes on with the connections that it has: this one was never there
+    for name, value in {**s3.ACCESS, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    lost = open_blobs("s3://tests-lost/blobs", "store")
     for call in (lambda: lost.write(digest_of(b"x"), b"x", "update"), lambda: lost.read(digest_of(b"x")), lambda: list(lost.digests()), lambda: lost.remove(digest_of(b"x"))):  # fmt: skip
         with pytest.raises(StoreUnavailable, match=r"s3://tests-.*check the object store"):
             call()
