@@ -85,6 +85,19 @@ workers = Table(
     Column("lease_epoch", BigInteger, nullable=False),
 )
 
+
+def _of_a_push() -> tuple["Column[Any]", ...]:
+    """Make the columns that say who pushed an update, and what."""
+    return (
+        Column("worker_id", Text, nullable=False),
+        Column("owner", Text, nullable=False),
+        Column("base_version", BigInteger, nullable=False),
+        Column("pushed_at", Double, nullable=False),
+        Column("content_digest", Text, nullable=False),
+        Column("update_bytes", BigInteger, nullable=False),
+    )
+
+
 updates = Table(
     "updates",
     tables,
@@ -92,12 +105,7 @@ updates = Table(
     Column("update_id", Name, primary_key=True),
     Column("sequence", BigInteger, nullable=False),
     Column("task_id", Name, nullable=False),
-    Column("worker_id", Text, nullable=False),
-    Column("owner", Text, nullable=False),
-    Column("base_version", BigInteger, nullable=False),
-    Column("pushed_at", Double, nullable=False),
-    Column("content_digest", Text, nullable=False),
-    Column("update_bytes", BigInteger, nullable=False),
+    *_of_a_push(),
     Column("head_bytes", BigInteger, nullable=False),
     Column("num_samples", BigInteger, nullable=False),
     Column("scores", Text, nullable=False),
@@ -127,12 +135,7 @@ refused_updates = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("update_id", Text, nullable=False),
     Column("task_id", Text, nullable=False),
-    Column("worker_id", Text, nullable=False),
-    Column("owner", Text, nullable=False),
-    Column("base_version", BigInteger, nullable=False),
-    Column("pushed_at", Double, nullable=False),
-    Column("content_digest", Text, nullable=False),
-    Column("update_bytes", BigInteger, nullable=False),
+    *_of_a_push(),
     Column("reason", Text, nullable=False),
 )
 """The last pushes of each subspace that were refused; sequences are those of ``updates``."""

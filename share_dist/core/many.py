@@ -55,7 +55,8 @@ def subspace_from_many(
     Accuracy:
         While nothing is cut, that of one SVD of everything. Else the ``k`` directions
         hold at least 0.995 of the energy that the best ``k`` hold, for singular values
-        that fall as ``i ** -0.5`` or faster and ``oversample`` of ``num_factors``.
+        that fall as ``i ** -0.5`` or faster, ``oversample`` of ``num_factors``, and an order that
+        is not sorted by kind: where all of one kind come first, less of it is kept.
 
     Raises:
         ShapeMismatch: There is no adapter, or one is of other layers than the first; names it.

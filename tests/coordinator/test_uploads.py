@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.store.blobs import LocalBlobs
 from coordinator.uploads import NOTHING, Upload, UploadSpool, upload_key
 from share_dist.errors import ChecksumMismatch, StreamTruncated
 from share_dist.wire.chunks import MIN_CHUNK_BYTES, cut
@@ -269,3 +270,98 @@ def test_any_number_of_cuts_ends_in_the_payload(tmp_path_factory, cuts, restarts
         progress = spool.progress(KEY)
         assert progress.prefix_sha256 == hashlib.sha256(PAYLOAD[: progress.num_bytes]).digest()
     assert whole(send(spool, spool.progress(KEY).num_chunks)) == PAYLOAD
+
+
+@pytest.fixture
+def giving(folder):
+    return UploadSpool(folder, LIMIT, hands_over=True)
+
+
+@pytest.mark.parametrize("num_before", [0, 2, 5])
+def test_what_is_whole_can_be_handed_over(folder, giving, num_before):
+    """Also after a cut: the file has all of the payload, is the holder's own, and goes with it."""
+    send(giving, last=num_before).close(is_done=False)
+    upload = send(giving, giving.progress(KEY).num_chunks)
+    assert upload.finish() == PAYLOAD
+    file = upload.hand_over()
+    upload.close(is_done=True)
+    assert file.path.read_bytes() == PAYLOAD
+    assert giving.progress(KEY) == NOTHING
+    assert file.sync()
+    assert file.sync()
+    file.discard()
+    assert list(folder.iterdir()) == []
+
+
+def test_only_who_holds_the_file_hands_it_over(giving):
+    """A push that another one went on with, and one that is not wanted as a file, have none."""
+    older = send(giving, last=2)
+    newer = send(giving, 2)
+    for chunk in CHUNKS[2:]:
+        older.add(chunk)
+    assert older.finish() == newer.finish() == PAYLOAD
+    assert older.hand_over() is None
+    file = newer.hand_over()
+    assert file.path.read_bytes() == PAYLOAD
+    assert newer.hand_over() is None
+    for upload in (older, newer):
+        upload.close(is_done=True)
+    file.discard()
+
+
+def test_a_file_that_was_cut_short_is_not_handed_over(folder, giving):
+    """What the disk lost is written anew by the store."""
+    upload = send(giving)
+    (file,) = folder.iterdir()
+    os.truncate(file, len(PAYLOAD) - 1)
+    assert upload.finish() == PAYLOAD
+    assert upload.hand_over() is None
+    upload.close(is_done=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_many_at_once_hand_over_whole_files(folder, giving):
+    """However pushes of one update overtake each other, no file is changed once it is handed over."""
+
+    def push(_number):
+        upload = send(giving)
+        upload.finish()
+        file = upload.hand_over()
+        found = None if file is None else file.path.read_bytes()
+        upload.close(is_done=True)
+        if file:
+            file.discard()
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(push, range(32))) <= {PAYLOAD, None}
+    assert list(folder.iterdir()) == []
+
+
+def test_a_kill_after_the_hand_over_leaves_nothing(folder, giving):
+    """The next start removes what nobody will come back for."""
+    upload = send(giving)
+    upload.finish()
+    file = upload.hand_over()
+    assert [path.suffix for path in folder.iterdir()] == [".whole"]
+    UploadSpool(folder, LIMIT, hands_over=True)
+    assert list(folder.iterdir()) == []
+    file.discard()
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_store_keeps_what_is_handed_over(tmp_path, giving, is_lost):
+    """By renaming the file; where it is gone, by writing the bytes."""
+    upload = send(giving)
+    payload, file = upload.finish(), upload.hand_over()
+    inode = file.path.stat().st_ino
+    if is_lost:
+        file.path.unlink()
+    digest = hashlib.sha256(PAYLOAD).hexdigest()
+    blobs = LocalBlobs(tmp_path / "blobs")
+    blobs.write(digest, payload, "update", file)
+    (kept,) = blobs.path.iterdir()
+    assert blobs.read(digest) == PAYLOAD
+    assert (kept.stat().st_ino == inode) or is_lost
+    file.discard()
+    assert blobs.read(digest) == PAYLOAD
