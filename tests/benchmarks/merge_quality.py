@@ -22,7 +22,6 @@ import torch
 from share_dist.core.allocation import Spectrum, allocate
 from share_dist.core.many import delta_error
 from share_dist.core.merge import merge
-from share_dist.core.newcomers import delta_norm
 from share_dist.core.outcome import MergeOutcome
 from share_dist.core.refinement import refine
 from share_dist.core.subspace import evenly_split, project, reconstruct, update_from_factors
@@ -146,7 +145,13 @@ def _merged(adapters: Adapters, metric: Metric, *, unit_norm: bool = True) -> Me
 
 
 def _norm(factors: Factors) -> float:
-    return sum(delta_norm(layer) ** 2 for layer in factors.values()) ** 0.5
+    return sum(_square(layer) for layer in factors.values()) ** 0.5
+
+
+def _square(layer: LayerFactors) -> float:
+    """``||dW||_F^2`` of one layer."""
+    a, b = layer.a.double(), layer.b.double()
+    return float(((a.mT @ a) * (b.mT @ b)).sum())
 
 
 def _leading(subspace: Subspace, ks: int | Mapping[str, Pair[int]]) -> Subspace:
@@ -214,7 +219,7 @@ def _importance(adapters: Adapters) -> dict[str, float]:
     norms = {task: _norm(factors) ** 2 for task, factors in adapters.items()}
     names = next(iter(adapters.values()))
     return {
-        name: statistics.fmean(delta_norm(factors[name]) ** 2 / norms[task] for task, factors in adapters.items())
+        name: statistics.fmean(_square(factors[name]) / norms[task] for task, factors in adapters.items())
         for name in names
     }  # fmt: skip
 
