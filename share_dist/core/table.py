@@ -55,6 +55,21 @@ class SideBlock:
     admitted: Tensor
     cut_meanwhile: Tensor
 
+    @staticmethod
+    def of(
+        rows: Float[Tensor, "t p m"],
+        grams: Float[Tensor, "t p p"],
+        weights: Float[Tensor, " t"],
+        cut_energy: Float[Tensor, " t"],
+        cut_meanwhile: Float[Tensor, " t"],
+    ) -> "SideBlock":
+        """Make a block of tasks whose cut energy is known."""
+        admitted = weights * kept_energy(rows.mT, grams) + cut_energy
+        block = SideBlock(rows, grams, weights, admitted, cut_meanwhile)
+        # to the bit as it was told: the difference of two sums is not
+        vars(block)["cut_energy"] = cut_energy
+        return block
+
     @functools.cached_property
     def cut_energy(self) -> Float[Tensor, " t"]:
         """What truncation cut of each task: what it came with less what is kept; 0 where nothing was cut of anyone."""
@@ -291,8 +306,7 @@ def _block_of(layers: Sequence[MergedLayer], side: Side) -> SideBlock:
             for layer in layers
         ]
     ).unbind(1)
-    admitted = weights * kept_energy(rows.mT, grams) + cut_energy
-    return SideBlock(rows, grams, weights, admitted, cut_meanwhile)
+    return SideBlock.of(rows, grams, weights, cut_energy, cut_meanwhile)
 
 
 def _settled(groups: Sequence[TaskGroup], steps: Sequence[_Step]) -> tuple[TaskGroup, ...]:

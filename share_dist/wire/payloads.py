@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from share_dist.core.table import SideBlock, TaskGroup, TaskTable
 from share_dist.core.values import (
     SIDES,
     Basis,
@@ -247,9 +248,9 @@ def merged_tasks_to_bytes(tasks: Mapping[str, MergedTask]) -> bytes:
     return tensors_to_bytes(name_parts(parts), note)
 
 
-def merged_tasks_from_bytes(data: bytes, *, version: int) -> dict[str, MergedTask]:
+def merged_tasks_from_bytes(data: bytes, *, version: int) -> TaskTable:
     """
-    Read what the merges up to ``version`` remember of every task.
+    Read what the merges up to ``version`` remember of every task: held once, as the next merge needs it.
 
     Raises:
         WireError: The bytes are no merged tasks.
@@ -269,12 +270,11 @@ def merged_tasks_from_bytes(data: bytes, *, version: int) -> dict[str, MergedTas
             f"{len(groups)} groups of tasks were announced, tensors are there for {len(stacks)}",
             field="groups",
         )
-    layers: dict[str, dict[str, MergedLayer]] = {task_id: {} for task_id in task_ids}
-    for group, (name, indices) in enumerate(groups):
-        merged = _merged_layers(name, stacks[str(group)], len(indices))
-        for index, layer in zip(indices, merged, strict=True):
-            layers[task_ids[index]][name] = layer
-    return {task_id: MergedTask(task_id, version, layers[task_id]) for task_id in sorted(layers)}
+    blocks = [
+        _blocks(name, stacks[str(group)], len(indices))
+        for group, (name, indices) in enumerate(groups)
+    ]
+    return TaskTable(version, _task_groups(task_ids, groups, blocks))
 
 
 def _basis_parts(basis: Basis) -> Parts:
@@ -383,6 +383,11 @@ def _members(note: str) -> tuple[list[str], list[tuple[str, list[int]]]]:
         raise MalformedMessage(
             f"the note does not say which tasks the tensors belong to: {exc!r}", field="note"
         ) from exc
+    if len(set(task_ids)) < len(task_ids):
+        raise MalformedMessage(
+            f"the note names {len(task_ids)} tasks, of which {len(set(task_ids))} are different",
+            field="note",
+        )
     return task_ids, groups
 
 
@@ -402,7 +407,7 @@ def _stack(layers: Sequence[MergedLayer], side: Side) -> Parts:
     return parts
 
 
-def _merged_layers(layer: str, stacks: Pair[Parts], num_tasks: int) -> list[MergedLayer]:
+def _blocks(layer: str, stacks: Pair[Parts], num_tasks: int) -> Pair[SideBlock]:
     p = stacks.a["coefficients"].shape[-1] if stacks.a["coefficients"].ndim else 0
     for side, parts in stacks:
         kinds = ("coefficients", "grams", "weights", *(["cuts"] if "cuts" in parts else []))
@@ -417,17 +422,44 @@ def _merged_layers(layer: str, stacks: Pair[Parts], num_tasks: int) -> list[Merg
             )
         for tensor in parts.values():
             check_finite(tensor, layer, side)
-    coefficients, grams = (
-        zip(stacks.a[kind], stacks.b[kind], strict=True) for kind in ("coefficients", "grams")
-    )
-    weights = zip(stacks.a["weights"].tolist(), stacks.b["weights"].tolist(), strict=True)
-    cuts = zip(_cuts(stacks.a, num_tasks), _cuts(stacks.b, num_tasks), strict=True)
+    return Pair(*(_block(parts) for _, parts in stacks))
+
+
+def _block(parts: Parts) -> SideBlock:
+    weights = parts["weights"]
+    cuts = parts.get("cuts", weights.new_zeros(len(weights), 2))
+    return SideBlock.of(parts["coefficients"].mT, parts["grams"], weights, *cuts.unbind(1))
+
+
+def _task_groups(
+    task_ids: Sequence[str],
+    groups: Sequence[tuple[str, list[int]]],
+    blocks: Sequence[Pair[SideBlock]],
+) -> list[TaskGroup]:
+    """Gather the tasks that lie in the same groups of the file."""
+    where: list[dict[str, tuple[int, int]]] = [{} for _ in task_ids]
+    for group, (name, indices) in enumerate(groups):
+        for place, index in enumerate(indices):
+            where[index][name] = group, place
+    alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    for index, layers in enumerate(where):
+        alike.setdefault(tuple((name, group) for name, (group, _) in layers.items()), []).append(
+            index
+        )
     return [
-        MergedLayer(LayerCoefficients(*E), Pair(*N), Pair(*w), Pair(a[0], b[0]), Pair(a[1], b[1]))
-        for E, N, w, (a, b) in zip(coefficients, grams, weights, cuts, strict=True)
+        TaskGroup(
+            tuple(task_ids[index] for index in members),
+            {
+                name: _picked(blocks[group], [where[index][name][1] for index in members])
+                for name, group in kind
+            },
+        )
+        for kind, members in alike.items()
     ]
 
 
-def _cuts(parts: Parts, num_tasks: int) -> list[list[float]]:
-    cuts = parts.get("cuts")
-    return [[0.0, 0.0]] * num_tasks if cuts is None else cuts.tolist()
+def _picked(blocks: Pair[SideBlock], places: Sequence[int]) -> Pair[SideBlock]:
+    """Take some tasks of a group of the file; nothing is copied where they are all of it, in order."""
+    if len(places) == len(blocks.a.weights) and list(places) == list(range(len(places))):
+        return blocks
+    return Pair(blocks.a.picked(places), blocks.b.picked(places))

@@ -177,7 +177,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "merged_tasks.v1.safetensors": (
         MERGED,
         lambda: codec.merged_tasks_to_bytes(MERGED),
-        lambda data: codec.merged_tasks_from_bytes(data, version=5),
+        lambda data: dict(codec.merged_tasks_from_bytes(data, version=5)),
     ),
     "subspace_with_tail.v1.safetensors": (
         CUT,
@@ -201,7 +201,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "merged_tasks_cut.v1.safetensors": (
         MERGED_CUT,
         lambda: codec.merged_tasks_to_bytes(MERGED_CUT),
-        lambda data: codec.merged_tasks_from_bytes(data, version=5),
+        lambda data: dict(codec.merged_tasks_from_bytes(data, version=5)),
     ),
     "step.v1.safetensors": (
         STEP,

@@ -130,7 +130,17 @@ def test_merged_tasks_come_back(tasks):
     version = next((task.version for task in tasks.values()), 0)
     back = merged_tasks_from_bytes(merged_tasks_to_bytes(tasks), version=version)
 
-    assert first_difference(back, tasks) is None
+    assert first_difference(dict(back), tasks) is None
+
+
+def test_tasks_are_read_as_the_table_that_a_merge_needs():
+    """Tasks that were stored as one group are read as one, and no number of theirs lies in memory twice."""
+    (group,) = merged_tasks_from_bytes(tensors_to_bytes(stacked_tasks(), MEMBERS), version=1).groups
+    blocks = group.layers[Q]
+
+    assert set(group.task_ids) == {"books", "movies"}
+    for _, block in blocks:
+        assert block.rows.untyped_storage().nbytes() == block.rows.nbytes
 
 
 def test_tensors_of_a_payload_are_named_as_documented():
@@ -324,6 +334,7 @@ def test_an_account_of_cuts_has_two_numbers_for_each_task(shape):
         "[]",
         "{}",
         '{"tasks":["movies"],"groups":[["encoder.0.query",[0,1]]]}',
+        '{"tasks":["movies","movies"],"groups":[["encoder.0.query",[0,1]]]}',
         '{"tasks":["movies","books"],"groups":[]}',
         '{"tasks":["movies","books"],"groups":[["encoder.0.query"]]}',
         '{"tasks":["movies","books"],"groups":[["encoder.0.query",[0,"x"]]]}',
