@@ -5,13 +5,14 @@ The GNU C library gives threads up to eight heaps for each core, and every heap 
 it. Seventy threads that hand tensors to each other so end with several times of what they hold.
 It also asks the system anew for each chunk of a payload, and a page that is new costs more than
 to write it: so what was freed is kept warm, for the next chunk and the next merge, and given back when it rests.
-Other C libraries have no such functions, and are left alone.
+Other C libraries have no such functions, and are left alone. Intel's MKL, where torch multiplies with it,
+has its own way to keep buffers, for each thread and each kind of product, and is told not to.
 """
 
 import asyncio
 import ctypes
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 _NUM_HEAPS: Final = 2
@@ -49,6 +50,19 @@ def use_few_heaps(environment: Mapping[str, str] | None = None) -> bool:
         _M_TRIM_THRESHOLD: _MOST_KEPT_BYTES,
     }
     return all(mallopt(option, value) == 1 for option, value in wanted.items())
+
+
+def keep_no_product_buffers(environment: MutableMapping[str, str] | None = None) -> None:
+    """
+    Have MKL take the buffers of a product from the C library each time; to be called before torch multiplies.
+
+    Otherwise each of many threads ends with its own of every kind, a few hundred KiB each, for ever.
+
+    Args:
+        environment: ``os.environ`` when absent; what it says of them stays.
+    """
+    environment = os.environ if environment is None else environment
+    environment.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 
 def give_back() -> bool:
