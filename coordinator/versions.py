@@ -10,7 +10,7 @@ from coordinator.store.base import Store, TaskEntry
 from share_dist.core.values import MergedTask, Subspace
 from share_dist.errors import StoreCorrupt, VersionCompacted
 from share_dist.wire import codec
-from share_dist.wire.chunks import PayloadHeader, cut, messages_of
+from share_dist.wire.chunks import PayloadHeader, cut
 from share_dist.wire.records import Precision, UpdateState
 
 KeyT = TypeVar("KeyT")
@@ -47,7 +47,7 @@ class ServedPayload:
     def of(payload: bytes, loss: float = 0.0) -> "ServedPayload":
         """Announce a payload; takes as long as its digest and a copy."""
         pieces = cut(payload)
-        return ServedPayload(pieces.header, messages_of(pieces), loss)
+        return ServedPayload(pieces.header, tuple(pieces.messages()), loss)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from threading import Event
 from typing import Any, final
@@ -15,12 +15,12 @@ from share_dist.client.credentials import Credentials
 from share_dist.client.download import download
 from share_dist.client.older import require_min_version, require_named
 from share_dist.client.retry import RetryPolicy
+from share_dist.client.stub import coordinator_stub
 from share_dist.client.upload import Upload
 from share_dist.client.watch import Watch
 from share_dist.core.values import Coefficients, Fingerprint, Subspace, TaskUpdate
 from share_dist.errors import ConfigError, MalformedMessage, ShapeMismatch, VersionCompacted
 from share_dist.pb import coordinator_pb2 as pb
-from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
 from share_dist.wire.chunks import MAX_PAYLOAD_BYTES, CutPayload, cut
 from share_dist.wire.codec import (
     fingerprint_from_pb,
@@ -41,7 +41,6 @@ from share_dist.wire.codec import (
     update_header,
     update_to_bytes,
 )
-from share_dist.wire.frames import reader
 from share_dist.wire.records import (
     DEFAULT_SUBSPACE,
     CoordinatorStatus,
@@ -61,11 +60,6 @@ TASKS_PER_PAGE = 1000
 """Tasks that are listed at once, at most."""
 
 _PULL_TASK_ATTEMPTS = 3
-_SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
-_DOWNLOADS: Mapping[str, tuple[Any, Any]] = {
-    "PullSubspace": (pb.PullSubspaceRequest, pb.PullSubspaceResponse),
-    "PullTask": (pb.PullTaskRequest, pb.PullTaskResponse),
-}
 
 
 def new_update_id() -> str:
@@ -120,15 +114,7 @@ class ShareClient(Caller):
         self.subspace = require_subspace(subspace)
         self.lease: Lease | None = None
         self._max_payload_bytes = max_payload_bytes
-        self._stub: Any = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
-        # a chunk of what comes is read where it lies
-        for name, (request, response) in _DOWNLOADS.items():
-            pull = self._channel.unary_stream(
-                f"/{_SERVICE_NAME}/{name}",
-                request_serializer=request.SerializeToString,
-                response_deserializer=reader(response),
-            )
-            setattr(self._stub, name, pull)
+        self._stub = coordinator_stub(self._channel)
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
     @override

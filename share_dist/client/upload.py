@@ -58,11 +58,11 @@ class Upload:
         receipt: pb.Receipt = self._stub.PushUpdate(self._requests(), timeout=max(seconds, 0.0))
         return receipt
 
-    def _requests(self) -> Iterator[pb.PushUpdateRequest]:
-        yield pb.PushUpdateRequest(header=self._header)
-        for chunk in self._pieces.chunks(self._header.first_chunk):
+    def _requests(self) -> Iterator[bytes]:
+        yield pb.PushUpdateRequest(header=self._header).SerializeToString()
+        for message in self._pieces.messages(self._header.first_chunk):
             self.num_sent_chunks += 1
-            yield pb.PushUpdateRequest(chunk=chunk)
+            yield message
 
     def _num_chunks_there(self, seconds: float) -> int:
         """Ask how much of this payload is there; nothing counts that is not the same."""

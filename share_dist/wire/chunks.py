@@ -20,10 +20,9 @@ from share_dist.errors import (
     StreamTruncated,
     UnsupportedWireVersion,
 )
-from share_dist.pb import coordinator_pb2
 from share_dist.pb import tensor_pb2 as pb
 from share_dist.wire.buffers import room_for
-from share_dist.wire.frames import PayloadChunk
+from share_dist.wire.frames import LentChunk, PayloadChunk, chunk_message
 
 PayloadHeader: TypeAlias = pb.PayloadHeader
 """What comes before the chunks, by a name for those who do not see generated code."""
@@ -81,6 +80,14 @@ class CutPayload:
                 prefix_sha256=self.prefixes[index],
             )
 
+    def messages(self, first_chunk: int = 0) -> Iterator[bytes]:
+        """Write every chunk as the message that streams it, one at a time."""
+        view = memoryview(self.payload)
+        for index in range(first_chunk, len(self.prefixes)):
+            start = index * self.chunk_bytes
+            piece = view[start : start + self.chunk_bytes]
+            yield chunk_message(LentChunk(index, piece, self.prefixes[index]))
+
 
 def cut(payload: bytes, chunk_bytes: int = CHUNK_BYTES) -> CutPayload:
     """Make a payload ready to be announced and sent in chunks; it is hashed once."""
@@ -89,19 +96,6 @@ def cut(payload: bytes, chunk_bytes: int = CHUNK_BYTES) -> CutPayload:
         running.update(view[start : start + chunk_bytes])
         prefixes.append(running.digest())
     return CutPayload(payload, chunk_bytes, tuple(prefixes))
-
-
-def messages_of(pieces: CutPayload) -> tuple[bytes, ...]:
-    """
-    Write every chunk as the message that streams it, ready to be sent to any number of readers.
-
-    All streams of the protocol carry a chunk as field 2 of their message, so that these bytes
-    are a ``PullSubspaceResponse``, a ``PullTaskResponse`` and a ``PushUpdateRequest`` alike.
-    """
-    return tuple(
-        coordinator_pb2.PullSubspaceResponse(chunk=chunk).SerializeToString()
-        for chunk in pieces.chunks()
-    )
 
 
 def split_into_chunks(

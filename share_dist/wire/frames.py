@@ -1,11 +1,12 @@
 """
-Messages of a stream, read without copying what is large in them.
+Messages of a stream, read and written without copying what is large in them more than must be.
 
 A stream of the protocol is a header in field 1 of its first message, and a chunk in field 2 of
 every other one. Protocol buffers copy the bytes of a chunk twice on their way out of a
 message, which for a large payload costs as much as to hash it. So a chunk that is written as
 everybody writes it, its fields once and in order, is read here, and lends its bytes; whatever
-is written otherwise is left to protocol buffers, as is every header.
+is written otherwise is left to protocol buffers, as is every header. On their way in they would copy it three
+times; written here, it is copied once.
 
 Source: the encoding of protocol buffers, https://protobuf.dev/programming-guides/encoding/
 """
@@ -49,6 +50,23 @@ def reader(message_type: Any) -> Callable[[bytes], Any]:
         return _lent(data) or message_type.FromString(data)
 
     return read
+
+
+def chunk_message(chunk: PayloadChunk) -> bytes:
+    """
+    Write the message that brings a chunk.
+
+    All streams of the protocol carry a chunk as field 2 of their message, so that these bytes
+    are a ``PullSubspaceResponse``, a ``PullTaskResponse`` and a ``PushUpdateRequest`` alike.
+    """
+    data, prefix = chunk.data, chunk.prefix_sha256
+    parts = (
+        _INDEX_TAG + _varint(chunk.index) if chunk.index else b"",
+        _DATA_TAG + _varint(len(data)) if data else b"",
+        data,
+        _PREFIX_TAG + _varint(len(prefix)) + prefix if prefix else b"",
+    )
+    return b"".join((_CHUNK_TAG, _varint(sum(map(len, parts))), *parts))
 
 
 def chunk_of(message: Any) -> PayloadChunk | None:
@@ -97,3 +115,13 @@ def _number(message: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return at + place + 1, value
     return 0, 0
+
+
+def _varint(value: int) -> bytes:
+    """Write a number, as ``_number`` reads it."""
+    written = bytearray()
+    while value >= 0x80:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

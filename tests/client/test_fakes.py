@@ -3,10 +3,10 @@
 import grpc
 import pytest
 
+from share_dist.client.stub import coordinator_stub
 from share_dist.client.upload import Upload
 from share_dist.errors import UnknownTask
 from share_dist.pb import coordinator_pb2 as pb
-from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
 from share_dist.wire.chunks import cut
 from share_dist.wire.codec import update_header, update_to_bytes
 from share_dist.wire.status import DETAIL_KEY
@@ -17,7 +17,7 @@ from tests.fakes import Fail, Hang, LoseReply, event_of
 @pytest.fixture
 def stub(server):
     with grpc.insecure_channel(server.address) as channel:
-        yield CoordinatorStub(channel)
+        yield coordinator_stub(channel)
 
 
 def push(stub):
