@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_KNOWN = 1e-9
+"""Share of the largest singular value below which the root of a Gram matrix in float64 is nothing but rounding."""
+
 _NEARLY_INSIDE = 0.25
 """Squared norm that a column of norm one has left at most, when the span beside it holds most of it."""
 
@@ -118,14 +121,16 @@ def tall_svd(
     Accuracy:
         For float32 through the Gram matrix, formed in float64, whose root knows singular values above
         1e-8 of the largest, far below float32's own rounding; columns of ``U`` are orthonormal
-        to 1e-7 times the largest singular value over their own. Otherwise through a QR, to rounding.
+        to 1e-7 times the largest singular value over their own, and those of smaller ones may be
+        zero. Otherwise through a QR, to rounding.
     """
     if matrix.dtype == torch.float64 or matrix.shape[-1] > matrix.shape[-2]:
         Q, upper = torch.linalg.qr(matrix)
         U, sigma, Wt = thin_svd(upper.double())
         return Q @ U.to(Q.dtype), sigma, Wt
     values, directions = (found.flip(-1) for found in torch.linalg.eigh(_gram(matrix)))
-    sigma = values.clamp_min(0.0).sqrt()
+    # less than this is the rounding of the sum, and the inverse of it may overflow
+    sigma = torch.where(values > _KNOWN**2 * values[..., :1], values, 0.0).sqrt()
     inverse = directions * torch.where(sigma > 0, 1 / sigma, 0.0).unsqueeze(-2)
     return matrix @ inverse.to(matrix.dtype), sigma, directions.mT
 

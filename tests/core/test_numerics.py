@@ -88,6 +88,19 @@ def test_the_quick_routes_are_as_the_slow_ones(seed, spread):
     assert torch.allclose((U * expected).sum(0).abs(), torch.ones(9, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("tiny", [1e-9, 1e-20, 1e-30, 1e-40, 0.0])
+def test_columns_that_are_nothing_beside_the_others_are_dropped(tiny):
+    """However small they are: the inverse of their length does not overflow, and no entry becomes NaN."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(24, 6, generator=generator)
+    matrix[:12, 3:], matrix[12:, :3] = 0.0, 0.0
+    matrix[12:, 3:] *= tiny
+    Q, S, _ = orthonormalise(matrix, torch.zeros(24, 0), torch.tensor(1e-6))
+    assert int((S != 0).any(dim=1).sum()) == 3
+    assert torch.allclose(Q.double() @ S, matrix.double(), atol=1e-6)
+    assert (Q[:, :3].mT @ Q[:, :3] - torch.eye(3)).abs().max() < 1e-6
+
+
 def test_columns_that_rounding_has_turned_are_straightened():
     """Once in 64 merges crooked columns are made orthonormal again, and no task is moved by more than they were off."""
     adapters = [random_factors(seed, shapes=SMALL, dtype=torch.float32) for seed in range(3)]
