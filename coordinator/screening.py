@@ -13,8 +13,8 @@ from coordinator.versions import Snapshot
 from share_dist.core.budget import DriftBudget, park_for_budget, task_norms
 from share_dist.core.outcome import MergeOutcome
 from share_dist.core.prepared import angle_between, prepare_merge
-from share_dist.core.sides import Truncation
 from share_dist.core.staleness import staleness_factor
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import Subspace, TaskUpdate
 from share_dist.wire.records import UpdateState
 

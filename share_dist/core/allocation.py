@@ -39,24 +39,23 @@ class Spectrum:
         energies: ``(c,)``; of each column, never increasing.
         column_bytes: What one column costs.
         importance: What its energy counts, in units that all things share.
+        least: Columns that it gets first, as far as it has them: a side without any leaves a task
+            without its layer.
     """
 
     energies: Float[Tensor, " c"]
     column_bytes: int
     importance: float = 1.0
+    least: int = 1
 
 
-def allocate(
-    spectra: Mapping[KeyT, Spectrum], max_bytes: int, *, least: int = 1
-) -> dict[KeyT, int]:
+def allocate(spectra: Mapping[KeyT, Spectrum], max_bytes: int) -> dict[KeyT, int]:
     """
     Choose how many columns of each spectrum to keep, so that what they explain together is most.
 
     Args:
         spectra: Name -> what there is. Columns of no energy are never bought.
         max_bytes: The budget for all columns together.
-        least: Columns that everything gets first, as far as it has them: a side without any
-            leaves a task without its layer.
 
     Returns:
         Name -> number of its leading columns, in the order of ``spectra``.
@@ -66,7 +65,7 @@ def allocate(
         any more. Where all columns cost the same it lacks nothing. Both hold because each spectrum falls.
 
     Raises:
-        ConfigError: The budget does not buy ``least`` columns of everything.
+        ConfigError: The budget does not buy what everything gets first.
 
     Examples:
         >>> import torch
@@ -75,14 +74,9 @@ def allocate(
         >>> allocate({"flat": flat, "steep": steep}, max_bytes=40)
         {'flat': 3, 'steep': 1}
     """
-    chosen = {name: min(least, len(each.energies)) for name, each in spectra.items()}
+    chosen = {name: min(each.least, len(each.energies)) for name, each in spectra.items()}
     spent = sum(count * spectra[name].column_bytes for name, count in chosen.items())
-    if spent > max_bytes:
-        raise ConfigError(
-            f"{max_bytes} bytes do not hold {least} columns of each of {len(spectra)} bases, which take "
-            f"{spent}: allow at least these, or adapt fewer layers",
-            key="max_bytes",
-        )
+    require_bytes(max_bytes, spent, len(spectra))
     energies = {name: each.energies.tolist() for name, each in spectra.items()}
     queue: list[tuple[float, int, KeyT]] = []
 
@@ -103,6 +97,21 @@ def allocate(
         chosen[name] += 1
         offer(place, name)
     return chosen
+
+
+def require_bytes(max_bytes: int, needed_bytes: int, num_bases: int) -> None:
+    """
+    Raise unless a budget buys the columns that some bases get first.
+
+    Raises:
+        ConfigError: With both numbers.
+    """
+    if needed_bytes > max_bytes:
+        raise ConfigError(
+            f"max_bytes is {max_bytes}, too little for the first factors of {num_bases} bases, which take "
+            f"{needed_bytes}: allow at least these, or adapt fewer layers",
+            key="max_bytes",
+        )
 
 
 def within_bytes(subspace: Subspace, max_bytes: int) -> Subspace:

@@ -15,8 +15,9 @@ import torch
 
 from share_dist.core.outcome import MergeOutcome
 from share_dist.core.prepared import PreparedMerge, prepare_merge
-from share_dist.core.sides import SideSpectrum, Truncation
+from share_dist.core.sides import SideSpectrum
 from share_dist.core.table import TaskTable
+from share_dist.core.truncation import Truncation, factor_bytes
 from share_dist.core.values import MergedTask, Subspace, TaskUpdate
 from share_dist.errors import ConfigError
 
@@ -126,6 +127,10 @@ def merge_within_budget(
     budget does ``k`` grow: in steps that double until all are within, then halved back, so that
     the next smaller ``k`` that was tried is too small. The large products are done once.
 
+    Where the truncation has ``max_bytes``, these win over all growth. They are shared out anew first,
+    whatever each side has; only if that carries some task beyond the budget, every side keeps the factors
+    that it has, if they fit, and what is left of the bytes is where ``k`` can grow.
+
     Args:
         subspace: The current version, with its oversampled tail.
         tasks: Every task that is merged in it.
@@ -142,20 +147,22 @@ def merge_within_budget(
         ShareError: As ``merge`` does.
     """
     prepared = prepare_merge(subspace, tasks, updates, bases=bases)
-    start = replace(truncation, keeps_factors=True)
+    held, is_shared_out = replace(truncation, keeps_factors=True), truncation.max_bytes is not None
     norms = task_norms(subspace, prepared.tasks)
 
-    def attempt(least_factors: int) -> BudgetedMerge:
+    def attempt(least_factors: int, start: Truncation = held) -> BudgetedMerge:
         outcome = prepared.cut(replace(start, least_factors=least_factors))
         relative = _relative_drift(outcome.report.drift, norms, budget)
         far = sorted((-drift, task_id) for task_id, drift in relative.items() if drift > budget.largest)  # fmt: skip
         excess = {task_id: -drift for drift, task_id in far}
         return BudgetedMerge(outcome, relative, excess, least_factors)
 
-    first = attempt(0)
+    first = attempt(0, replace(truncation, keeps_factors=not is_shared_out))
+    if first.excess and is_shared_out:
+        first = min(first, attempt(0), key=lambda tried: tried.furthest)
     if not first.excess:
         return first
-    return _grow(attempt, first, *_range(prepared, start, budget.max_basis_bytes))
+    return _grow(attempt, first, *_range(prepared, held, budget.max_basis_bytes))
 
 
 def park_for_budget(
@@ -235,10 +242,7 @@ def _range(prepared: PreparedMerge, start: Truncation, max_bytes: int | None) ->
 
 
 def _bytes(sides: Sequence[SideSpectrum], truncation: Truncation) -> int:
-    return sum(
-        side.old.features * truncation.choose(side)[1] * side.old.vectors.element_size()
-        for side in sides
-    )
+    return sum(factor_bytes(side) * truncation.choose(side)[1] for side in sides)
 
 
 def _grow(

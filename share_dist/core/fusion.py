@@ -25,7 +25,8 @@ from share_dist.core.account import TakenOut, kept_energy
 from share_dist.core.drift import squared_difference
 from share_dist.core.linalg import rank_tolerance, thin_svd
 from share_dist.core.outcome import SideReport
-from share_dist.core.sides import MergedSide, SideSpectrum, Truncation
+from share_dist.core.sides import MergedSide, SideSpectrum
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import (
     SIDES,
     Basis,
@@ -112,7 +113,7 @@ def merge_subspaces(
         for name in sketches[0].subspace.layers
     }  # fmt: skip
     merged = {
-        name: Pair(stack.a.cut(truncation), stack.b.cut(truncation))
+        name: Pair(*(side.cut(*truncation.choose(side)) for _, side in stack))
         for name, stack in stacks.items()
     }
     fused = Subspace(

@@ -9,8 +9,8 @@ from torch.nn.functional import pad
 
 from share_dist.core.drift import squared_difference
 from share_dist.core.prepared import prepare_merge
-from share_dist.core.sides import Truncation
 from share_dist.core.subspace import check_layers
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import (
     SIDES,
     Factors,
@@ -159,7 +159,7 @@ def _merged(
     updates = [_update(empty, name, factors) for name, factors in group]
     prepared = prepare_merge(subspace, {}, updates, bases={0: empty})
     layers = {
-        name: LayerSubspace(*(side.cut(truncation).basis for _, side in both))
+        name: LayerSubspace(*(side.cut(*truncation.choose(side)).basis for _, side in both))
         for name, both in prepared.sides.items()
     }
     return replace(subspace, layers=layers, version=subspace.version + 1)

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 from share_dist.core.outcome import MergeOutcome
 from share_dist.core.prepared import prepare_merge
-from share_dist.core.sides import Truncation
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import MergedTask, Subspace, TaskUpdate
 
 
@@ -38,6 +38,7 @@ def merge(
     energy: float | None = None,
     *,
     oversample: int = 0,
+    max_bytes: int | None = None,
     bases: Mapping[int, Subspace] | None = None,
 ) -> MergeOutcome:
     """
@@ -52,6 +53,8 @@ def merge(
         energy: Instead, or as well: the least ``k`` per side that explains
             this share of the energy of everything merged, 0 to 1.
         oversample: ``o``; columns kept beyond ``k`` for the sake of later merges.
+        max_bytes: Of the factors of all bases together, as they are broadcast: what the others say
+            is then the most that a side gets, and each gets as many as explain most.
         bases: Version -> subspace, for updates that were trained on an older
             version. They are merged exactly: being late loses nothing.
 
@@ -69,7 +72,8 @@ def merge(
         BaseVersionTooOld: An update's base version is not in ``bases``.
         VersionInFuture: An update's base version does not exist yet.
         UpdateRefused: An update changes nothing in some layer.
-        ConfigError: ``num_factors``, ``energy`` or ``oversample`` is out of range.
+        ConfigError: ``num_factors``, ``energy`` or ``oversample`` is out of range, or
+            ``max_bytes`` do not hold a factor of every side.
     """
-    truncation = Truncation(num_factors, energy, oversample)
+    truncation = Truncation(num_factors, energy, oversample, max_bytes=max_bytes)
     return prepare_merge(subspace, tasks, updates, bases=bases).cut(truncation)

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from share_dist.core.drift import Drift, SideTurn, measure_drift
 from share_dist.core.linalg import largest_angle
 from share_dist.core.newcomers import Newcomer, base_of, check_distinct, newcomers_of
 from share_dist.core.outcome import LayerRotation, MergeOutcome, MergeReport
-from share_dist.core.sides import MergedSide, SideSpectrum, Truncation, side_spectra
+from share_dist.core.sides import MergedSide, SideSpectrum, side_spectra
 from share_dist.core.table import SideBlock, TaskGroup, TaskTable
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import (
     LayerSubspace,
     MergedTask,
@@ -52,11 +53,18 @@ class PreparedMerge:
     removed_task_ids: tuple[str, ...] = ()
 
     def cut(self, truncation: Truncation) -> MergeOutcome:
-        """Keep as many columns as a truncation says: the next version."""
+        """
+        Keep as many columns as a truncation says: the next version.
+
+        Raises:
+            ConfigError: Its ``max_bytes`` do not hold a factor of every side.
+        """
+        importance = {} if truncation.max_bytes is None else self._importance
+        chosen = truncation.choose_all(self.sides, importance)
         merged = {
-            name: Pair(layer.a.cut(truncation), layer.b.cut(truncation))
+            name: Pair(*(side.cut(*chosen[name][which], shrinks=truncation.shrink) for which, side in layer))
             for name, layer in self.sides.items()
-        }
+        }  # fmt: skip
         new = replace(
             self.subspace,
             version=self.subspace.version + 1,
@@ -77,6 +85,26 @@ class PreparedMerge:
         }
         report = self._report(merged, drift, truncated)
         return MergeOutcome(new, tasks, rotation, report)
+
+    @cached_property
+    def _importance(self) -> dict[str, float]:
+        """
+        Layer name -> its share in a task's squared size, the mean by weight over the tasks of the next version.
+
+        A merge weighs every layer of a task alike; by this its energy counts as much as the layer's
+        ``dW`` does in the task's, or ``||A|| ||B||`` under the metric ``"factors"``.
+        """
+        claims = self.tasks.claims(self.leaving)
+        for update in self.updates:
+            squares = {
+                name: update.weight / layer.weights.a
+                for name, layer in self.newcomers[update.update_id].items()
+            }
+            whole = math.fsum(squares.values())
+            for name, square in squares.items():
+                claims[name] = claims.get(name, 0.0) + update.weight * square / whole
+        total = math.fsum(claims.values())
+        return {name: claims[name] / total if total else 0.0 for name in self.sides}
 
     def _turn(self, name: str, side: Side, merged: MergedSide) -> SideTurn:
         """Say how the tasks of one side of one layer get to the next version."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from share_dist.core.outcome import MergeOutcome
 from share_dist.core.prepared import prepare_merge
-from share_dist.core.sides import Truncation
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import MergedTask, Subspace
 from share_dist.errors import ConfigError, UnknownTask
 
@@ -19,6 +19,7 @@ def remove_tasks(
     *,
     oversample: int = 0,
     keeps_factors: bool = False,
+    max_bytes: int | None = None,
 ) -> MergeOutcome:
     """
     Take tasks out of a subspace.
@@ -34,6 +35,7 @@ def remove_tasks(
         energy: Instead, or as well: the least ``k`` that explains this share.
         oversample: ``o``.
         keeps_factors: No side gets fewer than it has now, but for its rank.
+        max_bytes: As ``merge`` takes it.
 
     Returns:
         The next version, the tasks that stay said in it, the rotation, and a report of how far
@@ -48,7 +50,9 @@ def remove_tasks(
         ConfigError: No task is named, or an option is out of range.
         UnknownTask: A task is not in the subspace.
     """
-    truncation = Truncation(num_factors, energy, oversample, keeps_factors=keeps_factors)
+    truncation = Truncation(
+        num_factors, energy, oversample, keeps_factors=keeps_factors, max_bytes=max_bytes
+    )
     if not task_ids:
         raise ConfigError("no task was named to be removed: name at least one", key="task_ids")
     for task_id in sorted(task_ids):

@@ -21,7 +21,6 @@ from share_dist.core.linalg import (
 from share_dist.core.newcomers import Newcomer
 from share_dist.core.outcome import SideReport, SideRotation
 from share_dist.core.values import Basis, MergedTask, Pair, Side, Subspace
-from share_dist.errors import ConfigError
 
 _BYTES_AT_ONCE = 2**21
 """Of bases that are worked on at once where there is a cache to stay in."""
@@ -31,53 +30,6 @@ _MERGES_BETWEEN_CHECKS = 64
 
 _CROOKED = 1e-6
 """Entry of ``V.T V - I`` from which on columns are straightened; 1e-5 is what is promised."""
-
-
-@dataclass(frozen=True, slots=True)
-class Truncation:
-    """
-    How many columns a merge keeps on each side; never beyond the numerical rank.
-
-    Args:
-        num_factors: ``k``; None for all that the data have.
-        energy: Instead, or as well: the least ``k`` that explains this share of the energy
-            of everything merged, 0 to 1; all there is where what was cut before is too much.
-        oversample: ``o``; columns kept beyond ``k``.
-        least_factors: ``k`` is not chosen below this, whatever the others say.
-        keeps_factors: Nor below what the side has now.
-        shrink: Take the energy of the first column that is cut from every column that is kept, as
-            Frequent Directions does (Liberty, 2013). In no direction is then more energy lost over
-            all merges than ``basis.cut_energy / (m + 1)``, whatever arrived; in practice the
-            leading columns are worse.
-    """
-
-    num_factors: int | None = None
-    energy: float | None = None
-    oversample: int = 0
-    least_factors: int = 0
-    keeps_factors: bool = False
-    shrink: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_factors is not None and self.num_factors < 1:
-            raise ConfigError(
-                f"num_factors is {self.num_factors}: ask for at least 1", key="num_factors"
-            )
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise ConfigError(f"energy is {self.energy}: give a share in (0, 1]", key="energy")
-        if self.oversample < 0:
-            raise ConfigError(f"oversample is {self.oversample}: give 0 or more", key="oversample")
-
-    def choose(self, side: "SideSpectrum") -> tuple[int, int]:
-        """Choose ``k`` and ``m`` for one side."""
-        k = side.rank if self.num_factors is None else self.num_factors
-        if self.energy is not None:
-            squares = side.sigma.square()
-            share = self.energy * (float(squares.sum()) + side.cut_before) * (1 - 1e-12)
-            k = min(k, int((squares.cumsum(0) < share).sum()) + 1)
-        k = max(k, self.least_factors, side.old.num_factors if self.keeps_factors else 0)
-        k = min(k, side.rank)
-        return k, min(side.rank, k + self.oversample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +85,19 @@ class SideSpectrum:
         # both are sums of the same numbers: less than their rounding is nothing
         return left if left > 1e-12 * self.old.cut_energy else 0.0
 
-    def cut(self, truncation: Truncation) -> MergedSide:
-        """Keep as many columns as a truncation says, and say how the old ones become them."""
-        k, columns = truncation.choose(self)
+    def cut(self, k: int, columns: int, *, shrinks: bool = False) -> MergedSide:
+        """
+        Keep some columns, and say how the old ones become them.
+
+        Args:
+            k: Those that are broadcast.
+            columns: All that are kept; at most ``rank``.
+            shrinks: As ``Truncation`` says it.
+        """
         U, vectors = self._turned(columns)
         energies = self.sigma.square()
         beyond = energies[columns : self.rank]
-        shrunk = beyond[:1].sum() if truncation.shrink else beyond.new_zeros(())
+        shrunk = beyond[:1].sum() if shrinks else beyond.new_zeros(())
         kept = energies[:columns] - shrunk
         cut = float(beyond.sum() + columns * shrunk)
         total = float(kept.sum()) + cut + self.cut_before

@@ -111,6 +111,14 @@ class TaskGroup:
         """Task -> its place."""
         return {task_id: place for place, task_id in enumerate(self.task_ids)}
 
+    @functools.cached_property
+    def claims(self) -> dict[str, float]:
+        """Layer name -> its share in each task's squared size, times the task's weight; the sum over tasks."""
+        squares = torch.stack([both.a.admitted / both.a.weights for both in self.layers.values()])
+        admitted = torch.stack([both.a.admitted for both in self.layers.values()])
+        summed = (admitted * squares / squares.sum(dim=0)).sum(dim=1)
+        return dict(zip(self.layers, summed.tolist(), strict=True))
+
     @property
     def kind(self) -> tuple[tuple[str, int], ...]:
         """What tasks must have in common to be one group: layers, and the pseudo-rank in each."""
@@ -226,6 +234,26 @@ class TaskTable(Mapping[str, MergedTask]):
         left = frozenset(task_id for task_id in leaving if task_id in self)
         step = _Step(left, carries, came.groups)
         return TaskTable(version, groups, (*steps, step))
+
+    def claims(self, leaving: Collection[str]) -> dict[str, float]:
+        """
+        Sum up ``TaskGroup.claims`` of the tasks that stay; no task is brought up to date for it.
+
+        Args:
+            leaving: Tasks that do not count.
+        """
+        groups, steps = self._held
+        found: dict[str, float] = defaultdict(float)
+        gone = set(leaving)
+        for came, step in zip((groups, *(step.came for step in steps))[::-1], (*reversed(steps), None), strict=True):  # fmt: skip
+            for group in came:
+                for name, claim in group.claims.items():
+                    found[name] += claim
+                if left := [task_id for task_id in gone if task_id in group.index]:
+                    for name, claim in group.picked(left).claims.items():
+                        found[name] -= claim
+            gone |= step.leaving if step else set()
+        return {name: max(0.0, claim) for name, claim in found.items()}
 
     def picked(self, task_ids: Collection[str]) -> "TaskTable":
         """Read only some of the tasks; the others go on owing what they owe."""

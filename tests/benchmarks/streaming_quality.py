@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from share_dist.core.prepared import prepare_merge
-from share_dist.core.sides import Truncation
 from share_dist.core.subspace import update_from_factors
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import Basis, LayerFactors, LayerShape, Subspace, TaskUpdate
 from tests.benchmarks import measuring
 

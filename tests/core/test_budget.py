@@ -13,9 +13,9 @@ from share_dist.core.budget import (
 )
 from share_dist.core.merge import merge
 from share_dist.core.removal import remove_tasks
-from share_dist.core.sides import Truncation
 from share_dist.core.staleness import staleness_factor
 from share_dist.core.subspace import update_from_factors
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import LayerShape, LayerUpdate, SideUpdate, Subspace, TaskUpdate
 from share_dist.errors import ConfigError
 from tests.core.adapters import METRICS, delta_weights, merge_in_sequence, norm, random_factors

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from share_dist.core.prepared import prepare_merge
-from share_dist.core.sides import Truncation
 from share_dist.core.subspace import update_from_factors
+from share_dist.core.truncation import Truncation
 from share_dist.core.values import LayerFactors, LayerShape, Subspace
 from tests.core.adapters import metric_columns
 
