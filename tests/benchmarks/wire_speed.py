@@ -66,7 +66,7 @@ def main() -> None:
     fingerprint = fingerprint_of(shapes)
     update = update_of(shapes, "big", pseudo_rank=FACTORS, num_temporary=FACTORS)
     payload = update_to_bytes(update)
-    size = len(payload)
+    size, count = len(payload), options.repeats + 1
     with tempfile.TemporaryDirectory(prefix="share-dist-bench-") as folder:
         config = {"num_factors": FACTORS, "oversample": 0}
         unmerged = {"min_updates": 10**6, "max_wait_seconds": 10**6}
@@ -92,8 +92,8 @@ def main() -> None:
                 "pull": puller.pull,
                 "TCP push": partial(_tcp_push, tcp_port, payload),
                 "gRPC push": partial(_grpc_push, channel, payload),
-                "send": partial(_send, pusher, update, _different(payload, options.repeats)),
-                "push": partial(_push, pusher, update),
+                "send": partial(_send, pusher, _anew(update, count), _different(payload, count)),
+                "push": partial(_push, pusher, _anew(update, count)),
             }
             taken = interleaved(works, options.repeats)
             resident = rss_mib(pid)
@@ -125,17 +125,22 @@ def _fetch(client: ShareClient) -> None:
     tensors_from_bytes(payload)
 
 
+def _anew(update: TaskUpdate, count: int) -> Iterator[TaskUpdate]:
+    """Make updates that differ in their id: to make one looks at all of its numbers."""
+    return iter([replace(update, update_id=new_update_id()) for _ in range(count)])
+
+
 def _different(payload: bytes, count: int) -> Iterator[CutPayload]:
     """Make payloads that differ in their last number: a store keeps the same bytes only once."""
-    return iter([cut(payload[:-4] + struct.pack("<f", number)) for number in range(1, count + 2)])
+    return iter([cut(payload[:-4] + struct.pack("<f", number)) for number in range(1, count + 1)])
 
 
-def _send(client: ShareClient, update: TaskUpdate, pieces: Iterator[CutPayload]) -> None:
-    client.push(replace(update, update_id=new_update_id()), pieces=next(pieces))
+def _send(client: ShareClient, updates: Iterator[TaskUpdate], pieces: Iterator[CutPayload]) -> None:
+    client.push(next(updates), pieces=next(pieces))
 
 
-def _push(client: ShareClient, update: TaskUpdate) -> None:
-    client.push(replace(update, update_id=new_update_id()))
+def _push(client: ShareClient, updates: Iterator[TaskUpdate]) -> None:
+    client.push(next(updates))
 
 
 def _grpc_pull(channel: grpc.Channel, size: int) -> None:
