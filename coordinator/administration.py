@@ -352,6 +352,7 @@ def _without(lineage: Lineage, current: Snapshot, task_id: str) -> MergeOutcome:
             config.energy,
             oversample=config.oversample,
             keeps_factors=config.drift_budget is not None,
+            max_bytes=config.max_bytes,
         )
     if _is_gone(lineage, task_id):
         raise unknown_task(current, task_id)

@@ -40,6 +40,7 @@ from coordinator.uploads import UploadSpool
 from coordinator.versions import VersionCache
 from coordinator.web.server import WebServer
 from coordinator.writer import MergeWriter
+from share_dist.core.allocation import require_first_factors
 from share_dist.errors import ConfigError, StoreError, StoreFenced
 from share_dist.telemetry import Event, get_logger
 from share_dist.wire.options import SERVER_OPTIONS
@@ -294,7 +295,7 @@ def _lineage(
 ) -> Lineage:
     """Put the parts of one named subspace together."""
     own = config.subspace(store.name)
-    _check_metric(own, store)
+    _check_fit(own, store)
     counted = metrics.of(store.name)
     log = log.bind(subspace=store.name)
     versions = VersionCache(store)
@@ -329,14 +330,19 @@ def _lineage(
     )
 
 
-def _check_metric(config: SubspaceConfig, store: Store) -> None:
+def _check_fit(config: SubspaceConfig, store: Store) -> None:
+    """Refuse a configuration with which what is in the store could not go on."""
     fingerprint = store.fingerprint()
-    if fingerprint and fingerprint.metric != config.metric:
+    if fingerprint is None:
+        return
+    if fingerprint.metric != config.metric:
         raise ConfigError(
             f"subspace {store.name!r} works with metric {fingerprint.metric!r}, asked was "
             f"{config.metric!r}: pass --metric {fingerprint.metric}, or begin another subspace",
             key="metric",
         )
+    if config.max_bytes is not None:
+        require_first_factors(fingerprint.layers, config.max_bytes)
 
 
 async def _history(store: Store, after_version: int) -> tuple[VersionEvent, ...]:

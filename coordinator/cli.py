@@ -58,6 +58,13 @@ def serve(
         int | None,
         typer.Option(help="Columns kept beyond those, for later merges. [default: 32]"),
     ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Bytes of all factors, at most, shared out by what each explains; "
+            "up to --num-factors for each side."
+        ),
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(help="What a merge keeps best: delta or factors. [default: delta]"),
@@ -107,6 +114,7 @@ def serve(
         "num_factors": num_factors,
         "energy": energy,
         "oversample": oversample,
+        "max_bytes": max_bytes,
         "metric": metric,
         "metrics_listen": metrics_listen,
         "web_listen": web_listen,

@@ -53,6 +53,12 @@ class SubspaceConfig(BaseModel):
     oversample: int = Field(
         32, ge=0, description="Columns kept beyond those, for the sake of later merges"
     )
+    max_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Bytes of all factors that are broadcast, at most: shared out among layers and "
+        "sides by what each factor explains, up to num_factors for each side",
+    )
     metric: Metric = Field(
         "delta", description="What a merge keeps best: weight changes, or factors as in the paper"
     )
@@ -278,9 +284,11 @@ class CoordinatorConfig(SubspaceConfig):
         """
         shared = {key: getattr(self, key) for key in SubspaceConfig.model_fields}
         try:
-            return SubspaceConfig.model_validate(shared | self.subspaces.get(name, {}))
+            config = SubspaceConfig.model_validate(shared | self.subspaces.get(name, {}))
         except ValidationError as error:
             raise _config_error(error, f"[subspaces.{name}]", SubspaceConfig) from None
+        _check_bytes(config)
+        return config
 
 
 def load_config(
@@ -316,7 +324,7 @@ def load_config(
     _check_address("listen", config.listen, is_allowed=is_private)
     for key in ("metrics_listen", "web_listen"):
         _check_address(key, getattr(config, key), is_allowed=config.insecure)
-    for name in config.subspaces:
+    for name in config.names:
         config.subspace(name)
     return config
 
@@ -367,6 +375,15 @@ def _instead_of(key: str, model: type[BaseModel]) -> str:
     # none rather than a far one: 'insecure' must not be offered to somebody who meant something else
     nearest = difflib.get_close_matches(key, model.model_fields, n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else "the README has a table of all keys"
+
+
+def _check_bytes(config: SubspaceConfig) -> None:
+    if config.max_bytes is not None and config.max_subspace_bytes is not None:
+        raise ConfigError(
+            f"max_bytes is {config.max_bytes} and max_subspace_bytes is {config.max_subspace_bytes}: the "
+            "first bounds what a drift budget may grow already, so give only one of them",
+            key="max_subspace_bytes",
+        )
 
 
 def _check_tls(config: CoordinatorConfig) -> None:

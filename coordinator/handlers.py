@@ -33,6 +33,7 @@ from coordinator.store.base import (
 )
 from coordinator.store.format import describe_update
 from coordinator.uploads import upload_key
+from share_dist.core.allocation import require_first_factors
 from share_dist.core.prepared import angle_between
 from share_dist.core.values import WIRE_VERSION, Fingerprint, LayerUpdate, SideUpdate, TaskUpdate
 from share_dist.errors import (
@@ -117,7 +118,8 @@ async def register(call: Call, worker_id: str, fingerprint: Fingerprint | None) 
     Raises:
         FingerprintMismatch: The worker's model, layers or metric are not the subspace's.
         NotPermitted: The ``worker_id`` belongs to another principal.
-        ConfigError: The fingerprint has no layers, or an empty one.
+        ConfigError: The fingerprint has no layers, or an empty one, or so many that ``max_bytes`` do
+            not hold a factor of each side.
         WireError: It has layers of which no update could be sent.
         Overloaded: The caller has registered too often within an hour.
     """
@@ -234,6 +236,8 @@ async def get_status(call: Call) -> CoordinatorStatus:
 async def _bind(call: Call, fingerprint: Fingerprint) -> None:
     lineage = call.lineage
     await asyncio.to_thread(_require_layers, fingerprint)
+    if lineage.config.max_bytes is not None:
+        require_first_factors(fingerprint.layers, lineage.config.max_bytes)
     # an unbound store would take anything: what this subspace was told to do is checked first
     replace(fingerprint, metric=lineage.config.metric, wire_version=WIRE_VERSION).require(
         fingerprint

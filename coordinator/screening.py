@@ -110,6 +110,7 @@ def truncation_of(config: SubspaceConfig) -> Truncation:
         config.energy,
         config.oversample,
         keeps_factors=config.drift_budget is not None,
+        max_bytes=config.max_bytes,
     )
 
 
@@ -179,7 +180,8 @@ def _budget(current: Snapshot, config: SubspaceConfig) -> DriftBudget:
 def _over_budget(excess: Mapping[str, float], config: SubspaceConfig) -> str:
     task_id, share = next(iter(excess.items()))
     others = f" and {len(excess) - 1} others beyond it" if len(excess) > 1 else ""
+    within = f", in max_bytes of {config.max_bytes}" if config.max_bytes else ""
     return (
         f"it would carry task {task_id!r} to a cumulative drift of {share:.3g} of its norm{others}, "
-        f"drift_budget is {config.drift_budget:g}"
+        f"drift_budget is {config.drift_budget:g}{within}"
     )

@@ -24,7 +24,7 @@ from typing import TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.values import LayerSubspace, Subspace
+from share_dist.core.values import LayerShape, LayerSubspace, Subspace
 from share_dist.errors import ConfigError
 
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -76,7 +76,7 @@ def allocate(spectra: Mapping[KeyT, Spectrum], max_bytes: int) -> dict[KeyT, int
     """
     chosen = {name: min(each.least, len(each.energies)) for name, each in spectra.items()}
     spent = sum(count * spectra[name].column_bytes for name, count in chosen.items())
-    require_bytes(max_bytes, spent, len(spectra))
+    _require(max_bytes, spent, len(spectra))
     energies = {name: each.energies.tolist() for name, each in spectra.items()}
     queue: list[tuple[float, int, KeyT]] = []
 
@@ -99,13 +99,18 @@ def allocate(spectra: Mapping[KeyT, Spectrum], max_bytes: int) -> dict[KeyT, int
     return chosen
 
 
-def require_bytes(max_bytes: int, needed_bytes: int, num_bases: int) -> None:
+def require_first_factors(shapes: Mapping[str, LayerShape], max_bytes: int) -> None:
     """
-    Raise unless a budget buys the columns that some bases get first.
+    Raise unless a budget buys a float32 factor for both sides of every layer.
 
     Raises:
         ConfigError: With both numbers.
     """
+    needed = sum(4 * features for shape in shapes.values() for features in shape)
+    _require(max_bytes, needed, 2 * len(shapes))
+
+
+def _require(max_bytes: int, needed_bytes: int, num_bases: int) -> None:
     if needed_bytes > max_bytes:
         raise ConfigError(
             f"max_bytes is {max_bytes}, too little for the first factors of {num_bases} bases, which take "

@@ -1,7 +1,7 @@
 """Truncation: how many columns of each side a merge keeps, and how many of them are broadcast."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from share_dist.core.allocation import Spectrum, allocate
 from share_dist.core.sides import SideSpectrum
@@ -26,8 +26,8 @@ class Truncation:
             all merges than ``basis.cut_energy / (m + 1)``, whatever arrived; in practice the
             leading columns are worse.
         max_bytes: Of the factors of all sides together, as they are broadcast. The ``k`` that the others
-            say is then the most that a side gets, and ``m`` stays that ``k + o``: among these columns
-            ``allocate`` chooses. No side gets fewer factors than it has where ``keeps_factors``
+            say is then the most that a side gets, and ``m`` stays that ``k + o``, but for ``least_factors`` that
+            it did not get: ``allocate`` chooses. No side gets fewer factors than it has where ``keeps_factors``
             says so, unless these do not fit.
     """
 
@@ -79,9 +79,14 @@ class Truncation:
             return most
         chosen = allocate(self._spectra(sides, most, importance), self.max_bytes)
         return {
-            name: Pair(*((chosen[name, which], columns) for which, (_, columns) in both))
-            for name, both in most.items()
+            name: Pair(*(self._kept(side, chosen[name, which]) for which, side in layer))
+            for name, layer in sides.items()
         }
+
+    def _kept(self, side: SideSpectrum, k: int) -> tuple[int, int]:
+        """Keep as many columns as without a budget; more only where a side was let grow beyond that."""
+        usual, _ = replace(self, least_factors=0).choose(side)
+        return k, min(side.rank, max(usual, k) + self.oversample)
 
     def _spectra(
         self,
