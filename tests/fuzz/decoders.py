@@ -30,7 +30,7 @@ from share_dist.core.values import Head, LayerFactors, LayerShape, Subspace
 from share_dist.errors import ShareError
 from share_dist.pb import admin_pb2
 from share_dist.pb import coordinator_pb2 as pb
-from share_dist.wire import tensors
+from share_dist.wire import frames, tensors
 from share_dist.wire.chunks import MIN_CHUNK_BYTES, ChunkJoiner, split_into_chunks
 from share_dist.wire.codec import update_from_wire
 from share_dist.wire.records import Lease
@@ -213,6 +213,13 @@ def _by_hand() -> Iterator[Decoder]:
     yield Decoder(
         "chunks.ChunkJoiner, then update_from_wire", _decode_push, _push_seeds(), _mutate_frames
     )
+    messages = tuple(part for seed in _push_seeds() for part in frames_of(seed))
+    yield Decoder(
+        "frames.reader, against protocol buffers",
+        _read_frame,
+        messages,
+        lambda data, rng: mutate_message(data, pb.PushUpdateRequest, rng),
+    )
     steps = tuple(payload for _, payload in _lineage())
     yield Decoder("steps.advance", _follow, steps, mutate_safetensors)
     error_seeds = ((GOLDEN / "error.v1.pb").read_bytes(),)
@@ -240,41 +247,63 @@ def _framed(messages: list[pb.PushUpdateRequest]) -> bytes:
 
 def frames_of(data: bytes) -> list[bytes]:
     """Part what ``_framed`` joined; a length that is too long takes what is there."""
-    frames = []
-    while data and len(frames) < 100:
+    found: list[bytes] = []
+    while data and len(found) < 100:
         end = 4 + int.from_bytes(data[:4], "little") % 2**24
-        frames.append(data[4:end])
+        found.append(data[4:end])
         data = data[end:]
-    return frames
+    return found
 
 
 def _mutate_frames(data: bytes, rng: random.Random) -> bytes:
-    frames = frames_of(data) or [b""]
-    at = rng.randrange(len(frames))
+    parts = frames_of(data) or [b""]
+    at = rng.randrange(len(parts))
     match rng.randrange(5):
         case 0:
-            rng.shuffle(frames)
+            rng.shuffle(parts)
         case 1:
-            frames.append(frames[at])
+            parts.append(parts[at])
         case 2:
-            del frames[at]
+            del parts[at]
         case 3:
-            frames[at] = mutate_bytes(frames[at], rng)
+            parts[at] = mutate_bytes(parts[at], rng)
         case _:
-            frames[at] = mutate_message(frames[at], pb.PushUpdateRequest, rng)
-    return b"".join(len(frame).to_bytes(4, "little") + frame for frame in frames)
+            parts[at] = mutate_message(parts[at], pb.PushUpdateRequest, rng)
+    return b"".join(len(frame).to_bytes(4, "little") + frame for frame in parts)
 
 
 def _decode_push(data: bytes) -> object:
     """What a coordinator does with a push: the header, its chunks, the update."""
-    messages = [_parsed(pb.PushUpdateRequest, frame) for frame in frames_of(data)]
-    if not messages or None in messages:
+    messages = [_read(frame) for frame in frames_of(data)]
+    header = frames.header_of(messages[0]) if messages else None
+    chunks = [frames.chunk_of(message) for message in messages[1:] if message is not None]
+    if header is None or None in chunks:
         return None
-    header = messages[0].header
     joiner = ChunkJoiner(header.payload, LIMIT_BYTES)
-    for message in messages[1:]:
-        joiner.add(message.chunk)
+    for chunk in chunks:
+        joiner.add(chunk)
     return update_from_wire(header, joiner.finish())
+
+
+def _read(frame: bytes) -> Any:
+    """A message of a push as a coordinator reads it; None for bytes that gRPC itself refuses."""
+    try:
+        return frames.reader(pb.PushUpdateRequest)(frame)
+    except DecodeError:
+        return None
+
+
+def _read_frame(data: bytes) -> object:
+    """Read a message in place; whatever chunk is found is the one that it means."""
+    found, meant = _read(data), _parsed(pb.PushUpdateRequest, data)
+    if not isinstance(found, frames.LentChunk):
+        assert found == meant
+    elif found.index < 2**32:  # protocol buffers cut a larger number down: no chunk has it
+        chunk = meant.chunk
+        assert found.index == chunk.index
+        assert found.data == chunk.data
+        assert found.prefix_sha256 == chunk.prefix_sha256
+    return found
 
 
 class _Refusal(grpc.RpcError):
