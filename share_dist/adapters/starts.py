@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from share_dist.core.rebase import rebase_side
-from share_dist.core.temporary import fold, propose_temporary
+from share_dist.core.temporary import propose_temporary
 from share_dist.core.values import (
     Coefficients,
     LayerCoefficients,
@@ -82,8 +82,8 @@ def carry_over(
     """
     Say a task of one version in the next.
 
-    Coefficients are rebased; temporary factors stay, orthogonal to the new
-    basis, and what of them lies inside it moves into the coefficients.
+    Coefficients are rebased; temporary factors stay to the bit, so that training goes on with what an
+    optimiser remembers of them. What the new basis says of them is taken out when the task is read.
     """
     return {
         name: LayerUpdate(
@@ -133,7 +133,7 @@ def _propose(basis: Tensor, num_temporary: int, generator: torch.Generator) -> T
 def _carried_side(update: SideUpdate, old: Tensor, new: Tensor) -> SideUpdate:
     old, new = old.to(update.coefficients), new.to(update.coefficients)
     rebased = rebase_side(update.coefficients, old, new)
-    return fold(new, SideUpdate(rebased, update.temporary, update.temporary_coefficients))
+    return SideUpdate(rebased, update.temporary, update.temporary_coefficients)
 
 
 def _require_directions(num_directions: int) -> None:

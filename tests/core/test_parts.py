@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from share_dist.core.linalg import largest_angle, orthonormalise, tall_product, thin_svd
-from share_dist.core.rebase import rebase
+from share_dist.core.rebase import rebase, rebase_moments
 from share_dist.core.subspace import (
     project,
     reconstruct,
@@ -189,6 +189,32 @@ def test_a_tail_remembers_what_a_rebase_cannot_know():
         )
 
     assert error(theirs) < error(mine)
+
+
+@pytest.mark.parametrize("kept", [6, 4], ids=["the same span", "a smaller one"])
+def test_a_mean_of_gradients_is_rebased_as_the_gradients_are(kept):
+    """With ``G`` the gradient of a factor in the old span, the mean becomes ``V_new.T G``."""
+    generator = torch.Generator().manual_seed(0)
+    old = torch.linalg.qr(torch.randn(9, 6, generator=generator, dtype=torch.float64)).Q
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
+    new = old @ turn[:, :kept]
+    gradient = old @ torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    first, _ = rebase_moments(old.mT @ gradient, torch.zeros(6, 3).double(), old, new)
+    assert torch.allclose(first, new.mT @ gradient)
+
+
+def test_squares_of_gradients_stay_in_their_range():
+    """Rotated, none is below the least or above the largest; where there were none, none are made up."""
+    generator = torch.Generator().manual_seed(1)
+    old = torch.linalg.qr(torch.randn(9, 4, generator=generator)).Q
+    new = torch.linalg.qr(torch.randn(9, 7, generator=generator)).Q
+    squares = torch.rand(4, 3, generator=generator) + 0.5
+    _, second = rebase_moments(torch.zeros(4, 3), squares, old, new)
+    assert second.shape == (7, 3)
+    assert bool((second >= squares.min(dim=0).values - 1e-6).all())
+    assert bool((second <= squares.max(dim=0).values + 1e-6).all())
+    none, _ = rebase_moments(torch.zeros(0, 3), torch.zeros(0, 3), old[:, :0], new)
+    assert none.tolist() == torch.zeros(7, 3).tolist()
 
 
 def test_rebase_is_what_the_coordinator_computes():
