@@ -35,6 +35,9 @@ from share_dist.core.values import (
 _MOST_OWED = 256
 """Turns that are owed before a merge pays for all: else who reads a single task would pay ever more."""
 
+_MANY = 1024
+"""Tasks from which on a group is not written anew only because fewer have come than it holds."""
+
 
 @dataclass(frozen=True)
 class SideBlock:
@@ -345,13 +348,34 @@ def _settled(groups: Sequence[TaskGroup], steps: Sequence[_Step]) -> tuple[TaskG
     for came, step in zip(
         (groups, *(step.came for step in steps))[::-1], (*reversed(steps), None), strict=True
     ):
-        for group in (each.without(gone) for each in came):
+        for group in (each.without(gone) for each in reversed(came)):
             if group.task_ids:
                 owing[group.kind].append((group, carries))
         if step is not None:
             gone |= step.leaving
             carries = _through(step.carries, carries)
-    return tuple(_united(cohorts[::-1]) for cohorts in owing.values())
+    return tuple(_united(part) for cohorts in owing.values() for part in _parted(cohorts[::-1]))
+
+
+def _parted(
+    cohorts: Sequence[tuple[TaskGroup, Carries | None]],
+) -> list[list[tuple[TaskGroup, Carries | None]]]:
+    """
+    Part cohorts, the oldest first, into those that become one group each.
+
+    Many tasks stay a group of their own until as many have come since: what does not
+    turn, their accounts, is then copied a few times in all, not at every reading.
+    """
+    parts: list[list[tuple[TaskGroup, Carries | None]]] = []
+    since = 0
+    for group, carries in reversed(cohorts):
+        num_tasks = len(group.task_ids)
+        if not parts or num_tasks > max(since, _MANY - 1):
+            parts.append([])
+            since = 0
+        parts[-1].append((group, carries))
+        since += num_tasks
+    return [part[::-1] for part in reversed(parts)]
 
 
 def _through(first: Carries, later: Carries | None) -> Carries:

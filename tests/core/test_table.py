@@ -38,9 +38,10 @@ def lineage(seed, metric, dtype, read):
 
 @both_dtypes
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("seed", range(2))
-def test_reading_late_is_reading_at_every_merge(metric, dtype, seed):
+@pytest.mark.parametrize(("seed", "many"), [(0, table_module._MANY), (1, 1)])
+def test_reading_late_is_reading_at_every_merge(metric, dtype, seed, many, monkeypatch):
     """Tasks, their accounts and every drift are the same whether each version was read or only the last."""
+    monkeypatch.setattr(table_module, "_MANY", many)
     subspace, eager, moved = lineage(seed, metric, dtype, lambda tasks: list(tasks.values()))
     _, lazy, moved_late = lineage(seed, metric, dtype, len)
     rounding = 1e-12 if dtype == torch.float64 else 1e-5
@@ -101,6 +102,27 @@ def test_what_is_owed_does_not_grow_for_ever(monkeypatch):
         table = table.after(13 + step, [], carries, TaskTable(13 + step))
     assert swept == [5, 5, 5]
     assert len(list(table.values())) == len(first)
+
+
+def test_many_tasks_are_not_written_anew_for_a_few(monkeypatch):
+    """What does not turn of a large group stays where it is until as many tasks have come since."""
+    monkeypatch.setattr(table_module, "_MANY", 2)
+    _, tasks, _ = lineage(0, "delta", torch.float64, len)
+    one = next(iter(tasks.values()))
+    named = [replace(one, task_id=f"{place}") for place in range(7)]
+    table = TaskTable.of({task.task_id: task for task in named[:3]}, 12)
+    (grams,) = (group.layers["q"].a.grams for group in table.groups)
+    turn = Carry(torch.eye(9, dtype=torch.float64), 0.0)
+    carries = {name: Pair(turn, turn) for name in SHAPES}
+    sizes = []
+    for task in named[3:]:
+        came = TaskTable.of({task.task_id: task}, 12)
+        table = table.after(table.version + 1, [], carries, came)
+        sizes.append([len(group.task_ids) for group in table.groups])
+        assert (table.groups[0].layers["q"].a.grams is grams) == (len(table.groups) > 1)
+
+    assert sizes == [[3, 1], [3, 2], [3, 2, 1], [7]]
+    assert list(table) == [task.task_id for task in named]
 
 
 def test_a_table_in_use_stays_as_it_is():
