@@ -37,7 +37,7 @@ KILLED_SHARE = 0.45
 WARM_UP_SHARE = 0.4
 """Of the quiet part: left out where memory is judged."""
 
-MOST_MIB_PER_MINUTE = 10.0
+MOST_MIB_PER_MINUTE = 3.0
 PROCESSES = 2
 
 
