@@ -94,6 +94,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.memory --output $(RESULTS)/memory.json
 	$(BIN)/python -m tests.benchmarks.streaming_quality --output $(RESULTS)/streaming_quality.json
 	$(BIN)/python -m tests.benchmarks.merge_quality $(ADAPTERS) --output $(RESULTS)/merge_quality.json
+	$(BIN)/python -m tests.benchmarks.byte_budget $(ADAPTERS) --output $(RESULTS)/byte_budget.json
 	$(BIN)/python -m tests.benchmarks.compression --adapters $(ADAPTERS) --output $(RESULTS)/compression.json
 	$(BIN)/python -m tests.benchmarks.readme_tables
 

@@ -104,6 +104,29 @@ def _size_cell(rows: Sequence[Mapping[str, Any]], form: str, size: int) -> str:
     )
 
 
+def byte_budget() -> str:
+    """One budget of bytes shared out by each merge, against one ``k`` everywhere."""
+    report = _report("byte_budget")
+    if report is None:
+        return _absent("byte_budget")
+    lines = [
+        (
+            row["metric"],
+            row["num_factors"],
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['uniform']['error']:.3f}, {row['uniform']['worst']:.3f}",
+            f"{row['shared_out']['error']:.3f}, {row['shared_out']['worst']:.3f}",
+            f"{row['least_factors']} to {row['most_factors']}",
+            f"{row['ratio']['mean']:.3f} ({row['ratio']['largest']:.3f})",
+        )
+        for row in report["rows"]
+    ]
+    return table(
+        ["metric", "k", "MB of bases", "one k everywhere: mean, worst", "shared out: mean, worst", "k of a side", "ratio of means (largest)"],
+        lines,
+    )  # fmt: skip
+
+
 def error_per_byte() -> str:
     """What nothing as small beats, of all forms and precisions."""
     report = _report("merge_quality")
@@ -156,6 +179,7 @@ TABLES = {
     "streaming quality": streaming_quality,
     "shrinkage": shrinkage,
     "merge quality": merge_quality,
+    "byte budget": byte_budget,
     "error per byte": error_per_byte,
     "compression": compression,
 }
