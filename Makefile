@@ -53,10 +53,12 @@ $(VENV)/.bench: $(VENV)/.dev
 $(NODE_MODULES): $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json
 	@if [ "$(SHARE_DIST_NO_NODE)" != 1 ] && command -v npm >/dev/null; then cd $(JAVASCRIPT) && npm ci --loglevel=error && touch ../../../$@; fi
 
-# A server for the tests of stores in PostgreSQL, and a browser for those of the operator's page.
+# A server for the tests of stores in PostgreSQL, a browser for those of the operator's page, and what machines
+# inside this one are made of, for those of a cluster.
 system-packages:
 	@[ "$(SHARE_DIST_NO_POSTGRES)" = 1 ] || .ci/install-system-packages postgresql
 	@[ "$(SHARE_DIST_NO_BROWSER)" = 1 ] || .ci/install-system-packages chromium
+	@.ci/install-system-packages iproute2 openssh-client openssh-server rsync
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/share-dist quickstart $(ARGS)

@@ -9,6 +9,7 @@ import typer
 from share_dist.commands import (
     audit,
     certs,
+    cluster,
     console,
     doctor,
     export,
@@ -87,6 +88,7 @@ for name, command in _COMMANDS.items():
 app.add_typer(kit.app, name="kit")
 app.add_typer(updates.app, name="updates")
 app.add_typer(certs.app, name="certs")
+app.add_typer(cluster.app, name="cluster")
 
 for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
     app.add_typer(entry.load(), name=entry.name)

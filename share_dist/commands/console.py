@@ -46,6 +46,7 @@ EXTRAS = {
     "grpc_health": "coordinator",
     "grpc_reflection": "coordinator",
     "ray": "worker",
+    "yaml": "worker",
     "transformers": "worker",
     "datasets": "worker",
     "sklearn": "worker",

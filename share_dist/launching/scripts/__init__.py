@@ -1,0 +1,1 @@
+"""Shell scripts that are copied to machines as they are."""
