@@ -1,8 +1,9 @@
 """Hypothesis strategies for the values of the library; small, and odd where oddness is allowed."""
 
 import random
+from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -10,17 +11,21 @@ from torch import Tensor
 
 from share_dist.core.values import (
     METRICS,
+    SIDES,
     Basis,
     Coefficients,
     Fingerprint,
     Head,
     LayerCoefficients,
+    LayerFactors,
     LayerShape,
     LayerSubspace,
     LayerUpdate,
     MergedLayer,
     MergedTask,
+    Metric,
     Pair,
+    Side,
     SideUpdate,
     Subspace,
     TaskUpdate,
@@ -80,6 +85,77 @@ def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
     """Orthonormal columns, the same for the same seed."""
     q, _ = torch.linalg.qr(matrix(rows, columns, seed, torch.float64))
     return q.float().contiguous()
+
+
+SPECTRA = ("i^-0", "i^-0.25", "i^-0.5", "i^-1", "i^-2", "step", "repeated", "dominant", "rank one", "ill-scaled")  # fmt: skip
+"""How the singular values of what is to be merged fall; the names of ``adapters``."""
+
+SMALL = {"q": LayerShape(24, 18), "v": LayerShape(20, 24)}
+
+
+class Adapters(NamedTuple):
+    """
+    Adapters from one population.
+
+    Args:
+        metric: What is to keep them.
+        spectrum: One of ``SPECTRA``.
+        factors: One entry each, over the same layers.
+    """
+
+    metric: Metric
+    spectrum: str
+    factors: list[dict[str, LayerFactors]]
+
+
+@st.composite
+def adapters(
+    draw: Any,
+    count: int = 5,
+    rank: int = 4,
+    dtype: torch.dtype = torch.float64,
+    shapes: Mapping[str, LayerShape] = SMALL,
+    of_metrics: st.SearchStrategy[Metric] = metrics,
+    of_spectra: st.SearchStrategy[str] = st.sampled_from(SPECTRA),  # noqa: B008 - an immutable description
+) -> Adapters:
+    """
+    Draw a metric, a spectrum and adapters of it: random mixtures of directions that all share.
+
+    The mixtures fall as the spectrum says. ``repeated`` are orthonormal columns of each adapter's own, ``rank one``
+    the same column in all places, and ``ill-scaled`` has the one factor large by up to ``1e30`` and the other small.
+    """
+    metric, spectrum, seed = draw(of_metrics), draw(of_spectra), draw(st.integers(0, 10_000))
+    power = draw(st.integers(-30, 30)) if spectrum == "ill-scaled" else 0
+    generator = torch.Generator().manual_seed(seed)
+    width = min(features for shape in shapes.values() for features in shape)
+    shared = {
+        (name, side): orthonormal(shape.features(side), width, seed + index).double()
+        for index, (name, shape) in enumerate(shapes.items())
+        for side in SIDES
+    }
+
+    def factor(name: str, side: Side) -> Tensor:
+        mixed = shared[name, side] * _amplitudes(spectrum, width)
+        mixed = mixed @ torch.randn(width, rank, generator=generator, dtype=torch.float64)
+        if spectrum == "repeated":
+            mixed = torch.linalg.qr(mixed).Q
+        if spectrum == "rank one":
+            mixed = mixed[:, :1].repeat(1, rank)
+        return (mixed * 10.0 ** (power if side == "a" else -power)).to(dtype)
+
+    drawn = [
+        {name: LayerFactors(factor(name, "a"), factor(name, "b")) for name in shapes}
+        for _ in range(count)
+    ]
+    return Adapters(metric, spectrum, drawn)
+
+
+def _amplitudes(spectrum: str, count: int) -> Tensor:
+    index = torch.arange(1, count + 1, dtype=torch.float64)
+    if spectrum.startswith("i^"):
+        return index ** float(spectrum.removeprefix("i^"))
+    few = {"step": count // 2, "dominant": 1}.get(spectrum, count)
+    return torch.where(index <= few, 1.0, 0.01)
 
 
 @st.composite
