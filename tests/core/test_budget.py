@@ -1,6 +1,7 @@
 """The drift budget: columns grow before a task is moved too far, and who is to blame waits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,6 +167,40 @@ def test_a_bound_below_what_there_is_grows_nothing():
     found = merge_within_budget(subspace, tasks, [update_of(subspace, 9)], DriftBudget(1e-9, 1), K6)
     assert found.least_factors == 0
     assert found.excess
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("room", [1.0, 1.3, 2.0])
+def test_bytes_that_are_shared_out_bound_all_growth(metric, room):
+    """
+    Whatever the drift budget asks for, the factors stay within the bytes, and no more columns are kept than ``o`` beyond
+    the larger of ``num_factors`` and what a side got; with twice the room somebody is kept in place.
+    """
+    subspace, tasks = start(metric=metric)
+    update = update_of(subspace, 9)
+    max_bytes = int(room * served_bytes(subspace))
+    truncation = replace(K6, max_bytes=max_bytes)
+    plain = merge_within_budget(subspace, tasks, [update], DriftBudget(10.0), truncation)
+    found = merge_within_budget(subspace, tasks, [update], DriftBudget(plain.furthest / 2), truncation)  # fmt: skip
+    for merged in (plain, found):
+        assert served_bytes(merged.outcome.subspace) <= max_bytes
+        for layer in merged.outcome.subspace.layers.values():
+            for _, basis in layer:
+                assert basis.num_columns <= max(6, basis.num_factors) + 2
+    assert found.furthest <= plain.furthest
+    if room == 2.0:
+        assert found.excess == {}
+        assert found.least_factors > 6
+    if room == 1.0:
+        assert found.excess
+
+
+def served_bytes(subspace):
+    return sum(
+        basis.leading.numel() * basis.vectors.element_size()
+        for layer in subspace.layers.values()
+        for _, basis in layer
+    )
 
 
 def test_an_energy_target_grows_too():
