@@ -37,7 +37,9 @@ _SQLITE_PRAGMAS = (
     "journal_size_limit=67108864",
 )
 
-_POOL = {"pool_size": 8, "max_overflow": 56}
+_POOL = {"pool_size": 16, "max_overflow": 0, "pool_timeout": 60.0, "pool_use_lifo": True}
+"""Work on rows takes milliseconds, so that who finds all connections busy waits for one: each has a cache
+of its own. Nobody asks for a second one while it holds one, or all could wait for each other."""
 
 
 class Database:
@@ -124,7 +126,7 @@ class Database:
             raise self._error(str(error.orig).strip(), error) from error
         except sa.exc.TimeoutError as error:
             raise StoreUnavailable(
-                f"{self.name}: all connections are busy: try again", path=self.name
+                f"{self.name}: all connections were busy for a minute: try again", path=self.name
             ) from error
 
     def _error(self, said: str, error: sa.exc.DBAPIError) -> StoreError:

@@ -406,7 +406,7 @@ def test_versions_never_change(opener, store):
     for kept in commits:
         number = kept.version
         assert first_difference(store.subspace(number), kept.subspace) is None
-        assert first_difference(store.tasks(number).tasks, dict(kept.tasks)) is None
+        assert first_difference(dict(store.tasks(number).tasks), dict(kept.tasks)) is None
         assert store.tasks(number).entries == kept.entries
         assert store.report(number)["version"] == number
         assert store.drift(number) == kept.drift

@@ -126,8 +126,9 @@ def test_a_clock_that_was_set_back_locks_nobody_out(opener):
     with pytest.raises(StoreLocked) as caught:
         opener.open()
     assert caught.value.seconds_left == seconds
+    expires_at = read_owner(opener.catalog).expires_at
     with opener.catalog.database.snapshot() as rows:
-        left = read_owner(opener.catalog).expires_at - opener.catalog.database.now(rows)
+        left = expires_at - opener.catalog.database.now(rows)
     assert 0 < left <= seconds
 
 
