@@ -81,7 +81,7 @@ def test_a_budget_that_holds_nothing_is_refused(folder, tmp_path):
     """With what it would take; nothing is left behind."""
     ended = share_dist("init", folder, "-o", tmp_path / "out", "--max-bytes", 100)
     assert ended.code == 2
-    assert "100 bytes do not hold" in ended.text
+    assert "max_bytes is 100, too little for the first factors of" in ended.text
     assert not (tmp_path / "out").exists()
 
 
