@@ -16,6 +16,8 @@ from share_dist.commands.connection import (
 )
 from share_dist.wire.records import DEFAULT_SUBSPACE
 
+_OF_NODES = "Of `worker run`'s {}, on the cluster's machines. [default: the cluster's own]"
+
 app = typer.Typer(
     help="Learn task streams and push what is learnt.",
     no_args_is_help=True,
@@ -79,3 +81,59 @@ def run(
         credentials=connection.credentials,
     )
     raise typer.Exit(Driver(request, as_json=as_json).run())
+
+
+@app.command()
+def submit(
+    streams: Annotated[list[Path], typer.Argument(help="Stream files; one actor learns each.")],
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="The cluster.yaml of `share-dist cluster init`, reached over ssh."),
+    ] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(help="Instead: URL of a cluster's dashboard, such as http://127.0.0.1:8265."),
+    ] = None,
+    ray_token_file: Annotated[
+        Path | None, typer.Option(help="With --dashboard: file with Ray's token.")
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(help="host:port, as the cluster sees it. [default: the cluster's own]"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many streams are learnt at once. [default: all]")
+    ] = None,
+    workdir: Annotated[
+        str, typer.Option(help="Folder for checkpoints and results, on the cluster's machines.")
+    ] = "~/share-dist-work",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where it was left.")
+    ] = False,  # typer makes a flag of it
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also train each task's own LoRA.")
+    ] = False,  # typer makes a flag of it
+    subspace: SubspaceOption = DEFAULT_SUBSPACE,
+    ca: Annotated[str | None, typer.Option(help=_OF_NODES.format("--ca"))] = None,
+    certificate: Annotated[str | None, typer.Option(help=_OF_NODES.format("--certificate"))] = None,
+    key: Annotated[str | None, typer.Option(help=_OF_NODES.format("--key"))] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print events, one JSON a line.")
+    ] = False,  # typer makes a flag of it
+) -> None:
+    """
+    Learn streams on a cluster that runs, with one actor each.
+
+    Only the stream files are sent, with Ray's token; rows and models are read where the actors
+    are. Ctrl-C stops the job after the actors' step; --resume goes on.
+    """
+    from worker.submission import Submission, SubmitRequest, reached
+
+    own = {"coordinator": coordinator, "ca": ca, "certificate": certificate, "key": key}
+    with reached(cluster, dashboard, ray_token_file, own) as (url, token, shown):
+        flags = [part for name, value in shown.items() for part in (f"--{name}", value)]
+        flags += ["--workdir", workdir, "--subspace", subspace]
+        flags += ["--workers", str(workers)] if workers else []
+        flags += ["--resume"] * resume + ["--compare"] * compare
+        request = SubmitRequest(tuple(streams), url, token, tuple(flags))
+        raise typer.Exit(Submission(request, as_json=as_json).run())
