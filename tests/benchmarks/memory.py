@@ -4,12 +4,14 @@ Peak memory of a merge, and memory of holding tasks, beside the bytes of the sta
 The state is what share-dist must remember: every basis with its tail and energies, and every task's
 coefficients, Gram matrices and accounts, as they are stored. ``holding`` is how much the resident set of
 a fresh process rose when it read that state from its bytes; ``merging`` is the most that is
-alive at once while one adapter more is merged, the state before and the state after included.
+alive at once while one adapter more is merged, the state before and the state after included. The C
+library is told to give back what is freed: what it keeps for later differs from run to run.
 """
 
 import argparse
 import gc
 import multiprocessing
+import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -56,6 +58,7 @@ def main() -> None:
 
 def _in_processes(folder: Path, num_tasks: int) -> dict[str, float]:
     """Write a state in one process, and measure it in another that has held nothing else."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         pool.submit(_write, folder, num_tasks).result()
