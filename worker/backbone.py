@@ -1,5 +1,6 @@
 """The backbone: a worker's one copy of the frozen model, and batches through it."""
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from share_dist.commands.kit import require_kit
 from share_dist.core.values import Fingerprint, LayerShape, Metric
 from share_dist.errors import StreamError
 from worker.modality import Batch, Modality, load_modality
-from worker.stream import ModelSettings, TaskStream
+from worker.stream import ModelSettings, Precision, TaskStream, TrainingSettings
 
 KIT_PREFIX = "kit:"
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 SCORING_BATCH = 64
 """Rows per batch where no gradient is needed."""
@@ -34,6 +37,7 @@ class Backbone:
         shapes: The layers that are adapted.
         device: Where it lies.
         digest: What names its weights.
+        precision: Of its products.
     """
 
     model: nn.Module
@@ -41,6 +45,7 @@ class Backbone:
     shapes: dict[str, LayerShape]
     device: torch.device
     digest: str
+    precision: Precision = "fp32"
 
     def fingerprint(self, metric: Metric = "delta") -> Fingerprint:
         """What must agree with other workers."""
@@ -51,23 +56,47 @@ class Backbone:
         batch: Batch = {
             name: tensor.to(self.device) for name, tensor in self.modality.collate(encoded).items()
         }
-        return self.modality.pool(self.model(**batch), batch).float()
+        with self._autocast():
+            output = self.model(**batch)
+        return self.modality.pool(output, batch).float()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, _DTYPES[self.precision])
 
     @torch.no_grad()
     def features(self, encoded: Sequence[Tensor]) -> Tensor:
-        """One vector per row, in the order given, as the model computes without dropout."""
+        """
+        One vector per row, in the order given, as the model computes without dropout.
+
+        Where the device's memory does not suffice, fewer rows go through at once.
+        """
         was_training = self.model.training
         self.model.eval()
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
         pieces = [
-            self.pooled([encoded[index] for index in order[start : start + SCORING_BATCH]])
+            piece
             for start in range(0, len(order), SCORING_BATCH)
+            for piece in self._halving(
+                [encoded[index] for index in order[start : start + SCORING_BATCH]]
+            )
         ]
         self.model.train(was_training)
         sorted_features = torch.cat(pieces)
         features = torch.empty_like(sorted_features)
         features[order] = sorted_features
         return features
+
+    def _halving(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """One batch in as many parts as memory asks for."""
+        try:
+            return [self.pooled(encoded)]
+        except torch.OutOfMemoryError:
+            if len(encoded) == 1:
+                raise
+        half = len(encoded) // 2
+        return [*self._halving(encoded[:half]), *self._halving(encoded[half:])]
 
 
 def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Backbone:
@@ -94,8 +123,31 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
         find_targets(model, stream.model.targets, stream.model.layers),
         chosen,
         digest,
+        stream.training.precision,
     )
-    return replace(found, shapes=_used_layers(found))
+    found = replace(found, shapes=_used_layers(found))
+    _prepare_training(model, stream.training)
+    return found
+
+
+def _prepare_training(model: Any, training: TrainingSettings) -> None:
+    """
+    What saves memory or time in steps, and changes no result.
+
+    Raises:
+        StreamError: The model has no gradient checkpointing.
+    """
+    if training.gradient_checkpointing:
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise StreamError(
+                f"{type(model).__name__} has no gradient checkpointing: take "
+                "gradient_checkpointing out of [training]"
+            )
+        # transformers has renamed it
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if training.compile:
+        model.compile(dynamic=True)
 
 
 def _used_layers(backbone: Backbone) -> dict[str, LayerShape]:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from worker.evaluate import EncodedTestRows, evaluate
 from worker.objective import Classification
+from worker.optimizer import Trainee
 from worker.rows import TestRows, TrainRows
 from worker.stream import ModelSettings
-from worker.trainer import Hooks, Lesson, Trainee, train
+from worker.trainer import Hooks, Lesson, train
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse strengths of the penalty that are tried, strongest first."""

@@ -2,7 +2,7 @@
 Checkpoints: what a worker that was killed needs to go on, one folder per task.
 
 ```
-tasks/movies/epoch.safetensors    after each epoch: parameters, optimiser, best so far
+tasks/movies/epoch.safetensors    the state of training: parameters, optimiser, best so far
 tasks/movies/update.safetensors   learnt: what will be pushed ...
 tasks/movies/update.json          ... under this update_id; written last, makes the former count
 tasks/movies/receipt.json         pushed: never trained or pushed again
@@ -13,7 +13,8 @@ Each file appears whole or not at all. Killed between ``update.json`` and
 coordinator knows: it is one push. Every file carries the digest of what the
 task is learnt from and how, so that a changed stream file is noticed. Beside
 every base version stands its digest: after a restore, or from another store,
-the same number may have another content. Files of release 0.1 have no digest.
+the same number may have another content. Files of release 0.1 have no digest,
+and keep states between two epochs only.
 """
 
 import hashlib
@@ -24,42 +25,47 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from torch import Tensor
-
 from share_dist.adapters.files import read_tensors, write_tensors
 from share_dist.core.values import TaskUpdate
 from share_dist.errors import StreamError
 from share_dist.files import write_file
 from share_dist.wire.codec import update_from_record, update_to_record
 from worker.stream import Task, TaskStream
-from worker.trainer import EpochState
+from worker.training_state import TrainingState
 
-_GROUPS = ("tensors", "optimizer", "best_tensors")
+_GROUPS = ("tensors", "optimizer", "best_tensors", "generators")
+
+
+_COUNTS = (
+    "epochs_done",
+    "batches_done",
+    "best_epoch",
+    "best_score",
+    "epochs_since_best",
+    "rate_share",
+    "rollbacks",
+    "rows_at_once",
+)
 
 
 def lesson_digest(stream: TaskStream, task: Task) -> str:
     """Name what a task is learnt from and how."""
-    parts = [each.model_dump(mode="json") for each in (stream.model, stream.training, task)]
+    parts = [each.lesson() for each in (stream.model, stream.training, task)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_best(best_epoch: int, epochs_done: int) -> bool:
-    """Whether the best state is the last one, which is then kept once."""
-    return best_epoch == epochs_done - 1
-
-
 @dataclass(frozen=True, slots=True)
-class SavedEpoch:
+class SavedState:
     """
     Where training goes on.
 
     Args:
-        state: After the last finished epoch.
+        state: The last that was kept.
         base_version: The version that it is trained in.
         base_digest: Of that version; empty where a release wrote it that kept none.
     """
 
-    state: EpochState
+    state: TrainingState
     base_version: int
     base_digest: str
 
@@ -95,11 +101,11 @@ class TaskCheckpoint:
     def _receipt(self) -> Path:
         return self._folder / "receipt.json"
 
-    def save_epoch(self, state: EpochState, base_version: int, base_digest: str) -> None:
-        """Keep the state after an epoch, in place of an earlier one."""
-        groups = {"tensors": state.tensors, "optimizer": state.optimizer}
-        if not _is_best(state.best_epoch, state.epochs_done):
-            groups["best_tensors"] = state.best_tensors
+    def save_state(self, state: TrainingState, base_version: int, base_digest: str) -> None:
+        """Keep a state of training, in place of an earlier one."""
+        groups = {group: getattr(state, group) for group in _GROUPS}
+        if state.is_best:
+            del groups["best_tensors"]
         tensors = {
             f"{group}/{name}": tensor
             for group, members in groups.items()
@@ -109,15 +115,13 @@ class TaskCheckpoint:
             "digest": self._digest,
             "base_version": base_version,
             "base_digest": base_digest,
-            "epochs_done": state.epochs_done,
-            "best_epoch": state.best_epoch,
-            "best_score": state.best_score,
+            **{name: getattr(state, name) for name in _COUNTS},
         }
         write_tensors(self._epoch, tensors, {"epoch": json.dumps(description)})
 
-    def load_epoch(self) -> SavedEpoch | None:
+    def load_state(self) -> SavedState | None:
         """
-        The state after the last finished epoch and the version it is trained in, if there is one.
+        The last state of training and the version it is trained in, if there is one.
 
         Raises:
             StreamError: It belongs to another lesson.
@@ -128,19 +132,17 @@ class TaskCheckpoint:
         tensors, metadata = read_tensors(self._epoch)
         description = json.loads(metadata["epoch"])
         self._require_same_lesson(description)
-        groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+        groups: dict[str, Any] = {group: {} for group in _GROUPS}
         for key, tensor in tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = tensor
-        if _is_best(description["best_epoch"], description["epochs_done"]):
-            groups["best_tensors"] = groups["tensors"]
-        state = EpochState(
-            epochs_done=description["epochs_done"],
-            best_epoch=description["best_epoch"],
-            best_score=description["best_score"],
-            **groups,
-        )
-        return SavedEpoch(state, description["base_version"], description.get("base_digest", ""))
+        fields: dict[str, Any] = {
+            name: description[name] for name in _COUNTS if name in description
+        }
+        state = TrainingState(**fields, **groups)
+        if state.is_best:
+            state = replace(state, best_tensors=state.tensors)
+        return SavedState(state, description["base_version"], description.get("base_digest", ""))
 
     def save_update(self, update: TaskUpdate) -> None:
         """Keep a finished update under its id, until it is pushed."""

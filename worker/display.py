@@ -99,6 +99,13 @@ def _cells(event: dict[str, Any]) -> dict[str, str]:
             cells["step"] = f"{event['step']}/{event['num_steps']}"
             cells["loss"] = f"{event['loss']:.3f}"
             cells["ETA"] = f"{event['eta_seconds']:.0f} s"
+        case WorkerEvent.MEMORY_SHORT.value:
+            cells["doing"] = f"memory short: {event['rows_at_once']} rows at once"
+        case WorkerEvent.ROLLED_BACK.value:
+            cells["step"] = str(event["back_to_step"])
+            cells["doing"] = (
+                f"rolled back from step {event['step']}: {event['rate_share']:.3g} of the rates left"
+            )
         case WorkerEvent.TASK_STARTED.value:
             cells |= {"accuracy": "", "loss": "", "version": str(event["base_version"])}
         case WorkerEvent.TASK_LEARNT.value:

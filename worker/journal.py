@@ -98,6 +98,27 @@ class Journal:
         self.put(result.scored(version, num_learnt, scores.accuracy, scores.macro_f1))
 
 
+class Due:
+    """
+    Whether a time has passed since it began.
+
+    Args:
+        seconds: How long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from now."""
+        self._begun = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() - self._begun >= self._seconds
+
+
 class Laps:
     """Seconds between the steps of one task."""
 

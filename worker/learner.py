@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -15,14 +15,15 @@ from worker.backbone import Backbone
 from worker.baselines import LORA_RANK, lora_baseline
 from worker.checkpoint import TaskCheckpoint
 from worker.evaluate import Scores, evaluate
-from worker.journal import Journal, Laps
+from worker.journal import Due, Journal, Laps
 from worker.objective import Classification, pack_head
 from worker.prepared import PreparedTask, frozen_baseline, prepare
 from worker.progress import WorkerEvent
 from worker.results import TaskResult
 from worker.rows import DrawnRows
 from worker.stream import Task, TaskStream
-from worker.trainer import EpochState, Hooks, Lesson, StepReport, train, trainee_of
+from worker.trainer import Hooks, Lesson, StepReport, train, trainee_of
+from worker.training_state import TrainingState
 
 PROGRESS_EVERY = 5
 """Steps between two progress events."""
@@ -38,7 +39,8 @@ class Learner:
         backbone: The frozen model.
         journal: Where results are noted.
         load: Brings the rows of a task.
-        before_step: Called at every step; raises to stop training there.
+        before_step: Called before every step; raises to stop training there.
+        should_stop: Asked after every step: then the state is kept at once.
         compare: Also train each task's own LoRA.
     """
 
@@ -47,6 +49,7 @@ class Learner:
     journal: Journal
     load: Callable[[Task, Path], DrawnRows]
     before_step: Callable[[], None]
+    should_stop: Callable[[], bool]
     compare: bool = False
     _prepared: dict[str, PreparedTask] = field(default_factory=dict)
 
@@ -62,7 +65,7 @@ class Learner:
         task: Task,
         injected: InjectedModel,
         checkpoint: TaskCheckpoint,
-        begin: Callable[[], EpochState | None],
+        begin: Callable[[], TrainingState | None],
     ) -> TaskUpdate:
         """
         Learn a task, and keep its update in the checkpoint.
@@ -114,7 +117,7 @@ class Learner:
         return frozen.start.head
 
     def _compare(self, prepared: PreparedTask, start: nn.Linear) -> None:
-        hooks = Hooks(on_step=lambda _: self.before_step())
+        hooks = Hooks(before_step=self.before_step)
         lora = lora_baseline(self._lesson(prepared), start, prepared.test, self.stream.model, hooks)
         self.journal.amend(
             prepared.task.id, lora=lora.accuracy, lora_learning_rate=lora.learning_rate
@@ -142,12 +145,22 @@ class Learner:
         injected: InjectedModel,
         head: nn.Linear,
         checkpoint: TaskCheckpoint,
-        resume: EpochState | None,
-    ) -> EpochState:
+        resume: TrainingState | None,
+    ) -> TrainingState:
         base = injected.subspace
+        due = Due(60 * self.stream.training.checkpoint_minutes)
+
+        def save(state: TrainingState) -> None:
+            checkpoint.save_state(state, base.version, base.digest)
+            due.begin()
+
         hooks = Hooks(
+            before_step=self.before_step,
             on_step=self._stepper(),
-            on_epoch=lambda state: checkpoint.save_epoch(state, base.version, base.digest),
+            wants_state=lambda: self.should_stop() or due.is_over(),
+            on_state=save,
+            on_memory=lambda report: self.journal.emit(WorkerEvent.MEMORY_SHORT, **asdict(report)),
+            on_rollback=lambda report: self.journal.emit(WorkerEvent.ROLLED_BACK, **asdict(report)),
         )
         trainee = trainee_of(injected, prepared.task.id, self.stream.training)
         return train(self._lesson(prepared), trainee, head, resume=resume, hooks=hooks)
@@ -156,7 +169,7 @@ class Learner:
         return Lesson(
             prepared.task.id,
             self.backbone,
-            Classification(),
+            Classification(prepared.class_weights),
             prepared.fit,
             prepared.validation,
             self.stream.training,
@@ -184,7 +197,7 @@ class Learner:
         )
 
     def _tell_started(
-        self, prepared: PreparedTask, injected: InjectedModel, resume: EpochState | None
+        self, prepared: PreparedTask, injected: InjectedModel, resume: TrainingState | None
     ) -> None:
         self.journal.emit(
             WorkerEvent.TASK_STARTED,
@@ -193,6 +206,7 @@ class Learner:
             num_train=prepared.num_train,
             num_test=len(prepared.test),
             resumed_epochs=resume.epochs_done if resume else 0,
+            resumed_batches=resume.batches_done if resume else 0,
         )
 
     def _stepper(self) -> Callable[[StepReport], None]:
@@ -200,7 +214,6 @@ class Learner:
         first: list[int] = []
 
         def on_step(report: StepReport) -> None:
-            self.before_step()
             first.append(report.step)
             if report.step % PROGRESS_EVERY and report.step != report.num_steps:
                 return

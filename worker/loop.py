@@ -36,7 +36,7 @@ from worker.results import WorkerResults
 from worker.rows import DrawnRows
 from worker.sources import load_rows
 from worker.stream import Task, TaskStream
-from worker.trainer import EpochState
+from worker.training_state import TrainingState
 
 
 class Stopped(Exception):  # an order that was carried out, not an error
@@ -93,6 +93,7 @@ class TaskLoop:
             self._journal,
             self.load,
             self._before_step,
+            self.should_stop,
             self.options.compare,
         )
 
@@ -142,14 +143,14 @@ class TaskLoop:
         self._follow(index + 1, unscored=(task.id,))
 
     def _learn(self, task: Task, checkpoint: TaskCheckpoint) -> TaskUpdate:
-        def begin() -> EpochState | None:
+        def begin() -> TrainingState | None:
             return self._begin(checkpoint)
 
         return self._learner.learn(task, self._injected, checkpoint, begin)
 
-    def _begin(self, checkpoint: TaskCheckpoint) -> EpochState | None:
+    def _begin(self, checkpoint: TaskCheckpoint) -> TrainingState | None:
         """Go on in the version of the checkpoint, or begin in the newest."""
-        saved = checkpoint.load_epoch()
+        saved = checkpoint.load_state()
         if saved is not None:
             subspace = self._exchange.pull_older(saved.base_version, saved.base_digest)
             if subspace is not None:

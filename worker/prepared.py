@@ -8,7 +8,7 @@ from torch import Tensor
 from worker.backbone import Backbone
 from worker.baselines import Probe, fit_head, fit_probe, majority_accuracy
 from worker.evaluate import EncodedTestRows, Scores, score_features
-from worker.objective import EncodedRows
+from worker.objective import EncodedRows, class_weights
 from worker.rows import DrawnRows
 from worker.stream import Task, TrainingSettings
 
@@ -26,6 +26,7 @@ class PreparedTask:
         test: Rows to score on.
         num_duplicates: Rows that were left out because another says the same.
         majority: Accuracy of the most frequent class.
+        class_weights: Of every class in the loss; None: all are equal.
     """
 
     task: Task
@@ -35,6 +36,7 @@ class PreparedTask:
     test: EncodedTestRows
     num_duplicates: int
     majority: float
+    class_weights: Tensor | None = None
 
     @property
     def num_labels(self) -> int:
@@ -68,14 +70,16 @@ def prepare(
     """Encode a task's rows, and set some training rows aside."""
     fit, validation = rows.train.split(settings.validation_fraction, settings.seed)
     encode = backbone.modality.encode
+    labels = torch.tensor(fit.labels)
     return PreparedTask(
         task=task,
         label_names=rows.label_names,
-        fit=EncodedRows(encode(fit.inputs), torch.tensor(fit.labels)),
+        fit=EncodedRows(encode(fit.inputs), labels),
         validation=EncodedRows(encode(validation.inputs), torch.tensor(validation.labels)),
         test=EncodedTestRows(encode(rows.test.inputs), torch.tensor(rows.test.labels)),
         num_duplicates=rows.num_duplicates,
         majority=majority_accuracy(rows.train, rows.test),
+        class_weights=class_weights(task.class_weights, labels, len(rows.label_names)),
     )
 
 

@@ -30,7 +30,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    Tag,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
 from share_dist.errors import StreamError
@@ -41,10 +49,42 @@ else:
     import tomli as tomllib
 
 TaskType: TypeAlias = Literal["text-classification", "image-classification"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def lesson(self) -> dict[str, Any]:
+        """
+        What decides the result, as JSON.
+
+        A key that came after the first release stands there only where it is not
+        the default, so that a lesson keeps its name from release to release.
+        """
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json", exclude=_HOW_ONLY).items()
+            if name not in _LATER_KEYS or value != _default_of(type(self), name)
+        }
+
+
+def _default_of(section: type[BaseModel], name: str) -> Any:
+    return section.model_fields[name].get_default(call_default_factory=True)
+
+
+_HOW_ONLY = {"checkpoint_minutes"}
+_LATER_KEYS = {
+    "schedule",
+    "precision",
+    "accumulate",
+    "gradient_checkpointing",
+    "compile",
+    "patience",
+    "rollbacks",
+    "class_weights",
+}
 
 
 class ModelSettings(_Section):
@@ -78,9 +118,25 @@ class TrainingSettings(_Section):
     weight_decay: float = Field(0.01, ge=0)
     """Of the head; directions are not pulled to zero."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises; afterwards it falls to zero."""
+    """Share of the steps in which the learning rate rises; afterwards it follows `schedule`."""
+    schedule: Schedule = "linear"
+    """`"linear"` or `"cosine"`: the learning rate falls to zero; `"constant"`: it stays."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
+    precision: Precision = "fp32"
+    """Of the frozen model's products: `"bf16"` and `"fp16"` by autocast; what is learnt stays in fp32."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which the rows of a step go through the model; the gradient is that of all rows at once."""
+    gradient_checkpointing: bool = False
+    """Compute activations anew instead of keeping them: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with `torch.compile`: minutes at the start, faster steps after; needs a C++ compiler."""
+    patience: int | None = Field(None, ge=1)
+    """End a task after so many epochs without a better score on the validation rows."""
+    rollbacks: int = Field(3, ge=0)
+    """How often a task goes back to its last good state, with a quarter of the learning rates, when a loss is not finite."""
+    checkpoint_minutes: float = Field(5.0, ge=0)
+    """Also in the middle of an epoch, the state of training is kept this often."""
     validation_fraction: float = Field(0.15, ge=0.02, le=0.5)
     """Share of the training rows by which the best epoch and the head's penalty are chosen."""
     pseudo_rank: int = Field(8, ge=1)
@@ -146,6 +202,8 @@ class Task(_Section):
     """Most test rows."""
     seed: int = 0
     """Decides which rows are drawn."""
+    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+    """Weights of the classes in the loss, in their order; `"balanced"`: the rarer, the heavier."""
 
 
 class _StreamFile(_Section):

@@ -3,37 +3,37 @@ The trainer: learn one task while the model stays frozen.
 
 It knows parameters, rows and an objective, not what the parameters mean: the same
 loop trains coefficients with temporary factors and a plain LoRA to compare
-with. After each epoch its whole state is handed out, so that a worker that was
-killed goes on from there and computes the same as if it had not been.
+with. Its whole state is handed out after each epoch and whenever somebody wants
+it, so that a worker that was killed goes on from there and computes the same as
+if it had not been.
+
+```
+step 0 .. 27   state 27 is kept
+step 41        the memory does not suffice: half as many rows at once, the same gradient
+step 52        the loss is nan: back to state 27, a quarter of the learning rates
+step 27 ..     ... and on
+```
 """
 
+import gc
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from share_dist.adapters import InjectedModel
-from share_dist.errors import TrainingDiverged
+from share_dist.errors import TrainingDiverged, WorkerError
 from worker.backbone import Backbone, grouped_batches
 from worker.objective import EncodedRows, Objective
+from worker.optimizer import Optimizer, Trainee
 from worker.stream import TrainingSettings
+from worker.training_state import TrainingState, generator_states, set_generator_states
 
-
-@dataclass(frozen=True)
-class Trainee:
-    """
-    What an optimiser works on.
-
-    Args:
-        parameters: Name -> parameter.
-        learning_rates: Name -> learning rate at its peak.
-    """
-
-    parameters: Mapping[str, nn.Parameter]
-    learning_rates: Mapping[str, float]
+RATE_LEFT = 0.25
+"""Share of the learning rates that a roll-back leaves."""
 
 
 def trainee_of(injected: InjectedModel, task_id: str, settings: TrainingSettings) -> Trainee:
@@ -84,29 +84,6 @@ class Lesson:
         return self.settings.epochs * self.steps_per_epoch
 
 
-@dataclass(frozen=True)
-class EpochState:
-    """
-    All that training needs to go on after an epoch.
-
-    Args:
-        epochs_done: Passes finished.
-        tensors: Parameters and head, now.
-        optimizer: Moments of the optimiser.
-        best_epoch: The epoch to keep: the last one that is not clearly worse on
-            the validation rows than any before it.
-        best_score: The best score of any epoch there.
-        best_tensors: Parameters and head as they were after ``best_epoch``.
-    """
-
-    epochs_done: int
-    tensors: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
-    best_epoch: int
-    best_score: float
-    best_tensors: Mapping[str, Tensor]
-
-
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """Where training is."""
@@ -117,12 +94,55 @@ class StepReport:
     loss: float
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """The device's memory did not suffice at ``step``: ``rows_at_once`` go through the model from now on."""
+
+    task_id: str
+    step: int
+    rows_at_once: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackReport:
+    """
+    A number was not finite, and training went back.
+
+    Args:
+        task_id: Which task.
+        step: Where that was.
+        back_to_step: From which it goes on.
+        rate_share: What is left of the learning rates.
+        rollbacks: How many there were, this one included.
+    """
+
+    task_id: str
+    step: int
+    back_to_step: int
+    rate_share: float
+    rollbacks: int
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """Whom training tells what; by default nobody."""
+    """
+    Whom training asks and tells what; by default nobody.
 
+    Args:
+        before_step: Called before every step; raises to end training there.
+        on_step: Told of every step.
+        wants_state: Asked after every step whether the state shall be kept.
+        on_state: Told the state, when it was wanted and after every epoch.
+        on_memory: Told that fewer rows go through the model at once.
+        on_rollback: Told that training went back.
+    """
+
+    before_step: Callable[[], None] = field(default=lambda: None)
     on_step: Callable[[StepReport], None] = field(default=lambda _: None)
-    on_epoch: Callable[[EpochState], None] = field(default=lambda _: None)
+    wants_state: Callable[[], bool] = field(default=lambda: False)
+    on_state: Callable[[TrainingState], None] = field(default=lambda _: None)
+    on_memory: Callable[[MemoryReport], None] = field(default=lambda _: None)
+    on_rollback: Callable[[RollbackReport], None] = field(default=lambda _: None)
 
 
 def train(
@@ -130,9 +150,9 @@ def train(
     trainee: Trainee,
     head: nn.Module,
     *,
-    resume: EpochState | None = None,
+    resume: TrainingState | None = None,
     hooks: Hooks | None = None,
-) -> EpochState:
+) -> TrainingState:
     """
     Learn, and leave parameters and head as they were after the epoch that is kept.
 
@@ -141,149 +161,216 @@ def train(
         trainee: Parameters to change in place.
         head: The task's output layer; changed in place.
         resume: Go on from here instead of from the present values.
-        hooks: Told of every step and every epoch.
+        hooks: Asked and told.
 
     Returns:
         The state after the last epoch.
 
     Raises:
-        TrainingDiverged: The loss or a gradient stopped being finite.
+        TrainingDiverged: The loss or a gradient stopped being finite, also after
+            as many roll-backs as the settings allow.
+        WorkerError: The device's memory does not suffice for one row.
     """
-    hooks = hooks or Hooks()
-    optimizer = _Optimizer(lesson, trainee, head)
-    state = resume
-    if resume is not None:
-        optimizer.restore(resume)
     backbone, was_training = lesson.backbone, lesson.backbone.model.training
+    run = _Run(lesson, trainee, head, hooks or Hooks())
+    state = run.begin(resume)
     try:
         # dropout draws from torch's global generator: borrow it, and give it back as it was
         with torch.random.fork_rng():
-            for epoch in range(resume.epochs_done if resume else 0, lesson.settings.epochs):
+            while not _is_finished(state, lesson.settings):
                 backbone.model.train()
-                _train_epoch(lesson, head, optimizer, epoch, hooks)
-                state = _after_epoch(lesson, head, optimizer, epoch, state)
-                hooks.on_epoch(state)
+                state = run.epoch(state)
     finally:
         backbone.model.train(was_training)
-    assert state is not None
-    optimizer.load(state.best_tensors)
+    run.optimizer.load(state.best_tensors)
     return state
 
 
-def _train_epoch(
-    lesson: Lesson, head: nn.Module, optimizer: "_Optimizer", epoch: int, hooks: Hooks
-) -> None:
-    for step, rows in _batches(lesson, epoch):
-        batch = lesson.fit.take(rows)
-        features = lesson.backbone.pooled(batch.encoded)
-        loss = lesson.objective.loss(head, features, batch.labels.to(features.device))
-        if not optimizer.step(loss, step):
-            raise TrainingDiverged(
-                f"task {lesson.task_id!r}: loss {float(loss.detach())} or its gradient is not finite "
-                f"at step {step} of {lesson.num_steps}: lower learning_rate in the stream file",
-                task_id=lesson.task_id,
-                step=step,
-            )
-        hooks.on_step(StepReport(lesson.task_id, step + 1, lesson.num_steps, float(loss.detach())))
+def _is_finished(state: TrainingState, settings: TrainingSettings) -> bool:
+    is_stale = settings.patience is not None and state.epochs_since_best >= settings.patience
+    return state.epochs_done == settings.epochs or (is_stale and state.batches_done == 0)
 
 
-def _batches(lesson: Lesson, epoch: int) -> Iterator[tuple[int, list[int]]]:
-    """Number the steps of one epoch; what is random depends on seed and epoch alone."""
-    order = random.Random(f"{lesson.seed}:{epoch}")  # noqa: S311  # an order, not a secret
-    torch.manual_seed(order.getrandbits(63))
-    first = epoch * lesson.steps_per_epoch
-    batches = grouped_batches(lesson.fit.lengths, lesson.settings.batch_size, order)
-    yield from enumerate(batches, start=first)
+class _NotFinite(Exception):  # met and answered in this module
+    def __init__(self, step: int, rows: list[int], loss: float) -> None:
+        self.step = step
+        self.rows = rows
+        self.loss = loss
 
 
-def _after_epoch(
-    lesson: Lesson,
-    head: nn.Module,
-    optimizer: "_Optimizer",
-    epoch: int,
-    before: EpochState | None,
-) -> EpochState:
-    features = lesson.backbone.features(lesson.validation.encoded)
-    score = lesson.objective.score(head, features, lesson.validation.labels)
-    tensors, best = optimizer.tensors(), score if before is None else max(score, before.best_score)
-    if before is None or score >= best - _standard_error(best, len(lesson.validation)):
-        return EpochState(epoch + 1, tensors, optimizer.moments(), epoch, best, tensors)
-    return replace(before, epochs_done=epoch + 1, tensors=tensors, optimizer=optimizer.moments())
+class _Run:
+    """One training, from its first state to its last."""
 
-
-def _standard_error(score: float, num_rows: int) -> float:
-    """
-    How far a share of so many rows is from the truth, typically.
-
-    A later epoch is given up for an earlier one only when it is worse by more
-    than this: on few rows the epoch that looks best is mostly the luckiest.
-    """
-    return math.sqrt(score * (1 - score) / max(1, num_rows))
-
-
-class _Optimizer:
-    """AdamW with warm-up, linear decay and clipping, over named parameters."""
-
-    def __init__(self, lesson: Lesson, trainee: Trainee, head: nn.Module) -> None:
+    def __init__(self, lesson: Lesson, trainee: Trainee, head: nn.Module, hooks: Hooks) -> None:
+        self._lesson = lesson
+        self._head = head
+        self._hooks = hooks
+        self._device = lesson.backbone.device
         settings = lesson.settings
-        self._named = {f"adapter.{name}": each for name, each in trainee.parameters.items()}
-        self._named |= {f"head.{name}": each for name, each in head.named_parameters()}
-        self._peaks = {f"adapter.{name}": rate for name, rate in trainee.learning_rates.items()}
-        groups = [
-            {
-                "params": [parameter],
-                "lr": 0.0,
-                "peak": self._peaks.get(name, settings.head_learning_rate),
-                "weight_decay": 0.0 if name in self._peaks else settings.weight_decay,
-            }
-            for name, parameter in self._named.items()
-        ]
-        self._adamw = torch.optim.AdamW(groups)
-        self._settings = settings
-        self._num_steps = lesson.num_steps
+        self._rows_at_once = math.ceil(settings.batch_size / settings.accumulate)
+        self.optimizer = Optimizer(trainee, head, settings, lesson.num_steps, self._device)
 
-    def step(self, loss: Tensor, step: int) -> bool:
-        """Take one step; False, and nothing is changed, when a number is not finite."""
-        self._adamw.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-        norm = torch.nn.utils.clip_grad_norm_(
-            list(self._named.values()), self._settings.max_gradient_norm
+    def begin(self, resume: TrainingState | None) -> TrainingState:
+        """Where training begins."""
+        self._good = TrainingState(0, self.optimizer.tensors(), {}, -1, -math.inf, {})
+        if resume is not None:
+            self._rows_at_once = resume.rows_at_once or self._rows_at_once
+            self._return_to(resume)
+        return self._good
+
+    def epoch(self, state: TrainingState) -> TrainingState:
+        """Learn to the end of the pass under way, or go back to the last good state."""
+        try:
+            self._learn(state)
+        except _NotFinite as found:
+            self._roll_back(found)
+            return self._good
+        self._keep(self._after_epoch(self._good))
+        return self._good
+
+    def _keep(self, state: TrainingState) -> None:
+        self._good = state
+        self._hooks.on_state(state)
+
+    def _return_to(self, state: TrainingState) -> None:
+        self._good = state
+        self.optimizer.restore(state.tensors, state.optimizer)
+        self.optimizer.rate_share = state.rate_share
+
+    def _learn(self, state: TrainingState) -> None:
+        lesson = self._lesson
+        first = state.epochs_done * lesson.steps_per_epoch
+        batches = _batches(lesson, state.epochs_done)
+        if state.batches_done:
+            set_generator_states(state.generators, self._device)
+        for done, rows in enumerate(batches[state.batches_done :], start=state.batches_done + 1):
+            self._hooks.before_step()
+            step = first + done - 1
+            loss = self._step(rows, step)
+            self._hooks.on_step(StepReport(lesson.task_id, step + 1, lesson.num_steps, loss))
+            if self._hooks.wants_state() and done < len(batches):
+                self._keep(self._state(state, done))
+
+    def _state(self, before: TrainingState, batches_done: int) -> TrainingState:
+        """The state in the middle of a pass."""
+        return replace(
+            before,
+            batches_done=batches_done,
+            tensors=self.optimizer.tensors(),
+            optimizer=self.optimizer.memory(),
+            generators=generator_states(self._device),
+            rows_at_once=self._rows_at_once,
         )
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            return False
-        for group in self._adamw.param_groups:
-            group["lr"] = group["peak"] * self._share_of_peak(step)
-        self._adamw.step()
-        return True
 
-    def _share_of_peak(self, step: int) -> float:
-        rising = max(1, round(self._settings.warmup * self._num_steps))
-        if step < rising:
-            return (step + 1) / rising
-        return (self._num_steps - step) / max(1, self._num_steps - rising)
+    def _step(self, rows: list[int], step: int) -> float:
+        generators = generator_states(self._device)
+        while True:
+            try:
+                return self._try_step(rows, step)
+            except torch.OutOfMemoryError as error:
+                self._halve(error, step, len(rows))
+            # only out here does nothing refer to the tensors of the failed try
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            set_generator_states(generators, self._device)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of all parameters, on the CPU."""
-        return {name: each.detach().cpu().clone() for name, each in self._named.items()}
+    def _try_step(self, rows: list[int], step: int) -> float:
+        lesson, at_once = self._lesson, self._rows_at_once
+        mass = lesson.objective.mass(lesson.fit.take(rows).labels)
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self._device)
+        for at in range(0, len(rows), at_once):
+            loss = self._loss(rows[at : at + at_once]) / mass
+            self.optimizer.backward(loss)
+            total += loss.detach()
+        if not self.optimizer.step(step, total):
+            raise _NotFinite(step, rows, float(total))
+        return float(total)
 
-    def moments(self) -> dict[str, Tensor]:
-        """Copies of what AdamW remembers, on the CPU."""
-        return {
-            f"{name}/{key}": value.detach().cpu().clone()
-            for name, parameter in self._named.items()
-            for key, value in self._adamw.state[parameter].items()
-        }
+    def _loss(self, rows: list[int]) -> Tensor:
+        batch = self._lesson.fit.take(rows)
+        features = self._lesson.backbone.pooled(batch.encoded)
+        labels = batch.labels.to(features.device)
+        return self._lesson.objective.loss(self._head, features, labels)
+
+    def _halve(self, error: torch.OutOfMemoryError, step: int, num_rows: int) -> None:
+        task_id, at_once = self._lesson.task_id, min(self._rows_at_once, num_rows)
+        if at_once == 1:
+            raise WorkerError(
+                f"task {task_id!r}: the memory of {self._device} does not suffice for a single row at "
+                f"step {step} ({error}): set gradient_checkpointing = true or precision = 'bf16', lower "
+                "max_tokens, or free memory that other processes hold"
+            ) from error
+        self._rows_at_once = at_once // 2
+        self._hooks.on_memory(MemoryReport(task_id, step, self._rows_at_once))
+
+    def _roll_back(self, found: _NotFinite) -> None:
+        good, settings = self._good, self._lesson.settings
+        self._return_to(
+            replace(good, rate_share=good.rate_share * RATE_LEFT, rollbacks=good.rollbacks + 1)
+        )
+        back_to = good.epochs_done * self._lesson.steps_per_epoch + good.batches_done
+        if good.rollbacks == settings.rollbacks:
+            raise self._diverged(found, back_to)
+        self._hooks.on_rollback(
+            RollbackReport(
+                self._lesson.task_id,
+                found.step,
+                back_to,
+                self._good.rate_share,
+                self._good.rollbacks,
+            )
+        )
+
+    def _diverged(self, found: _NotFinite, back_to: int) -> TrainingDiverged:
+        lesson, guilty = self._lesson, self._guilty_rows(found.rows)
+        tried = f", also after {lesson.settings.rollbacks} roll-backs to step {back_to} with ever lower learning rates"
+        advice = "lower learning_rate and head_learning_rate in the stream file"
+        if lesson.settings.precision != "fp32":
+            advice += ", or set precision = 'fp32'"
+        if guilty:
+            numbers = ", ".join(str(each) for each in guilty)
+            advice = f"of the {len(lesson.fit)} rows that it learns from, these by themselves give no finite loss: {numbers} (counted from 0); correct or remove them"
+        return TrainingDiverged(
+            f"task {lesson.task_id!r}: loss {found.loss} or its gradient is not finite at step "
+            f"{found.step} of {lesson.num_steps}{tried if lesson.settings.rollbacks else ''}: {advice}",
+            task_id=lesson.task_id,
+            step=found.step,
+        )
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put values into the parameters."""
-        for name, parameter in self._named.items():
-            parameter.copy_(tensors[name])
+    def _guilty_rows(self, rows: list[int]) -> list[int]:
+        """Rows of a batch that have no finite loss by themselves; none where all have none."""
+        self._lesson.backbone.model.eval()
+        guilty = [row for row in sorted(rows) if not torch.isfinite(self._loss([row]))]
+        return guilty if len(guilty) < len(rows) else []
 
-    def restore(self, state: EpochState) -> None:
-        """Go on as after that epoch."""
-        self.load(state.tensors)
-        for key, value in state.optimizer.items():
-            name, _, moment = key.rpartition("/")
-            device = "cpu" if moment == "step" else self._named[name].device
-            self._adamw.state[self._named[name]][moment] = value.clone().to(device)
+    def _after_epoch(self, before: TrainingState) -> TrainingState:
+        lesson = self._lesson
+        features = lesson.backbone.features(lesson.validation.encoded)
+        score = lesson.objective.score(self._head, features, lesson.validation.labels)
+        has_risen = score > before.best_score
+        after = replace(
+            before,
+            epochs_done=before.epochs_done + 1,
+            batches_done=0,
+            generators={},
+            tensors=self.optimizer.tensors(),
+            optimizer=self.optimizer.memory(),
+            best_score=max(score, before.best_score),
+            epochs_since_best=0 if has_risen else before.epochs_since_best + 1,
+            rows_at_once=self._rows_at_once,
+        )
+        spread = lesson.objective.standard_error(after.best_score, len(lesson.validation))
+        if score < after.best_score - spread:
+            return after
+        # on few rows the epoch that looks best is mostly the luckiest: a later one within its error is kept
+        return replace(after, best_epoch=before.epochs_done, best_tensors=after.tensors)
+
+
+def _batches(lesson: Lesson, epoch: int) -> list[list[int]]:
+    """The rows of each step of one epoch; what is random depends on seed and epoch alone."""
+    order = random.Random(f"{lesson.seed}:{epoch}")  # noqa: S311  # an order, not a secret
+    torch.manual_seed(order.getrandbits(63))
+    return list(grouped_batches(lesson.fit.lengths, lesson.settings.batch_size, order))

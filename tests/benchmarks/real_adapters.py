@@ -22,10 +22,11 @@ from worker.backbone import Backbone, load_backbone
 from worker.baselines import LORA_RANK
 from worker.evaluate import evaluate
 from worker.objective import Classification
+from worker.optimizer import Trainee
 from worker.prepared import FrozenBaseline, PreparedTask, frozen_baseline, prepare
 from worker.sources import load_rows
 from worker.stream import TaskStream, read_stream
-from worker.trainer import Lesson, Trainee, train
+from worker.trainer import Lesson, train
 
 STREAM = Path(__file__).with_name("ten_tasks.toml")
 SCORES = "scores.json"

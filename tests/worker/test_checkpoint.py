@@ -7,7 +7,7 @@ from share_dist.adapters.files import read_tensors, write_tensors
 from share_dist.core.values import Head, LayerUpdate, SideUpdate, TaskUpdate
 from share_dist.errors import StreamError
 from worker.checkpoint import TaskCheckpoint
-from worker.trainer import EpochState
+from worker.training_state import TrainingState
 
 DIGEST = "d5" * 32
 
@@ -30,7 +30,7 @@ def state(epochs_done, best_epoch):
     tensors = {"adapter.q.a.temporary": torch.full((2,), float(epochs_done))}
     best = {"adapter.q.a.temporary": torch.full((2,), best_epoch + 1.0)}
     moments = {"adapter.q.a.temporary/step": torch.tensor(7.0)}
-    return EpochState(epochs_done, tensors, moments, best_epoch, 0.75, best)
+    return TrainingState(epochs_done, tensors, moments, best_epoch, 0.75, best)
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize("best_epoch", [0, 1])
 def test_an_epoch_comes_back(checkpoint, best_epoch):
     """State after an epoch is read as it was written, whichever epoch was best."""
-    checkpoint.save_epoch(state(1, 0), 3, DIGEST)
-    checkpoint.save_epoch(state(2, best_epoch), 3, DIGEST)
-    saved = checkpoint.load_epoch()
+    checkpoint.save_state(state(1, 0), 3, DIGEST)
+    checkpoint.save_state(state(2, best_epoch), 3, DIGEST)
+    saved = checkpoint.load_state()
     assert (saved.base_version, saved.base_digest) == (3, DIGEST)
     found, expected = saved.state, state(2, best_epoch)
     assert (found.epochs_done, found.best_epoch) == (2, best_epoch)
@@ -54,22 +54,22 @@ def test_an_epoch_comes_back(checkpoint, best_epoch):
 
 def test_an_update_comes_back_under_its_id(checkpoint):
     """A finished update is read with its id, base version and its digest, scores and head, and replaces the epochs."""
-    checkpoint.save_epoch(state(1, 0), 5, DIGEST)
+    checkpoint.save_state(state(1, 0), 5, DIGEST)
     checkpoint.save_update(update())
     found = checkpoint.load_update()
     assert (found.update_id, found.scores) == ("u1", {"accuracy": 0.5})
     assert (found.base_version, found.base_digest) == (5, DIGEST)
     assert torch.equal(found.layers["q"].a.temporary, update().layers["q"].a.temporary)
     assert torch.equal(found.head.tensors["weight"], torch.ones(2, 4))
-    assert checkpoint.load_epoch() is None
+    assert checkpoint.load_state() is None
 
 
 def test_files_of_release_0_1_have_no_digest(checkpoint):
     """What was written without a digest of its base version is read, and has none."""
-    checkpoint.save_epoch(state(1, 0), 5, DIGEST)
+    checkpoint.save_state(state(1, 0), 5, DIGEST)
     tensors, metadata = read_tensors(checkpoint._epoch)
     write_tensors(checkpoint._epoch, tensors, {"epoch": without_digest(metadata["epoch"])})
-    saved = checkpoint.load_epoch()
+    saved = checkpoint.load_state()
     assert (saved.base_version, saved.base_digest) == (5, "")
     checkpoint.save_update(update())
     checkpoint._update.write_text(without_digest(checkpoint._update.read_text()))
@@ -86,14 +86,14 @@ def without_digest(text: str) -> str:
 
 def test_an_empty_folder_has_nothing(checkpoint):
     """Before anything was written there is no epoch, no update and no receipt."""
-    assert checkpoint.load_epoch() is None
+    assert checkpoint.load_state() is None
     assert checkpoint.load_update() is None
     assert checkpoint.pushed_update_id() is None
 
 
 def test_a_payload_without_its_description_does_not_count(checkpoint):
     """Killed between the two files of an update, the worker finds its last epoch, not half an update."""
-    checkpoint.save_epoch(state(1, 0), 5, DIGEST)
+    checkpoint.save_state(state(1, 0), 5, DIGEST)
     checkpoint.save_update(update())
     checkpoint._update.unlink()
     assert checkpoint.load_update() is None
@@ -101,16 +101,16 @@ def test_a_payload_without_its_description_does_not_count(checkpoint):
 
 def test_a_write_that_fails_leaves_what_was_there(checkpoint, monkeypatch):
     """A disk that fills up in the middle of a write leaves the earlier file whole, and no litter."""
-    checkpoint.save_epoch(state(1, 0), 5, DIGEST)
+    checkpoint.save_state(state(1, 0), 5, DIGEST)
 
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save_epoch(state(2, 1), 5, DIGEST)
+        checkpoint.save_state(state(2, 1), 5, DIGEST)
     monkeypatch.undo()
-    assert checkpoint.load_epoch().state.epochs_done == 1
+    assert checkpoint.load_state().state.epochs_done == 1
     assert len(list(checkpoint._folder.iterdir())) == 1
 
 
@@ -126,9 +126,9 @@ def test_another_lesson_is_noticed(checkpoint, tmp_path):
     """A folder that another stream file filled is refused in every kind of file."""
     other = TaskCheckpoint(tmp_path, "my/task", "another digest")
     checkpoint.save_update(update())
-    checkpoint.save_epoch(state(1, 0), 5, DIGEST)
+    checkpoint.save_state(state(1, 0), 5, DIGEST)
     checkpoint.save_pushed("u1")
-    for read in (other.load_update, other.load_epoch, other.pushed_update_id):
+    for read in (other.load_update, other.load_state, other.pushed_update_id):
         with pytest.raises(StreamError, match="as another stream file described it"):
             read()
 

@@ -34,7 +34,7 @@ class Recorder:
 
 @pytest.fixture
 def make_loop(tmp_path, backbone, coordinator):
-    def make(stream, emit=None, **options):
+    def make(stream, emit=None, should_stop=lambda: False, **options):
         return TaskLoop(
             stream,
             backbone,
@@ -42,6 +42,7 @@ def make_loop(tmp_path, backbone, coordinator):
             tmp_path / "work" / stream.worker_id,
             LoopOptions(**{"merge_patience_seconds": 5.0, **options}),
             emit or Recorder(),
+            should_stop,
         )
 
     return make
@@ -266,8 +267,7 @@ def test_registers_again_once_when_its_lease_has_ended(make_loop, make_stream, c
 
 def test_stops_at_the_next_step_when_told(make_loop, make_stream, coordinator):
     """A loop that is told to stop raises Stopped, pushes nothing, and resumes later."""
-    loop = make_loop(make_stream("mood"))
-    loop.should_stop = lambda: True
+    loop = make_loop(make_stream("mood"), should_stop=lambda: True)
     with pytest.raises(Stopped):
         loop.run()
     assert not coordinator.updates

@@ -97,7 +97,7 @@ def test_a_later_epoch_is_kept_unless_clearly_worse(lesson, backbone, scores, ke
     with injected_task(backbone) as injected:
         trainee = trainee_of(injected, "mood", task.settings)
         states = []
-        end = train(task, trainee, nn.Linear(32, 2), hooks=Hooks(on_epoch=states.append))
+        end = train(task, trainee, nn.Linear(32, 2), hooks=Hooks(on_state=states.append))
         assert [each.epochs_done for each in states] == [1, 2, 3]
         assert (end.best_epoch, end.best_score) == (kept, max(scores))
         best = states[kept]
