@@ -20,6 +20,7 @@ from share_dist.commands import (
     pull,
     push,
     quickstart,
+    simulate,
     status,
     subspaces,
     tasks,
@@ -81,6 +82,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit,
     "top": top.top,
     "doctor": doctor.doctor,
+    "simulate": simulate.simulate,
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)

@@ -1,0 +1,96 @@
+"""The report of a simulation as people read it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from share_dist.commands.console import rows
+
+KINDS = {"asynchronous": "asynchronous", "rounds": "synchronous rounds"}
+
+_DISTRIBUTIONS = {
+    "lag": "lag, versions",
+    "angle": "angle, radians",
+    "arrived_to_merged_seconds": "arrived to merged, virtual s",
+    "counted_service_seconds": "a push, counted s",
+    "measured_service_seconds": "a push, measured s",
+}
+
+
+def tables_of(report: Mapping[str, Any]) -> Iterator[Table]:
+    """Make the tables, one after the other."""
+    for kind, name in KINDS.items():
+        if kind in report:
+            yield _figures(name, report[kind], report["num_recorded"])
+            yield _distributions(name, report[kind])
+            yield _sites(name, report[kind]["sites"])
+    if report.get("comparison"):
+        yield _comparison(
+            "until so much energy is captured", report["comparison"]["until_captured"]
+        )
+        yield _comparison("until so many updates are merged", report["comparison"]["until_merged"])
+
+
+def _figures(name: str, run: Mapping[str, Any], num_recorded: int) -> Table:
+    updates, coordinator = run["updates"], run["coordinator"]
+    ended = "" if run["is_whole"] else f", ended before all of {updates['asked']:,} were merged"
+    title = (
+        f"{name}: {updates['merged']:,} updates, {updates['recorded']:,} recorded "
+        f"(of {num_recorded:,}), {updates['synthetic']:,} synthetic{ended}"
+    )
+    lines = [
+        ("virtual time, h", run["seconds"] / 3600),
+        ("updates merged per virtual hour", run["updates_per_hour"]),
+        ("energy captured, of the batch optimum", run["energy"]["captured"]),
+        ("coordinator busy with pushes, share of the time", run["utilisation"]),
+        ("coordinator, processor s per 1,000 updates", coordinator["cpu_seconds_per_1000"]),
+        (
+            "coordinator, MB received per 1,000 updates",
+            coordinator["received_bytes_per_1000"] / 1e6,
+        ),
+        ("coordinator, MB sent per 1,000 updates", coordinator["sent_bytes_per_1000"] / 1e6),
+    ]
+    return rows(title, ["", ""], lines)
+
+
+def _distributions(name: str, run: Mapping[str, Any]) -> Table:
+    columns = ("mean", "smallest", "p50", "p90", "p99", "largest")
+    lines = [
+        (heading, *(run[field].get(column) for column in columns))
+        for field, heading in _DISTRIBUTIONS.items()
+    ]
+    return rows(f"{name}: distributions", ["", *columns], lines)
+
+
+def _sites(name: str, sites: Sequence[Mapping[str, Any]]) -> Table:
+    lines = [
+        (
+            each["site"],
+            each["workers"],
+            each["latency_seconds"],
+            each["megabits_per_second"],
+            each["updates"],
+            each["pushed_bytes"],
+            each["pulled_bytes"],
+        )
+        for each in sites
+    ]
+    headings = ["site", "workers", "latency, s", "Mbit/s", "updates", "bytes pushed", "bytes pulled"]  # fmt: skip
+    return rows(f"{name}: sites", headings, lines)
+
+
+def _comparison(title: str, lines: Sequence[Mapping[str, Any]]) -> Table:
+    return rows(
+        title,
+        ["share", "asynchronous, virtual h", "rounds, virtual h", "rounds over asynchronous"],
+        [
+            (
+                each["share"],
+                each["asynchronous_seconds"] / 3600,
+                each["rounds_seconds"] / 3600,
+                each["ratio"],
+            )
+            for each in lines
+        ],
+    )

@@ -1,0 +1,1 @@
+"""Simulated workers: who, when, what they push, and what is told of it."""
