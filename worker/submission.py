@@ -23,6 +23,7 @@ from worker.display import ProgressDisplay
 from worker.stream import DatasetSource, TaskStream, read_stream
 
 _LAST_LINES = 20
+_PACKAGING = "_private.runtime_env.packaging"
 
 
 @dataclass(frozen=True)
@@ -278,8 +279,8 @@ def _parsed(line: str) -> dict[str, Any]:
 def _connect(request: SubmitRequest) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", _PACKAGING):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
     headers = {"Authorization": f"Bearer {request.token}"} if request.token else None
     try:
         return JobSubmissionClient(request.dashboard, headers=headers)

@@ -46,6 +46,8 @@ def doctor(
     store: Annotated[str | None, typer.Option("--store", help="Also look at this store: on the coordinator's machine, its folder; anywhere, its postgresql:// URL.", show_default=False)] = None,
     blobs: Annotated[str | None, typer.Option("--blobs", help="With --store: where its large tensors are, as the coordinator was told. [default: STORE/blobs]", show_default=False)] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="Also look at Prometheus metrics at this host:port.", show_default=False)] = None,
+    cluster: Annotated[Path | None, typer.Option("--cluster", help="Look at a cluster instead, by its cluster.yaml: at every machine over ssh, and at its coordinator.", show_default=False)] = None,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="With --cluster: seconds to wait for workers that are on their way.")] = 0.0,
     connection: Connection = DEFAULT_CONNECTION,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -56,15 +58,36 @@ def doctor(
     5 clocks; 6 workers gone; 7 workers behind; 8 slow watchers; 9 quarantine; 10 parked
     updates; 11 updates that are not merged; 12 the lineage of versions; 13 metrics; and
     with --store 15 free space, 16 the disk's speed, 17 the store's owner and schema, 18
-    everything it keeps.
+    everything it keeps. With --cluster also, of each machine, 21 login by ssh, 22 versions, 23
+    clock, 24 accelerators, 25 ports, 26 Ray's token; 27 that the coordinator's certificate is
+    the planned one, 28 the model it is bound to; 29 workers that are missing, each with the reason.
 
     It changes nothing. Ends with 0 when all is well, 7 when something was found.
     """
-    connection.require_address()
-    checks = [*_of_coordinator(connection, metrics), *_of_store(store, blobs)]
-    show(checks, as_json=as_json, table=lambda: _table(connection.address, checks))
+    if cluster is not None:
+        title, checks = str(cluster), list(_of_cluster(cluster, wait))
+    else:
+        connection.require_address()
+        title = f"coordinator at {connection.address}"
+        checks = [*_of_coordinator(connection, metrics), *_of_store(store, blobs)]
+    show(checks, as_json=as_json, table=lambda: _table(title, checks))
     if any(check.outcome == "finding" for check in checks):
         raise typer.Exit(ExitCode.FINDINGS)
+
+
+def _of_cluster(path: Path, wait_seconds: float) -> Iterator[Check]:
+    from share_dist.commands import cluster_doctor
+    from share_dist.launching.known import read_cluster
+
+    cluster = read_cluster(path)
+    cluster_doctor.require_files(cluster)
+    yield from cluster_doctor.of_machines(cluster, wait_seconds)
+    try:
+        with cluster_doctor.coordinator_of(cluster) as connection:
+            yield from cluster_doctor.of_coordinator(cluster, connection)
+            yield from _of_coordinator(connection, None)
+    except ConfigError as error:
+        yield finding(1, "reachable", error.message, "start the cluster, or see check 21")
 
 
 # --- over the network ---------------------------------------------------------------------------
@@ -239,11 +262,11 @@ def _ask_store(question: str, place: tuple[str, ...]) -> Any:
     return answer
 
 
-def _table(address: str, checks: list[Check]) -> "Table":
+def _table(title: str, checks: list[Check]) -> "Table":
     lines = [
         (check.number, check.outcome, check.subject, check.said, check.remedy) for check in checks
     ]
-    table = rows(f"coordinator at {address}", ("", "", "what", "seen", "what to do"), lines)
+    table = rows(title, ("", "", "what", "seen", "what to do"), lines)
     num_findings = sum(check.outcome == "finding" for check in checks)
     table.caption = (
         f"{num_findings} of {len(checks)} checks found something" if num_findings else "all is well"

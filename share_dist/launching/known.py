@@ -29,6 +29,7 @@ class KnownCluster:
         coordinator: ``host:port`` by which workers call it.
         folder: Where the cluster's files are on this machine.
         on_node: Where they are on its machines.
+        environment: Of Python, there.
         gcs_port: That Ray's head listens on.
         gpus: Accelerators of each worker, 0 where it was not said.
         pins: The versions that every machine must have.
@@ -44,6 +45,7 @@ class KnownCluster:
     coordinator: str
     folder: Path
     on_node: str
+    environment: str
     gcs_port: int
     gpus: int
     pins: Pins
@@ -98,6 +100,7 @@ def _known(path: Path, config: dict[str, Any], told: dict[str, Any]) -> KnownClu
         coordinator=told["coordinator"],
         folder=Path(told["folder"]).expanduser(),
         on_node=told["on_node"],
+        environment=told["environment"],
         gcs_port=int(told["gcs_port"]),
         gpus=int(told["gpus"]),
         pins=Pins(str(told["python"]), str(told["ray"]), str(told["torch"]), str(told["release"])),

@@ -63,6 +63,7 @@ def known(plan: Plan) -> dict[str, Any]:
         "coordinator": plan.address,
         "folder": plan.folder,
         "on_node": f"~/{plan.on_node}",
+        "environment": plan.environment or f"~/{plan.on_node}/venv",
         "num_workers": plan.num_workers,
         "gpus": plan.gpus,
         "gcs_port": GCS_PORT,

@@ -1,5 +1,6 @@
 """Shells on a cluster's machines, and ports of theirs on this one, over ssh."""
 
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -30,7 +31,17 @@ class Shell:
     key: Path | None
 
     def command(self, host: str, *arguments: str) -> list[str]:
-        """Make the command line of ssh to a host."""
+        """
+        Make the command line of ssh to a host.
+
+        Raises:
+            ConfigError: There is no ssh here.
+        """
+        if shutil.which("ssh") is None:
+            raise ConfigError(
+                "ssh is not installed here, and is the way to the machines: install OpenSSH's client",
+                key="cluster",
+            )
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "no",
@@ -71,9 +82,14 @@ class Shell:
             return subprocess.CompletedProcess([], 124, "", said)
 
     @contextmanager
-    def port(self, host: str, port: int) -> Iterator[int]:
+    def port(self, host: str, port: int, at: str = "127.0.0.1") -> Iterator[int]:
         """
-        Have a port of a machine's own loopback on this one's.
+        Have a port of a machine on this one's loopback.
+
+        Args:
+            host: The machine that is logged in to.
+            port: The port.
+            at: Address that it listens on, as that machine says it.
 
         Raises:
             ConfigError: ssh does not get there.
@@ -81,7 +97,7 @@ class Shell:
         own = _free_port()
         with tempfile.TemporaryFile("w+") as said:
             process = subprocess.Popen(  # noqa: S603 - our own command line
-                self.command(host, "-N", "-L", f"127.0.0.1:{own}:127.0.0.1:{port}"),
+                self.command(host, "-N", "-L", f"127.0.0.1:{own}:{at}:{port}"),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,

@@ -55,7 +55,7 @@ mount --bind {own}/hosts /etc/hosts
 hostname {name}
 sshd=$(PATH={path} command -v sshd)
 "$sshd" -D -E {own}/sshd.log -p {port} {listen} -h {shared}/host_key -o UsePAM=no -o PidFile=none \
-  -o PermitRootLogin=prohibit-password -o StrictModes=no -o AuthorizedKeysFile={shared}/id.pub &
+  -o SetEnv=PYTHONPATH={repository} -o PermitRootLogin=prohibit-password -o StrictModes=no -o AuthorizedKeysFile={shared}/id.pub &
 touch {own}/ready
 # orphans are waited for, as the first process of a machine does
 while :; do wait || true; sleep 0.2; done
@@ -142,7 +142,7 @@ class Hosts:
             text=True,
             timeout=seconds,
             stdin=subprocess.DEVNULL,
-            env=self._environment(index),
+            env={"PATH": _PATH},
             check=False,
         )
         if check:
@@ -154,12 +154,9 @@ class Hosts:
         inside = ["--net"] if self.form == "namespaces" else []
         enter = ["nsenter", "-t", str(_child_of(self._machine(index))), "--pid", "--mount", "--uts"]
         home = self.folder / f"host{index}/home"
-        variables = [f"HOME={home}", f"PATH={_PATH}", "OMP_NUM_THREADS=1", "LANG=C.UTF-8"]
+        # what is tested is what runs there, whatever is installed
+        variables = [f"HOME={home}", f"PATH={_PATH}", f"PYTHONPATH={REPOSITORY}", "LANG=C.UTF-8"]
         return [*enter, "--ipc", *inside, "env", "-i", *variables, "bash", "-c", f"cd; {command}"]
-
-    def _environment(self, index: int) -> dict[str, str]:
-        del index
-        return {"PATH": _PATH}
 
     def processes(self, index: int) -> list[str]:
         """Command lines of all that runs on a machine, but for its first process and sshd."""
@@ -201,6 +198,7 @@ class Hosts:
             _INIT.format(
                 own=own,
                 shared=self.folder,
+                repository=REPOSITORY,
                 name=f"host{index}",
                 path=_PATH,
                 port=22 if has_net else SSH_PORT,
