@@ -83,7 +83,8 @@ def coordinator_config(plan: Plan, listen: str, keys: str) -> str:
         keys: Folder of its certificate and key, on its machine.
     """
     values = {
-        "store": plan.store,
+        # it is started in its user's home
+        "store": plan.store.removeprefix("~/"),
         "listen": listen,
         "tls_certificate": f"{keys}/coordinator.crt",
         "tls_key": f"{keys}/coordinator.key",
