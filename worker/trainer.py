@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from share_dist.adapters import InjectedModel
 from share_dist.errors import TrainingDiverged, WorkerError
 from worker.backbone import Backbone, grouped_batches
+from worker.moving import Move
 from worker.objective import EncodedRows, Objective
 from worker.optimizer import Optimizer, Trainee
 from worker.stream import TrainingSettings
@@ -132,7 +133,8 @@ class Hooks:
         before_step: Called before every step; raises to end training there.
         on_step: Told of every step.
         wants_state: Asked after every step whether the state shall be kept.
-        on_state: Told the state, when it was wanted and after every epoch.
+        on_state: Told the state, when it was wanted, after every epoch and after a move.
+        move: Asked after every epoch but the last where to go on; None: where it is.
         on_memory: Told that fewer rows go through the model at once.
         on_rollback: Told that training went back.
     """
@@ -141,6 +143,7 @@ class Hooks:
     on_step: Callable[[StepReport], None] = field(default=lambda _: None)
     wants_state: Callable[[], bool] = field(default=lambda: False)
     on_state: Callable[[TrainingState], None] = field(default=lambda _: None)
+    move: Callable[[TrainingState], Move | None] = field(default=lambda _: None)
     on_memory: Callable[[MemoryReport], None] = field(default=lambda _: None)
     on_rollback: Callable[[RollbackReport], None] = field(default=lambda _: None)
 
@@ -180,6 +183,8 @@ def train(
             while not _is_finished(state, lesson.settings):
                 backbone.model.train()
                 state = run.epoch(state)
+                if not _is_finished(state, lesson.settings):
+                    state = run.move(state)
     finally:
         backbone.model.train(was_training)
     run.optimizer.load(state.best_tensors)
@@ -208,7 +213,7 @@ class _Run:
         self._device = lesson.backbone.device
         settings = lesson.settings
         self._rows_at_once = math.ceil(settings.batch_size / settings.accumulate)
-        self.optimizer = Optimizer(trainee, head, settings, lesson.num_steps, self._device)
+        self.optimizer = self._optimizer_of(trainee)
 
     def begin(self, resume: TrainingState | None) -> TrainingState:
         """Where training begins."""
@@ -227,6 +232,19 @@ class _Run:
             return self._good
         self._keep(self._after_epoch(self._good))
         return self._good
+
+    def move(self, state: TrainingState) -> TrainingState:
+        """Go on in another version where there is one, between two passes."""
+        if state.batches_done or (move := self._hooks.move(state)) is None:
+            return state
+        self.optimizer = self._optimizer_of(move.trainee)
+        self._return_to(move.state)
+        self._keep(move.state)
+        return self._good
+
+    def _optimizer_of(self, trainee: Trainee) -> Optimizer:
+        lesson = self._lesson
+        return Optimizer(trainee, self._head, lesson.settings, lesson.num_steps, self._device)
 
     def _keep(self, state: TrainingState) -> None:
         self._good = state
