@@ -43,9 +43,22 @@ def running() -> Iterator[ObjectStore]:
     server.start()
     try:
         host, port = server.get_host_and_port()
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {**ACCESS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-                patch.setenv(name, value)
+        with found_at(f"http://{host}:{port}"):
             yield ObjectStore(f"http://{host}:{port}")
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def found_at(url: str) -> Iterator[None]:
+    """Let every client of S3 that is made meanwhile look for the server there, and keep none of them."""
+    import s3fs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ACCESS, "AWS_ENDPOINT_URL": url}.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        try:
+            yield
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
