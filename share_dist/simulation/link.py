@@ -30,7 +30,6 @@ from share_dist.wire.records import Lease, Receipt, UpdateState, Wait
 _BASE_MODEL = "0" * 64
 _CALL_SECONDS = 600.0
 _NEVER = 1e9
-_KEPT_VERSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Link:
         self._leases[worker_id] = self._client.register(worker_id)
 
     def pull(self, worker_id: str, version: int) -> Base:
-        """Pull a version whole, as a worker does; the coordinator keeps it while the worker may push on it."""
+        """Pull a version whole, as a worker does; the version stays kept."""
         self._client.lease = self._leases[worker_id]
         subspace = self._client.pull(version)
         assert subspace is not None, "nothing was held, so something came"
@@ -188,7 +187,12 @@ class Link:
 
 
 def _environment(scenario: Scenario, updates_per_merge: int) -> dict[str, str]:
-    """Say by the environment what the coordinator is told: leases last, for its clock is not the virtual one."""
+    """
+    Say by the environment what the coordinator is told.
+
+    Leases last and every version is kept: by its clock, which is not the virtual one, nobody can tell who still
+    learns in which.
+    """
     keys = {
         "num_factors": scenario.num_factors,
         "oversample": scenario.oversample,
@@ -198,7 +202,7 @@ def _environment(scenario: Scenario, updates_per_merge: int) -> dict[str, str]:
         "max_wait_seconds": _NEVER,
         "lease_seconds": _NEVER,
         "max_registrations_per_hour": 10_000_000,
-        "keep_versions": _KEPT_VERSIONS,
+        "keep_versions": 0,
         "log_level": "WARNING",
     }
     return {f"SHARE_DIST_{key.upper()}": str(value) for key, value in keys.items()}
