@@ -170,7 +170,8 @@ def reason_missing(cluster: KnownCluster, worker: Answer, head: Answer) -> tuple
         )
     return (
         f"Ray does not run there; the head's log last said of it: {told or 'nothing'}",
-        "look into /tmp/ray/session_latest/logs/monitor.log on the head",
+        f"run `{up}` again: Ray tries a machine on which it could not start no more; the head's "
+        "/tmp/ray/session_latest/logs/monitor.out says what went wrong",
     )
 
 

@@ -118,17 +118,15 @@ def head_commands(plan: Plan, own_address: str) -> list[str]:
 
 def worker_commands(plan: Plan, own_address: str) -> list[str]:
     """Return what starts a worker's machine, which keeps nothing of the head's."""
-    begin = source(plan)
-    watch = f"bash ~/{plan.on_node}/{NODES}/worker.sh"
     gpus = f" --num-gpus={plan.gpus}" if plan.gpus else ""
     address = f" --node-ip-address={own_address}" if own_address else ""
+    script_of_worker = f"bash ~/{plan.on_node}/{NODES}/worker.sh"
     return [
         f"rm -rf ~/{plan.on_node}/{HEAD}",
-        f"{begin} && {watch} end && ray stop",
         # where the head is gone a machine ends its work after so long
         (
-            f"{begin} && RAY_gcs_rpc_server_reconnect_timeout_s=10 ray start "
-            f"--address=$RAY_HEAD_IP:{GCS_PORT}{address}{gpus} && {watch} begin"
+            f"{source(plan)} && RAY_gcs_rpc_server_reconnect_timeout_s=10 {script_of_worker} start "
+            f"--address=$RAY_HEAD_IP:{GCS_PORT}{address}{gpus}"
         ),
     ]
 

@@ -56,7 +56,7 @@ def test_every_ray_process_asks_for_the_token(folder):
     """Each command that starts Ray takes up the environment first, which names the mode and the file."""
     (config,) = documents(folder, "cluster.yaml")
     commands = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
-    starting = [command for command in commands if "ray start" in command]
+    starting = [command for command in commands if re.search("ray start|worker.sh start", command)]
     assert len(starting) == 2
     assert all(command.startswith(". ~/.share-dist/north/nodes/env.sh && ") for command in starting)
     environment = (DEPLOY / folder / "nodes/env.sh").read_text()

@@ -1,29 +1,39 @@
 #!/usr/bin/env bash
-# Clears a worker's machine of all that Ray has left there, once Ray's own process has ended:
-# `ray down` reaches the head only, and some helpers outlive the rest.
-#   worker.sh begin   after Ray has been started
-#   worker.sh end     before it is stopped or started anew
+# Starts Ray on a worker's machine, and clears the machine once Ray has ended there.
+#   worker.sh start ARGUMENTS OF RAY START...
+# Ray's autoscaler tries a given host once and never again: here it is tried a few times. And
+# `ray down` reaches the head only, after which some helpers of Ray outlive it on the workers.
 set -euo pipefail
 
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 pid_file=$folder/watch.pid
 
-case "${1:-}" in
-  begin)
-    setsid bash "${BASH_SOURCE[0]}" watch </dev/null >"$folder/watch.log" 2>&1 &
-    echo $! >"$pid_file"
-    ;;
-  end)
-    if pid=$(cat "$pid_file" 2>/dev/null); then
-      pkill -TERM -s "$pid" 2>/dev/null || true
-      rm -f "$pid_file"
-    fi
-    ;;
-  watch)
-    raylet=$(pgrep -n -u "$(id -u)" raylet)
-    tail --pid="$raylet" -f /dev/null
-    ray stop --force
+start() {
+  if pid=$(cat "$pid_file" 2>/dev/null); then
+    pkill -TERM -s "$pid" 2>/dev/null || true
     rm -f "$pid_file"
-    ;;
-  *) echo "usage: $0 begin|end" >&2; exit 2 ;;
+  fi
+  ray stop
+  for attempt in 1 2 3; do
+    if ray start "$@"; then
+      setsid bash "${BASH_SOURCE[0]}" watch </dev/null >"$folder/watch.log" 2>&1 &
+      echo $! >"$pid_file"
+      return 0
+    fi
+    echo "Ray has not started here in attempt $attempt of 3" >&2
+    ray stop --force
+  done
+  return 1
+}
+
+watch() {
+  raylet=$(pgrep -n -u "$(id -u)" raylet) && tail --pid="$raylet" -f /dev/null
+  ray stop --force
+  rm -f "$pid_file"
+}
+
+case "${1:-}" in
+  start) shift; start "$@" ;;
+  watch) watch ;;
+  *) echo "usage: $0 start ARGUMENTS OF RAY START..." >&2; exit 2 ;;
 esac
