@@ -168,11 +168,11 @@ def reason_missing(cluster: KnownCluster, worker: Answer, head: Answer) -> tuple
         return "Ray runs there, and its head does not count it (yet)", (
             "wait: a machine that was cut off ends its old Ray and is started anew within a minute"
         )
-    return (
-        f"Ray does not run there; the head's log last said of it: {told or 'nothing'}",
-        f"run `{up}` again: Ray tries a machine on which it could not start no more; the head's "
-        "/tmp/ray/session_latest/logs/monitor.out says what went wrong",
+    remedy = (
+        f"run `{up}` again: Ray tries a machine on which it could not start no more; monitor.out among "
+        "the logs on the head says what went wrong"
     )
+    return f"Ray does not run there; the head's log last said of it: {told or 'nothing'}", remedy
 
 
 def _remedy(cluster: KnownCluster, answer: Answer) -> str:
