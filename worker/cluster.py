@@ -1,6 +1,7 @@
 """The cluster: start local Ray or connect to one that runs, and place one actor per stream."""
 
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -38,8 +39,8 @@ def plan_places(resources: Mapping[str, float], num_actors: int, num_at_once: in
     """
     Share a cluster out evenly.
 
-    One accelerator per actor where there are enough; several actors share one
-    where there are fewer accelerators than actors. Threads are those of the
+    One accelerator per actor where there are enough; where there are fewer, as
+    many actors share each as must, so that each of them fits onto one. Threads are those of the
     processors that the actors that work at once have to themselves.
 
     Args:
@@ -52,13 +53,15 @@ def plan_places(resources: Mapping[str, float], num_actors: int, num_at_once: in
         Place(num_cpus=1.0, num_gpus=0.0, num_threads=1)
         >>> plan_places({"CPU": 16.0, "GPU": 1.0}, num_actors=2, num_at_once=2)
         Place(num_cpus=8.0, num_gpus=0.5, num_threads=8)
+        >>> plan_places({"CPU": 16.0, "GPU": 2.0}, num_actors=3, num_at_once=3).num_gpus
+        0.5
     """
     cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
     # Ray takes fractions below one and whole numbers above
     share = cpus / num_actors
     return Place(
         num_cpus=float(int(share)) if share >= 1 else share,
-        num_gpus=min(1.0, gpus / num_actors),
+        num_gpus=1 / math.ceil(num_actors / gpus) if gpus else 0.0,
         num_threads=max(1, int(cpus / num_at_once)),
     )
 
