@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -46,6 +46,7 @@ def simulate(
     layers: Annotated[int | None, typer.Option("--layers", help="Simulate the first layers only, by name. [default: all]")] = None,
     pushes: Annotated[int | None, typer.Option("--pushes", help="End after so many updates.")] = None,
     rounds: Annotated[bool, typer.Option("--rounds", help="Do the same work in synchronous rounds as well, and compare.")] = False,
+    leaves: Annotated[int | None, typer.Option("--leaves", min=1, help="Do the same work before so many coordinators as well, and fuse what they learnt at a root.")] = None,
     service_seconds: Annotated[float | None, typer.Option("--service-seconds", min=0, help="Count this for each push, so that the seed alone decides. [default: what is measured]")] = None,
     trace: Annotated[Path | None, typer.Option("--trace", help="JSON Lines file to write: the scenario, and every push.")] = None,
     replay: Annotated[Path | None, typer.Option("--replay", help="Count what an earlier --trace counted, so that all is as it was.", exists=True, dir_okay=False)] = None,
@@ -60,11 +61,12 @@ def simulate(
     run with what was measured so far.
     """
     from share_dist.simulation.recorded import read_recorded
-    from share_dist.simulation.report import compare, summarise
+    from share_dist.simulation.report import compare, summarise, summarise_tree
     from share_dist.simulation.run import simulate as run
     from share_dist.simulation.scenario import make_scenario
     from share_dist.simulation.tables import tables_of
     from share_dist.simulation.trace import read_service_seconds, write_trace
+    from share_dist.simulation.tree import simulate_tree
     from share_dist.simulation.updates import Updates
 
     scenario = make_scenario(
@@ -75,7 +77,9 @@ def simulate(
         num_factors=num_factors, oversample=oversample, layers=layers, pushes=pushes,
     )  # fmt: skip
     earlier = None if replay is None else read_service_seconds(replay, scenario)
-    clock = _clock(service_seconds, earlier, pushes, rounds=rounds)
+    beside = {"rounds": rounds, "leaves": leaves is not None}
+    clock = _clock(service_seconds, earlier, beside, is_part=pushes is not None)
+    _require_leaves(leaves, workers)
     updates = Updates(read_recorded(recorded, bases or [], layers), seed)
     report: dict[str, Any] = {
         "scenario": scenario.model_dump(),
@@ -108,6 +112,17 @@ def simulate(
                 )
             report["rounds"] = summarise(scenario, done)
             report["comparison"] = compare(report["asynchronous"], report["rounds"])
+        if leaves is not None and not should_stop():
+            with _shown(f"updates, {leaves} leaves", scenario.num_pushes) as progress:
+                tree = simulate_tree(
+                    scenario,
+                    updates,
+                    leaves,
+                    clock=clock,
+                    progress=progress,
+                    should_stop=should_stop,
+                )
+            report["tree"] = summarise_tree(scenario, tree)
         is_stopped = should_stop()
     if as_json:
         typer.echo(json.dumps(jsonable(report)))
@@ -118,12 +133,20 @@ def simulate(
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
+def _require_leaves(leaves: int | None, workers: int) -> None:
+    if leaves is not None and leaves > workers:
+        raise ConfigError(
+            f"{leaves} leaves for {workers} workers leave some with nobody: ask for fewer leaves",
+            key="leaves",
+        )
+
+
 def _clock(
     service_seconds: float | None,
     earlier: list[float] | None,
-    pushes: int | None,
+    beside: Mapping[str, bool],
     *,
-    rounds: bool,
+    is_part: bool,
 ) -> "ServiceClock":
     """
     Choose what counts.
@@ -133,12 +156,13 @@ def _clock(
     """
     from share_dist.simulation.session import constant, measured, replayed
 
-    if rounds and (pushes is not None or earlier is not None):
-        raise ConfigError(
-            "rounds are compared over all of the work, and with what they take themselves: drop --rounds, or "
-            "drop --pushes and --replay",
-            key="rounds",
-        )
+    for name, is_asked in beside.items():
+        if is_asked and (is_part or earlier is not None):
+            raise ConfigError(
+                f"--{name} compares all of the work, each with what it takes itself: drop --{name}, or drop "
+                "--pushes and --replay",
+                key=name,
+            )
     if service_seconds is not None and earlier is not None:
         raise ConfigError(
             "both --service-seconds and --replay say what a push takes: give one of them",

@@ -11,6 +11,7 @@ import torch
 from typing_extensions import Self
 
 from share_dist.client import ShareClient, new_update_id
+from share_dist.client.mirror import Mirror
 from share_dist.commands.processes import Child, share_dist_command, wait_for_file
 from share_dist.core.values import (
     Fingerprint,
@@ -168,6 +169,11 @@ class Link:
         assert subspace is not None, "nothing was held, so something came"
         self._outside_seconds += self._process_seconds() - before
         return subspace
+
+    def with_tail(self) -> Subspace:
+        """Get the newest version with all columns that the coordinator keeps, for a coordinator above it."""
+        self._client.lease = None
+        return Mirror(self._client).subspace
 
     def cpu_seconds(self) -> float:
         """Processor time that the coordinator has taken since its start; NaN where the system does not tell."""

@@ -1,5 +1,7 @@
 """What bases hold of all updates, against what the best bases of as many columns hold."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,21 @@ class Moments:
                 waiting.append(columns)
                 if sum(each.shape[1] for each in waiting) >= _AT_ONCE:
                     self._settle((name, side))
+
+    @property
+    def sums(self) -> Mapping[tuple[str, Side], Tensor]:
+        """The moment of each side of each layer, ``(d, d)``."""
+        for key in list(self._waiting):
+            self._settle(key)
+        return self._sums
+
+    def add_all(self, sums: Mapping[tuple[str, Side], Tensor]) -> None:
+        """Count every update that other sums count."""
+        self._best.clear()
+        own = self.sums
+        self._sums = {
+            key: own[key] + moment if key in own else moment for key, moment in sums.items()
+        }
 
     def captured(self, subspace: Subspace, num_factors: int) -> float:
         """

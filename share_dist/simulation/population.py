@@ -88,6 +88,13 @@ def draw_lesson(scenario: Scenario, worker: Worker, number: int) -> Lesson:
     return Lesson(seconds, num_absences)
 
 
+def offered_per_second(scenario: Scenario) -> float:
+    """Tell how many updates come per virtual second while everybody learns: the sum of the workers' own rates."""
+    mean = scenario.train_seconds * math.exp(scenario.train_spread**2 / 2)
+    away = scenario.absent_seconds / scenario.present_seconds if scenario.present_seconds else 0.0
+    return math.fsum(1 / (mean * worker.slowness * (1 + away)) for worker in draw_workers(scenario))
+
+
 def _around(draw: random.Random, spread: float) -> float:
     """Draw a log-normal factor whose median is one."""
     return math.exp(draw.gauss(0.0, spread))

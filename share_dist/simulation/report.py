@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from share_dist.simulation.population import draw_workers
+from share_dist.simulation.population import draw_workers, offered_per_second
 from share_dist.simulation.scenario import Scenario
 from share_dist.simulation.trace import Push, Trace
+from share_dist.simulation.tree import Tree
 
 SHARES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)
 """Of the energy that both kinds of runs reach, and of all updates: until when each has it."""
@@ -17,9 +18,12 @@ def summarise(scenario: Scenario, trace: Trace) -> dict[str, Any]:
     """
     Sum up a run as far as it came, as JSON-able values; times are virtual but for what is called measured.
 
-    ``utilisation`` is the time that the coordinator was busy with pushes over the time since the first arrived.
+    ``utilisation`` is the time that the coordinator was busy with pushes over the time since the first arrived, and
+    ``offered_load`` what it would be while all workers of the scenario learn: their rate times the mean counted service;
+    beyond 1 pushes come faster than they are merged one by one.
     """
     pushes = trace.pushes
+    service = distribution([push.service_seconds for push in pushes])
     num_synthetic = sum(push.is_synthetic for push in pushes)
     return {
         "is_whole": trace.is_whole,
@@ -36,9 +40,11 @@ def summarise(scenario: Scenario, trace: Trace) -> dict[str, Any]:
         "arrived_to_merged_seconds": distribution(
             [push.merged_at - push.arrived_at for push in pushes]
         ),
-        "counted_service_seconds": distribution([push.service_seconds for push in pushes]),
+        "counted_service_seconds": service,
         "measured_service_seconds": distribution(trace.measured_seconds),
         "utilisation": _utilisation(pushes),
+        "offered_per_second": offered_per_second(scenario),
+        "offered_load": offered_per_second(scenario) * service.get("mean", 0.0),
         "energy": _energy(scenario, trace),
         "merged_at": {
             str(share): pushes[math.ceil(share * len(pushes)) - 1].merged_at if pushes else None
@@ -75,6 +81,25 @@ def compare(asynchronous: Mapping[str, Any], rounds: Mapping[str, Any]) -> dict[
         for share in asynchronous["merged_at"]
     ]
     return {"until_captured": to_energy, "until_merged": to_merged}
+
+
+def summarise_tree(scenario: Scenario, tree: Tree) -> dict[str, Any]:
+    """
+    Sum up a tree of coordinators: each leaf as a run of its own workers, and the root.
+
+    The root's ``captured`` is of all updates of all leaves, as the captured energy of a single coordinator is.
+    """
+    leaves = [summarise(scenario, trace) for trace in tree.leaves]
+    for leaf in leaves:
+        leaf["offered_per_second"] /= len(leaves)
+        leaf["offered_load"] /= len(leaves)
+    return {
+        "is_whole": sum(len(leaf.pushes) for leaf in tree.leaves) == scenario.num_pushes,
+        "leaves": leaves,
+        "captured": tree.moments.captured(tree.fused, scenario.num_factors),
+        "fusion_seconds": tree.fusion_seconds,
+        "received_bytes": tree.received_bytes,
+    }
 
 
 def distribution(values: Sequence[float]) -> dict[str, float]:

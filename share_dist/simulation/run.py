@@ -6,6 +6,7 @@ from pathlib import Path
 
 from share_dist.simulation.asynchronous import run_asynchronously
 from share_dist.simulation.link import Link
+from share_dist.simulation.population import Worker
 from share_dist.simulation.rounds import run_in_rounds
 from share_dist.simulation.scenario import Scenario
 from share_dist.simulation.session import Progress, ServiceClock, Session, measured
@@ -22,6 +23,7 @@ def simulate(
     progress: Progress = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     num_pushes: int | None = None,
+    is_member: Callable[[Worker], bool] = lambda _: True,
 ) -> Trace:
     """
     Play a scenario before a coordinator of its own, on loopback, with a store that is gone afterwards.
@@ -34,6 +36,7 @@ def simulate(
         progress: Told how many updates are merged.
         should_stop: Asked before every push; the run then ends as it is.
         num_pushes: It ends after so many; None for all of the scenario's.
+        is_member: Who of the scenario's workers takes part.
 
     Raises:
         WorkerError: The coordinator did not start, or refused an update.
@@ -44,5 +47,7 @@ def simulate(
         tempfile.TemporaryDirectory(prefix="share-dist-simulate-") as folder,
         Link(Path(folder), scenario, updates.recorded(0), per_merge) as link,
     ):
-        session = Session(link, scenario, updates, clock, progress, should_stop, num_pushes)
+        session = Session(
+            link, scenario, updates, clock, progress, should_stop, num_pushes, is_member
+        )
         return run_in_rounds(session) if in_rounds else run_asynchronously(session)

@@ -62,7 +62,8 @@ class Session:
         clock: What of the measured time counts.
         progress: Told after every merge.
         should_stop: Asked before every push.
-        num_pushes: It ends after so many; None for all of the scenario's.
+        num_pushes: It ends after so many; None for all that its workers have to learn, or the scenario's.
+        is_member: Who takes part; the others work elsewhere.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class Session:
         progress: Progress = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
         num_pushes: int | None = None,
+        is_member: Callable[[Worker], bool] = lambda _: True,
     ) -> None:
         self.scenario = scenario
-        self.workers = draw_workers(scenario)
-        self.num_pushes = scenario.num_pushes if num_pushes is None else num_pushes
+        self.workers = [worker for worker in draw_workers(scenario) if is_member(worker)]
+        every = len(self.workers) * scenario.tasks
+        self.num_pushes = min(every, scenario.num_pushes) if num_pushes is None else num_pushes
         self.trace = Trace()
         self.should_stop = should_stop
         self._link = link
@@ -160,6 +163,7 @@ class Session:
         done.is_whole = len(done.pushes) == self.num_pushes
         done.cpu_seconds = self._link.cpu_seconds() - self._idle_cpu_seconds
         done.stored_bytes = self._link.stored_bytes()
+        done.newest = self._link.with_tail()
         return done
 
 

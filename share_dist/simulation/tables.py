@@ -30,6 +30,34 @@ def tables_of(report: Mapping[str, Any]) -> Iterator[Table]:
             "until so much energy is captured", report["comparison"]["until_captured"]
         )
         yield _comparison("until so many updates are merged", report["comparison"]["until_merged"])
+    if "tree" in report:
+        yield _tree(report["tree"], report["asynchronous"])
+
+
+def _tree(tree: Mapping[str, Any], single: Mapping[str, Any]) -> Table:
+    leaves = tree["leaves"]
+    lines = [
+        (
+            "one coordinator",
+            single["updates"]["merged"],
+            single["utilisation"],
+            single["offered_load"],
+            single["energy"]["captured"],
+        ),
+        (
+            "the busiest leaf",
+            max(leaf["updates"]["merged"] for leaf in leaves),
+            max(leaf["utilisation"] for leaf in leaves),
+            max(leaf["offered_load"] for leaf in leaves),
+            None,
+        ),
+        ("all leaves, fused", sum(leaf["updates"]["merged"] for leaf in leaves), None, None, tree["captured"]),
+    ]  # fmt: skip
+    title = (
+        f"{len(leaves)} leaves, of which {sum(leaf['updates']['synthetic'] for leaf in leaves):,} updates are synthetic; the root got "
+        f"{tree['received_bytes'] / 1e6:.1f} MB and fused them in {tree['fusion_seconds']:.3f} s"
+    )
+    return rows(title, ["", "updates", "busy", "load while all learn", "energy captured"], lines)
 
 
 def _figures(name: str, run: Mapping[str, Any], num_recorded: int) -> Table:
@@ -42,6 +70,7 @@ def _figures(name: str, run: Mapping[str, Any], num_recorded: int) -> Table:
     lines = [
         ("virtual time, h", run["seconds"] / 3600),
         ("updates merged per virtual hour", run["updates_per_hour"]),
+        ("load while all learn: arrivals x counted service", run["offered_load"]),
         ("energy captured, of the batch optimum", run["energy"]["captured"]),
         ("coordinator busy with pushes, share of the time", run["utilisation"]),
         ("coordinator, processor s per 1,000 updates", coordinator["cpu_seconds_per_1000"]),

@@ -74,6 +74,7 @@ class Trace:
         measured_seconds: Wall time of each call of a push, whatever was counted.
         cpu_seconds: Processor time of the coordinator, without its start.
         stored_bytes: Of its store in the end.
+        newest: The last version with its tail; None before the run has ended.
         is_whole: False when the run was ended before all was done.
     """
 
@@ -83,6 +84,7 @@ class Trace:
     measured_seconds: list[float] = field(default_factory=list)
     cpu_seconds: float = 0.0
     stored_bytes: int = 0
+    newest: Subspace | None = None
     is_whole: bool = True
 
     @property

@@ -79,19 +79,16 @@ class NoCoordinator:
         receipt = Receipt(task_id, UpdateState.MERGED, self.version, lag, 0.1)
         return Pushed(receipt, 1.0, 500)
 
+    def with_tail(self):
+        return Subspace.empty(SHAPES)
+
     def newest(self):
         return Subspace.empty(SHAPES)
 
 
-def session_of(clock=None, link=None, should_stop=lambda: False, num_pushes=None, **values):
-    scenario = make_scenario(**{"workers": 6, "tasks": 3, "seed": 2, **values})
+def session_of(clock=None, link=None, **options):
+    """A session of six workers with three tasks each, unless told otherwise, before no coordinator."""
+    own = {name: options.pop(name) for name in ("should_stop", "num_pushes", "is_member") if name in options}  # fmt: skip
+    scenario = make_scenario(**{"workers": 6, "tasks": 3, "seed": 2, **options})
     updates = Updates(recordings(), scenario.seed)
-    link = link or NoCoordinator()
-    return Session(
-        link,
-        scenario,
-        updates,
-        clock or constant(1.0),
-        should_stop=should_stop,
-        num_pushes=num_pushes,
-    )
+    return Session(link or NoCoordinator(), scenario, updates, clock or constant(1.0), **own)

@@ -20,7 +20,9 @@ def folder(tmp_path_factory):
 def traced(folder, tmp_path_factory):
     """A run with rounds beside it: its report, and its trace."""
     path = tmp_path_factory.mktemp("traced") / "trace.jsonl"
-    ended = share_dist("simulate", folder, *OPTIONS, "--rounds", "--trace", path, "--json")
+    ended = share_dist(
+        "simulate", folder, *OPTIONS, "--rounds", "--leaves", 2, "--trace", path, "--json"
+    )
     assert ended.code == 0, ended.stderr
     return ended.json, path
 
@@ -42,6 +44,18 @@ def test_a_run_tells_what_a_real_coordinator_made_of_it(traced):
     assert [each["share"] for each in report["comparison"]["until_merged"]][-1] == 1.0
     assert report["asynchronous"]["angle"]["largest"] > 0
     assert report["asynchronous"]["lag"]["largest"] > 0 == report["rounds"]["lag"]["largest"]
+
+
+def test_a_root_fuses_what_leaves_have_learnt(traced):
+    """The same updates before two coordinators, fused, hold what a single one does but for what each has cut."""
+    report, _ = traced
+    leaves = report["tree"]["leaves"]
+    assert report["tree"]["is_whole"]
+    assert [leaf["updates"]["merged"] for leaf in leaves] == [6, 6]
+    assert sum(leaf["updates"]["recorded"] for leaf in leaves) == NUM_RECORDED
+    single = report["asynchronous"]["energy"]["captured"]
+    assert report["tree"]["captured"] == pytest.approx(single, abs=0.1)
+    assert report["tree"]["received_bytes"] > 0
 
 
 def test_a_trace_is_replayed_to_the_letter(traced, folder, tmp_path):
@@ -75,6 +89,8 @@ def test_ctrl_c_ends_with_what_was_measured(folder):
     ("options", "words"),
     [
         (("--rounds", "--pushes", 3), "drop --rounds"),
+        (("--leaves", 2, "--pushes", 3), "drop --leaves"),
+        (("--leaves", 3, "--workers", 2), "ask for fewer leaves"),
         (("--workers", 0), "workers is 0"),
         (("--layers", 0), "layers is 0"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from share_dist.errors import ConfigError
 from share_dist.simulation.asynchronous import run_asynchronously
+from share_dist.simulation.population import offered_per_second
 from share_dist.simulation.report import compare, summarise
 from share_dist.simulation.rounds import run_in_rounds
 from share_dist.simulation.scenario import make_scenario
@@ -184,6 +185,31 @@ def test_runs_are_compared_at_the_energy_that_both_reach():
     assert [(each["asynchronous_seconds"], each["rounds_seconds"]) for each in found][:2] == [(20, 80), (20, 80)]  # fmt: skip
     assert found[0] == pytest.approx({"share": 0.5, "captured": 0.4, "asynchronous_seconds": 20, "rounds_seconds": 80, "ratio": 4.0})  # fmt: skip
     assert compare(quick, slow | {"is_whole": False}) is None
+
+
+def test_the_load_that_is_offered_is_rate_times_service():
+    """Twice the workers offer twice the load; absences and slowness take from it what they take from time."""
+
+    def offered(**values):
+        return offered_per_second(
+            make_scenario(stragglers=0, train_spread=0, train_seconds=100, **values)
+        )
+
+    assert offered(workers=50) == pytest.approx(0.5)
+    assert offered(workers=100) == pytest.approx(1.0)
+    assert offered(workers=50, present_seconds=60, absent_seconds=60) == pytest.approx(0.25)
+    session = session_of(clock=constant(2.0))
+    report = summarise(session.scenario, run_asynchronously(session))
+    assert report["offered_load"] == pytest.approx(2 * offered_per_second(session.scenario))
+
+
+def test_members_do_what_they_would_do_among_all():
+    """Before a coordinator of their own, workers have the same tasks, times and updates."""
+    everybody = run_asynchronously(session_of()).pushes
+    half = run_asynchronously(session_of(is_member=lambda worker: worker.index % 2 == 0))
+    assert half.is_whole
+    expected = {(push.task_id, push.origin) for push in everybody if int(push.worker_id[-6:]) % 2 == 0}  # fmt: skip
+    assert {(push.task_id, push.origin) for push in half.pushes} == expected
 
 
 def test_a_push_cannot_be_changed_afterwards():

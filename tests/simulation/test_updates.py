@@ -135,3 +135,16 @@ def test_less_is_captured_by_fewer_or_other_columns(merged):
     assert moments.captured(four, 8) == pytest.approx(held / best, rel=1e-4)
     assert moments.captured(empty, 8) == 0.0
     assert Moments().captured(four, 8) == 0.0
+
+
+def test_moments_of_parts_add_up(merged):
+    """What leaves have counted is what one coordinator would have."""
+    empty, pushed, moments = merged
+    parts = [Moments(), Moments()]
+    for index, each in enumerate(recordings()):
+        parts[index % 2].add(each.factors)
+    together = Moments()
+    for part in parts:
+        together.add_all(part.sums)
+    four = merge(empty, {}, pushed, num_factors=4).subspace
+    assert together.captured(four, 8) == pytest.approx(moments.captured(four, 8), rel=1e-5)
