@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,41 +35,64 @@ class Place:
     num_threads: int
 
 
-def plan_places(resources: Mapping[str, float], num_actors: int, num_at_once: int) -> Place:
+def plan_places(
+    machines: Sequence[Mapping[str, float]], num_actors: int, num_at_once: int
+) -> Place:
     """
-    Share a cluster out evenly.
+    Share a cluster out evenly, so that every actor fits onto one machine.
 
     One accelerator per actor where there are enough; where there are fewer, as
-    many actors share each as must, so that each of them fits onto one. Threads are those of the
-    processors that the actors that work at once have to themselves.
+    many actors share each as must. Of processors each has the most with which
+    all find a place. Threads are those of the processors that the actors that
+    work at once have to themselves.
 
     Args:
-        resources: What the cluster has, as Ray says it.
+        machines: What each has, as Ray says it.
         num_actors: Actors that are placed.
         num_at_once: How many of them train at the same time.
 
     Examples:
-        >>> plan_places({"CPU": 2.0}, num_actors=2, num_at_once=2)
+        >>> plan_places([{"CPU": 2.0}], num_actors=2, num_at_once=2)
         Place(num_cpus=1.0, num_gpus=0.0, num_threads=1)
-        >>> plan_places({"CPU": 16.0, "GPU": 1.0}, num_actors=2, num_at_once=2)
+        >>> plan_places([{"CPU": 16.0, "GPU": 1.0}], num_actors=2, num_at_once=2)
         Place(num_cpus=8.0, num_gpus=0.5, num_threads=8)
-        >>> plan_places({"CPU": 16.0, "GPU": 2.0}, num_actors=3, num_at_once=3).num_gpus
-        0.5
+        >>> plan_places([{"CPU": 4.0, "GPU": 1.0}] * 2, num_actors=3, num_at_once=3)
+        Place(num_cpus=2.0, num_gpus=0.5, num_threads=2)
     """
-    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
-    # Ray takes fractions below one and whole numbers above
-    share = cpus / num_actors
+    sizes = [(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in machines]
+    sizes = [size for size in sizes if size[0]] or [(1.0, 0.0)]
+    num_gpus = sum(int(gpus) for _, gpus in sizes)
+    per_gpu = math.ceil(num_actors / num_gpus) if num_gpus else 0
+    rooms = [
+        (cpus, int(gpus) * per_gpu if num_gpus else num_actors)
+        for cpus, gpus in sizes
+        if gpus or not num_gpus
+    ]
+    share = _largest_share(rooms, num_actors)
+    threads = int(share * num_actors / num_at_once + 1e-9)
     return Place(
-        num_cpus=float(int(share)) if share >= 1 else share,
-        num_gpus=1 / math.ceil(num_actors / gpus) if gpus else 0.0,
-        num_threads=max(1, int(cpus / num_at_once)),
+        num_cpus=share,
+        num_gpus=1 / per_gpu if per_gpu else 0.0,
+        num_threads=max(1, min(threads, int(max(cpus for cpus, _ in rooms)))),
     )
+
+
+def _largest_share(rooms: Sequence[tuple[float, int]], num_actors: int) -> float:
+    """Return the most processors each with which all fit; a room has some, and bounds the actors."""
+    shares = {cpus / count for cpus, _ in rooms for count in range(1, num_actors + 1)}
+    # Ray takes fractions below one and whole numbers above
+    allowed = {float(int(share)) if share >= 1 else share for share in shares}
+    for share in sorted(allowed, reverse=True):
+        fitting = (min(math.floor(cpus / share + 1e-9), most) for cpus, most in rooms)
+        if sum(fitting) >= num_actors:
+            return share
+    return min(allowed)
 
 
 @contextmanager
 def ray_cluster(
     address: str | None = None, num_cpus: int | None = None
-) -> Iterator[Mapping[str, float]]:
+) -> Iterator[list[Mapping[str, float]]]:
     """
     Connect to a Ray cluster for a while.
 
@@ -82,7 +105,7 @@ def ray_cluster(
         num_cpus: Processors of a local one; None for all.
 
     Returns:
-        What the cluster has.
+        What each of its machines has.
 
     Raises:
         ConfigError: There is no cluster at the address.
@@ -108,7 +131,7 @@ def ray_cluster(
             f"no Ray cluster answers at {address or 'this machine'}: {error}", key="ray_address"
         ) from error
     try:
-        yield ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it so
+        yield [each["Resources"] for each in ray.nodes() if each["Alive"]]
     finally:
         ray.shutdown()
 
@@ -149,3 +172,4 @@ class _RayActor(WorkerActor):
 
         context = ray.get_runtime_context()
         super().__init__(config, is_restarted=context.was_current_actor_reconstructed)
+        self.own_process()

@@ -75,7 +75,7 @@ def write_stream(tmp_path, model_folder):
 
 def place(path, address, workdir):
     config = WorkerConfig(str(path), address, str(workdir), LoopOptions(), num_threads=1)
-    return place_actor(config, plan_places({"CPU": 2.0}, 2, 2))
+    return place_actor(config, plan_places([{"CPU": 2.0}], 2, 2))
 
 
 def test_two_actors_learn_into_one_subspace_and_one_is_killed(

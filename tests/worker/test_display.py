@@ -84,19 +84,25 @@ def test_every_event_is_known():
 
 
 @pytest.mark.parametrize(
-    ("resources", "num_actors", "expected"),
+    ("machines", "num_actors", "expected"),
     [
-        ({"CPU": 2.0}, 2, (1.0, 0.0, 1)),
-        ({"CPU": 2.0}, 3, (2 / 3, 0.0, 1)),
-        ({"CPU": 16.0, "GPU": 4.0}, 4, (4.0, 1.0, 4)),
-        ({"CPU": 16.0, "GPU": 8.0}, 4, (4.0, 1.0, 4)),
-        ({"CPU": 16.0, "GPU": 1.0}, 2, (8.0, 0.5, 8)),
-        ({}, 1, (1.0, 0.0, 1)),
+        ([{"CPU": 2.0}], 2, (1.0, 0.0, 1)),
+        ([{"CPU": 2.0}], 3, (2 / 3, 0.0, 1)),
+        ([{"CPU": 16.0, "GPU": 4.0}], 4, (4.0, 1.0, 4)),
+        ([{"CPU": 16.0, "GPU": 8.0}], 4, (4.0, 1.0, 4)),
+        ([{"CPU": 16.0, "GPU": 1.0}], 2, (8.0, 0.5, 8)),
+        ([{}], 1, (1.0, 0.0, 1)),
+        ([{}, {"CPU": 2.0}, {"CPU": 2.0}], 1, (2.0, 0.0, 2)),
+        ([{"CPU": 16.0}, {"CPU": 16.0}], 3, (8.0, 0.0, 8)),
+        ([{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}], 3, (2.0, 0.5, 2)),
+        ([{"CPU": 6.0, "GPU": 3.0}], 7, (6 / 7, 1 / 3, 1)),
+        ([{"CPU": 64.0}, {"CPU": 4.0, "GPU": 1.0}], 2, (2.0, 0.5, 4)),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], 3, (0.5, 0.0, 1)),
     ],
 )
-def test_places_share_a_cluster(resources, num_actors, expected):
-    """Processors are shared evenly, each actor has one accelerator or its share of one."""
-    place = plan_places(resources, num_actors, num_actors)
+def test_places_share_a_cluster(machines, num_actors, expected):
+    """Every actor fits onto one machine, with the most processors and one accelerator or its share of one."""
+    place = plan_places(machines, num_actors, num_actors)
     assert (place.num_cpus, place.num_gpus, place.num_threads) == pytest.approx(expected)
 
 

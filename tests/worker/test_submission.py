@@ -10,7 +10,6 @@ from share_dist.errors import ConfigError, ExitCode, StreamError, UnknownTask, W
 from tests.commands.conftest import share_dist
 from tests.worker import toys
 from worker import submission
-from worker.cluster import plan_places
 from worker.stream import read_stream
 from worker.submission import Submission, SubmitRequest, entrypoint, error_of, staged
 
@@ -199,10 +198,3 @@ def test_an_address_without_a_cluster_says_so(streams):
     """Nobody answers there: which address, and that it was about jobs."""
     with pytest.raises(ConfigError, match=r"no Ray cluster takes jobs at http://127\.0\.0\.1:9"):
         Submission(SubmitRequest(streams, "http://127.0.0.1:9", "", ())).run()
-
-
-@pytest.mark.parametrize(("gpus", "num_actors", "share"), [(2.0, 3, 0.5), (2.0, 2, 1.0), (3.0, 7, 1 / 3)])  # fmt: skip
-def test_accelerators_of_several_machines_are_shared_so_that_every_actor_fits(gpus, num_actors, share):  # fmt: skip
-    """No actor is given more than what is left of one accelerator once the others have theirs."""
-    place = plan_places({"CPU": 16.0, "GPU": gpus}, num_actors, num_actors)
-    assert place.num_gpus == pytest.approx(share)
