@@ -131,7 +131,8 @@ def ray_cluster(
             f"no Ray cluster answers at {address or 'this machine'}: {error}", key="ray_address"
         ) from error
     try:
-        yield [each["Resources"] for each in ray.nodes() if each["Alive"]]
+        listed = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it so
+        yield [each["Resources"] for each in listed if each["Alive"]]
     finally:
         ray.shutdown()
 
