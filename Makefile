@@ -98,6 +98,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.merge_quality $(ADAPTERS) --output $(RESULTS)/merge_quality.json
 	$(BIN)/python -m tests.benchmarks.byte_budget $(ADAPTERS) --output $(RESULTS)/byte_budget.json
 	$(BIN)/python -m tests.benchmarks.compression --adapters $(ADAPTERS) --output $(RESULTS)/compression.json
+	$(BIN)/python -m tests.benchmarks.simulate --adapters $(ADAPTERS) --output $(RESULTS)/simulate.json
 	$(BIN)/python -m tests.benchmarks.readme_tables
 
 # The first says so, and fails, where there is no CUDA device.

@@ -60,11 +60,11 @@ def simulate(
     Every version is kept until the end, in the folder for temporary files ($TMPDIR). Ctrl-C ends the
     run with what was measured so far.
     """
+    from share_dist.commands.simulate_tables import tables_of
     from share_dist.simulation.recorded import read_recorded
     from share_dist.simulation.report import compare, summarise, summarise_tree
     from share_dist.simulation.run import simulate as run
     from share_dist.simulation.scenario import make_scenario
-    from share_dist.simulation.tables import tables_of
     from share_dist.simulation.trace import read_service_seconds, write_trace
     from share_dist.simulation.tree import simulate_tree
     from share_dist.simulation.updates import Updates

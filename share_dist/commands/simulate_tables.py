@@ -7,7 +7,7 @@ from rich.table import Table
 
 from share_dist.commands.console import rows
 
-KINDS = {"asynchronous": "asynchronous", "rounds": "synchronous rounds"}
+_KINDS = {"asynchronous": "asynchronous", "rounds": "synchronous rounds"}
 
 _DISTRIBUTIONS = {
     "lag": "lag, versions",
@@ -20,7 +20,7 @@ _DISTRIBUTIONS = {
 
 def tables_of(report: Mapping[str, Any]) -> Iterator[Table]:
     """Make the tables, one after the other."""
-    for kind, name in KINDS.items():
+    for kind, name in _KINDS.items():
         if kind in report:
             yield _figures(name, report[kind], report["num_recorded"])
             yield _distributions(name, report[kind])

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import quality_tables
+from tests.benchmarks import quality_tables, simulation_tables
 from tests.house.readme_tables import block, table
 
 FOLDER = Path(__file__).parent
@@ -185,6 +185,7 @@ TABLES = {
     "training step gpu": training_step_gpu,
     "memory": memory,
     **quality_tables.TABLES,
+    **simulation_tables.TABLES,
 }
 
 
