@@ -153,9 +153,9 @@ def jsonable(value: Any) -> Any:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, option: str = "output") -> Iterator[None]:
     """
-    Write to where ``--output`` says.
+    Write to where ``--output`` says, or another option.
 
     Raises:
         ConfigError: The operating system refuses; says why.
@@ -164,8 +164,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be written ({error.strerror or error}): choose another --output",
-            key="output",
+            f"{path} cannot be written ({error.strerror or error}): choose another --{option}",
+            key=option,
         ) from error
 
 

@@ -80,6 +80,9 @@ def simulate(
     beside = {"rounds": rounds, "leaves": leaves is not None}
     clock = _clock(service_seconds, earlier, beside, is_part=pushes is not None)
     _require_leaves(leaves, workers)
+    if trace is not None:
+        with writing(trace, "trace"):
+            trace.touch()
     updates = Updates(read_recorded(recorded, bases or [], layers), seed)
     report: dict[str, Any] = {
         "scenario": scenario.model_dump(),
@@ -98,7 +101,7 @@ def simulate(
             )
         report["asynchronous"] = summarise(scenario, done)
         if trace is not None:
-            with writing(trace):
+            with writing(trace, "trace"):
                 write_trace(trace, scenario, done.pushes)
         if rounds and not should_stop():
             with _shown("updates, in rounds", scenario.num_pushes) as progress:

@@ -29,7 +29,7 @@ from share_dist.wire.codec import subspace_to_bytes, update_to_bytes
 from share_dist.wire.records import Lease, Receipt, UpdateState, Wait
 
 _BASE_MODEL = "0" * 64
-_CALL_SECONDS = 600.0
+_CALL_SECONDS = 300.0
 _NEVER = 1e9
 
 

@@ -1,6 +1,7 @@
 """What happened in a run, push by push; written as lines of JSON, and read again to replay it."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,6 +112,8 @@ def read_service_seconds(path: Path, scenario: Scenario) -> list[float]:
         found = json.loads(first)["scenario"]
         seconds = [float(json.loads(line)["service_seconds"]) for line in lines]
         names = {*found, *scenario.model_dump()}
+        if not all(math.isfinite(each) and each >= 0 for each in seconds):
+            raise ValueError("a push cannot take such a time")  # noqa: TRY301 - told as any other damage
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} holds no trace of a simulation ({error}): give a file that --trace wrote",

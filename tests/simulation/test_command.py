@@ -108,3 +108,10 @@ def test_one_of_two_ways_to_say_what_a_push_takes(traced, folder):
     ended = share_dist("simulate", folder, *OPTIONS, "--replay", path, "--service-seconds", 1)
     assert ended.code == 2
     assert "give one of them" in ended.text
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_anything_starts(folder, tmp_path):
+    """The letter names the option, and nobody has waited for a run."""
+    ended = share_dist("simulate", folder, *OPTIONS, "--trace", tmp_path / "absent" / "trace")
+    assert ended.code == 2
+    assert "choose another --trace" in ended.text

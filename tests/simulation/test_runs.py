@@ -61,7 +61,14 @@ def test_a_trace_of_another_scenario_is_not_replayed(tmp_path):
     write_trace(path, make_scenario(seed=1), [])
     with pytest.raises(ConfigError, match="seed 1, now it is 2"):
         read_service_seconds(path, make_scenario(seed=2))
-    path.write_text("[]\n")
+
+
+@pytest.mark.parametrize("push", ["", "[]", "{}", '{"service_seconds": NaN}', '{"service_seconds": -1}'])  # fmt: skip
+def test_what_is_no_trace_is_not_replayed(tmp_path, push):
+    """Damage is told before anything starts, times that cannot be included."""
+    path = tmp_path / "trace"
+    write_trace(path, make_scenario(), [])
+    path.write_text(path.read_text() + push + "\n" if push else push)
     with pytest.raises(ConfigError, match="give a file that --trace wrote"):
         read_service_seconds(path, make_scenario())
 
