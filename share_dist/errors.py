@@ -87,6 +87,8 @@ class ExitCode(enum.IntEnum):
     """A check ran to its end, and found something to act upon."""
     INTERRUPTED = 130
     """Ctrl-C, as shells have it."""
+    TERMINATED = 143
+    """SIGTERM, as shells have it: the machine or its manager wants it back."""
 
 
 class ShareError(Exception):

@@ -1,6 +1,8 @@
 """The actor: a thin shell over the loop, so that Ray can place it, restart it and listen to it."""
 
+import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -95,6 +97,17 @@ class WorkerActor:
             self._emit,
             self._stop.is_set,
         )
+
+    def own_process(self) -> None:
+        """
+        Arrange a process that is this actor's alone.
+
+        SIGTERM, by which a machine is taken back, ends ``run`` at its next step, with
+        a checkpoint. Processes that a source of rows starts are spawned: a forked one
+        would inherit the channel to the coordinator, and hang in it.
+        """
+        multiprocessing.set_start_method("spawn", force=True)
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: self.stop())
 
     def run(self) -> Outcome:
         """Learn the stream."""

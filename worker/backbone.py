@@ -2,8 +2,8 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from share_dist.adapters import find_targets, load_frozen
 from share_dist.commands.kit import require_kit
 from share_dist.core.values import Fingerprint, LayerShape, Metric
 from share_dist.errors import StreamError
-from worker.modality import Batch, Modality, load_modality
-from worker.stream import ModelSettings, Precision, TaskStream, TrainingSettings
+from worker.causal import VocabularyHead, load_vocabulary
+from worker.modality import READ, Batch, Modality, load_modality
+from worker.stream import ModelSettings, Precision, TaskStream, TaskType, TrainingSettings
 
 KIT_PREFIX = "kit:"
 
@@ -34,6 +35,8 @@ class Backbone:
     Args:
         model: The frozen model, without a head.
         modality: How inputs become its batches.
+        modalities: The same, for every type of task of the stream.
+        vocabulary: The model's own head over its vocabulary; None where no task needs it.
         shapes: The layers that are adapted.
         device: Where it lies.
         digest: What names its weights.
@@ -46,18 +49,24 @@ class Backbone:
     device: torch.device
     digest: str
     precision: Precision = "fp32"
+    modalities: Mapping[TaskType, Modality] = field(default_factory=dict)
+    vocabulary: VocabularyHead | None = None
+
+    def reading(self, task_type: TaskType) -> "Backbone":
+        """The same model, read as tasks of this type read it."""
+        return replace(self, modality=self.modalities[task_type])
 
     def fingerprint(self, metric: Metric = "delta") -> Fingerprint:
         """What must agree with other workers."""
         return Fingerprint(self.digest, self.shapes, metric)
 
     def pooled(self, encoded: Sequence[Tensor]) -> Tensor:
-        """Run one batch: ``(rows, features)``, with gradients where there are any."""
+        """Run one batch: ``(units, features)``, with gradients where there are any."""
         batch: Batch = {
             name: tensor.to(self.device) for name, tensor in self.modality.collate(encoded).items()
         }
         with self._autocast():
-            output = self.model(**batch)
+            output = self.model(**{name: each for name, each in batch.items() if name != READ})
         return self.modality.pool(output, batch).float()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -68,7 +77,7 @@ class Backbone:
     @torch.no_grad()
     def features(self, encoded: Sequence[Tensor]) -> Tensor:
         """
-        One vector per row, in the order given, as the model computes without dropout.
+        One vector per unit, in the order of the rows given, as the model computes without dropout.
 
         Where the device's memory does not suffice, fewer rows go through at once.
         """
@@ -83,10 +92,9 @@ class Backbone:
             )
         ]
         self.model.train(was_training)
-        sorted_features = torch.cat(pieces)
-        features = torch.empty_like(sorted_features)
-        features[order] = sorted_features
-        return features
+        sizes = [self.modality.num_units(encoded[index]) for index in order]
+        of_row = dict(zip(order, torch.split(torch.cat(pieces), sizes), strict=True))
+        return torch.cat([of_row[index] for index in range(len(encoded))])
 
     def _halving(self, encoded: Sequence[Tensor]) -> list[Tensor]:
         """One batch in as many parts as memory asks for."""
@@ -110,7 +118,10 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
     location = _location(stream.model, stream.folder)
     try:
         model, digest = load_frozen(location)
-        modality = load_modality(stream.task_type, location, stream.training.max_tokens)
+        modalities = {
+            each: load_modality(each, location, stream.training.max_tokens)
+            for each in stream.task_types
+        }
     except (OSError, ValueError) as error:
         raise StreamError(
             f"{stream.path}: model {location!r} cannot be loaded: {error}", path=str(stream.path)
@@ -119,11 +130,13 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
     model = model.float().to(chosen).eval().requires_grad_(requires_grad=False)
     found = Backbone(
         model,
-        modality,
+        next(iter(modalities.values())),
         find_targets(model, stream.model.targets, stream.model.layers),
         chosen,
         digest,
         stream.training.precision,
+        modalities,
+        load_vocabulary(model, location) if "causal-lm" in modalities else None,
     )
     found = replace(found, shapes=_used_layers(found))
     _prepare_training(model, stream.training)

@@ -19,7 +19,7 @@ from worker.progress import WorkerEvent
 PROGRESS_SECONDS = 15.0
 """Where lines stay, a worker's steps are told at most this often."""
 
-_COLUMNS = ("worker", "task", "doing", "step", "loss", "accuracy", "version", "lag", "ETA")
+_COLUMNS = ("worker", "task", "doing", "step", "loss", "score", "version", "lag", "ETA")
 
 
 class ProgressDisplay:
@@ -101,17 +101,23 @@ def _cells(event: dict[str, Any]) -> dict[str, str]:
             cells["ETA"] = f"{event['eta_seconds']:.0f} s"
         case WorkerEvent.MEMORY_SHORT.value:
             cells["doing"] = f"memory short: {event['rows_at_once']} rows at once"
+        case WorkerEvent.DISK_FULL.value:
+            cells["doing"] = f"disk full: make room in {event['path']}, and it goes on"
         case WorkerEvent.ROLLED_BACK.value:
             cells["step"] = str(event["back_to_step"])
             cells["doing"] = (
                 f"rolled back from step {event['step']}: {event['rate_share']:.3g} of the rates left"
             )
         case WorkerEvent.TASK_STARTED.value:
-            cells |= {"accuracy": "", "loss": "", "version": str(event["base_version"])}
+            cells |= {"score": "", "loss": "", "version": str(event["base_version"])}
         case WorkerEvent.TASK_LEARNT.value:
-            cells |= {"accuracy": f"{event['accuracy']:.3f}", "ETA": ""}
+            cells |= {"score": _score(event), "ETA": ""}
         case WorkerEvent.TASK_RESCORED.value:
-            cells |= {"accuracy": f"{event['accuracy']:.3f}", "lag": str(event["lag"])}
+            cells |= {"score": _score(event), "lag": str(event["lag"])}
         case WorkerEvent.VERSION_FOLLOWED.value | WorkerEvent.STARTED.value:
             cells["version"] = str(event["version"])
     return cells
+
+
+def _score(event: dict[str, Any]) -> str:
+    return f"{event['metric']} {event['score']:.3f}"

@@ -1,8 +1,9 @@
 """The driver: actors for all streams, their events on the screen, a clean end on Ctrl-C."""
 
 import contextlib
+import signal
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,24 @@ class RunRequest:
     credentials: Credentials = field(default_factory=Credentials)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end what is inside like Ctrl-C. To be entered after Ray has set its own handler."""
+
+    def end(_signal: int, _frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @dataclass
 class Driver:
     """
@@ -66,7 +85,7 @@ class Driver:
         Run everything.
 
         Returns:
-            The exit code: 0, or 130 after Ctrl-C.
+            The exit code: 0, 130 after Ctrl-C, or 143 after SIGTERM, here or at an actor.
 
         Raises:
             ShareError: What ended a worker; the others are stopped first.
@@ -89,12 +108,18 @@ class Driver:
                 )
                 self._actors[worker_id] = place_actor(config, place)
             try:
-                self._call_all("run", display)
-                self._call_all("rescore", display)
-            except KeyboardInterrupt:
+                with _sigterm_raises():
+                    stopped = self._call_all("run", display)
+                    if stopped:
+                        display.say(f"{', '.join(stopped)} stopped by SIGTERM; --resume goes on")
+                        return ExitCode.TERMINATED
+                    self._call_all("rescore", display)
+            except KeyboardInterrupt as interruption:
                 self._stop()
+                self._show(display, self._actors)
                 display.say("stopped; --resume goes on")
-                return ExitCode.INTERRUPTED
+                was_terminated = isinstance(interruption, _Terminated)
+                return ExitCode.TERMINATED if was_terminated else ExitCode.INTERRUPTED
             except ShareError:
                 self._stop()
                 raise
@@ -111,11 +136,11 @@ class Driver:
             )
         return ids
 
-    def _call_all(self, method: str, display: ProgressDisplay) -> None:
-        """Call a method of every actor, so many at once, and show events until all are done."""
+    def _call_all(self, method: str, display: ProgressDisplay) -> list[str]:
+        """Call a method of every actor, so many at once, and show events until all are done; who was stopped."""
         import ray
 
-        waiting = deque(self._actors)
+        waiting, stopped = deque(self._actors), []
         while waiting or self._running:
             while waiting and len(self._running) < self.request.num_at_once:
                 worker_id = waiting.popleft()
@@ -123,8 +148,10 @@ class Driver:
             done, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
             self._show(display, self._running.values())
             for reference in done:
-                del self._running[reference]
-                _result(reference)
+                worker_id = self._running.pop(reference)
+                if _result(reference).state == "stopped":
+                    stopped.append(worker_id)
+        return stopped
 
     def _show(self, display: ProgressDisplay, worker_ids: Iterable[str]) -> None:
         import ray

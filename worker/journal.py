@@ -7,7 +7,8 @@ from share_dist.core.metrics import update_bytes
 from share_dist.core.values import TaskUpdate
 from share_dist.errors import StreamError
 from share_dist.wire.records import TaskSummary
-from worker.evaluate import Scores
+from worker.disk import Disk
+from worker.objective import Scores
 from worker.progress import Emit
 from worker.results import TaskResult, WorkerResults
 from worker.stream import TaskStream
@@ -21,14 +22,18 @@ class Journal:
         stream: Whose results.
         workdir: Where ``results.json`` lies.
         emit: Told of what happens.
+        disk: Writes the results.
         resume: Whether earlier results in the folder are gone on from.
 
     Raises:
         StreamError: There are earlier results, and ``resume`` is not set.
     """
 
-    def __init__(self, stream: TaskStream, workdir: Path, emit: Emit, *, resume: bool) -> None:
+    def __init__(
+        self, stream: TaskStream, workdir: Path, emit: Emit, disk: Disk, *, resume: bool
+    ) -> None:
         self.emit = emit
+        self._disk = disk
         self._workdir = workdir
         earlier = WorkerResults.load(workdir)
         if earlier is not None and not resume:
@@ -57,7 +62,7 @@ class Journal:
     def put(self, result: TaskResult) -> None:
         """Note a task's result, in place of an earlier one."""
         self.results = self.results.with_task(result)
-        self.results.save(self._workdir)
+        self._disk.insist(lambda: self.results.save(self._workdir))
 
     def amend(self, task_id: str, **fields: object) -> None:
         """Note more of a task."""
@@ -70,8 +75,8 @@ class Journal:
         size = update_bytes(update)
         self.amend(
             update.task_id,
-            learnt=scores.accuracy,
-            learnt_macro_f1=scores.macro_f1,
+            learnt=scores.main,
+            learnt_scores=scores.to_dict(),
             update_id=update.update_id,
             base_version=update.base_version,
             best_epoch=best_epoch,
@@ -95,7 +100,7 @@ class Journal:
     def note_scored(self, task_id: str, version: int, num_learnt: int, scores: Scores) -> None:
         """A task's score under a version, when so many tasks of the worker were learnt."""
         result = self.of(task_id)
-        self.put(result.scored(version, num_learnt, scores.accuracy, scores.macro_f1))
+        self.put(result.scored(version, num_learnt, scores.main, scores.to_dict()))
 
 
 class Due:

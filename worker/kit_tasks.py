@@ -4,10 +4,12 @@ Tasks from the data of ``share-dist kit fetch``, as entry points for stream file
 Sentiment (``movies``, ``tweets``, ``amazon``, ``nyt``): sentences rated by people
 from -4 to 4; those with an absolute rating of at least 0.5 are kept, and the sign is
 the class. ``author``: which candidate of 2016 wrote a tweet. Topics
-(``newsgroups``, ``reuters_r8``): official splits.
+(``newsgroups``, ``reuters_r8``): official splits. Of the same sentences other types of tasks
+have their ``ratings``, the ``capitals`` of their words, and their ``continuations``.
 """
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from worker.rows import Labelled, RawTask
 CLEAR_RATING = 0.5
 """Ratings nearer to zero than this say neither yes nor no."""
 
+SHORTEST_CONTINUED = 8
+"""Shorter sentences, in words, are not cut in two."""
+
+SENTENCES = ("movies", "tweets", "amazon", "nyt")
 NEWSGROUPS = ("comp", "rec", "sci", "talk")
 
 
@@ -78,14 +84,60 @@ def reuters_r8() -> RawTask:
     return RawTask(part("train"), part("test"))
 
 
-def _rated(name: str) -> RawTask:
+def ratings(source: str) -> RawTask:
+    """Rated sentences of one source (``movies``, ``tweets``, ``amazon``, ``nyt``), for ``text-regression``: their ratings."""
+    return RawTask([(text, rating) for rating, text in _sentences(source)])
+
+
+def capitals(source: str) -> RawTask:
+    """
+    Words of the same, in lower case, for ``token-classification``: how each was written.
+
+    The classes are ``lower``, ``Capital`` and ``UPPER``; sentences of one class are left out.
+    """
     rows: list[Labelled] = []
-    path = require_kit() / "sentiment" / f"{name}.txt"
+    for _, text in _sentences(source):
+        words = re.findall(r"[A-Za-z]+(?:'[a-z]+)?", text)
+        written = [_CASES[word.isupper() and len(word) > 1, word[0].isupper()] for word in words]
+        if len(set(written)) > 1:
+            rows.append(([word.lower() for word in words], written))
+    return RawTask(rows, label_names=("lower", "Capital", "UPPER"))
+
+
+def continuations(source: str) -> RawTask:
+    """The first half of each sentence of the same, for ``causal-lm``: the second half."""
+    rows: list[Labelled] = []
+    for _, text in _sentences(source):
+        words = text.split()
+        if len(words) >= SHORTEST_CONTINUED:
+            half = len(words) // 2
+            rows.append((" ".join(words[:half]), " " + " ".join(words[half:])))
+    return RawTask(rows)
+
+
+_CASES = {
+    (False, False): "lower",
+    (False, True): "Capital",
+    (True, True): "UPPER",
+}
+
+
+def _rated(name: str) -> RawTask:
+    clear = [(text, rating) for rating, text in _sentences(name) if abs(rating) >= CLEAR_RATING]
+    rows: list[Labelled] = [(text, int(rating > 0)) for text, rating in clear]
+    return RawTask(rows, label_names=("negative", "positive"))
+
+
+def _sentences(source: str) -> Iterator[tuple[float, str]]:
+    """Ratings, and what was rated."""
+    if source not in SENTENCES:
+        raise StreamError(
+            f"there are no sentences of {source!r}: choose one of {', '.join(SENTENCES)}"
+        )
+    path = require_kit() / "sentiment" / f"{source}.txt"
     for line in path.read_text(encoding="latin-1").splitlines():
         _, rating, text = line.split("\t", 2)
-        if abs(float(rating)) >= CLEAR_RATING:
-            rows.append((text, int(float(rating) > 0)))
-    return RawTask(rows, label_names=("negative", "positive"))
+        yield float(rating), text
 
 
 def _table(name: str) -> Iterator[dict[str, str]]:

@@ -14,9 +14,10 @@ from share_dist.core.values import TaskUpdate
 from worker.backbone import Backbone
 from worker.baselines import LORA_RANK, lora_baseline
 from worker.checkpoint import TaskCheckpoint
-from worker.evaluate import Scores, evaluate
+from worker.disk import Disk
+from worker.evaluate import evaluate
 from worker.journal import Due, Journal, Laps
-from worker.objective import Classification, pack_head
+from worker.objective import Scores, pack_head
 from worker.prepared import PreparedTask, frozen_baseline, prepare
 from worker.progress import WorkerEvent
 from worker.results import TaskResult
@@ -38,18 +39,18 @@ class Learner:
         stream: Whose tasks.
         backbone: The frozen model.
         journal: Where results are noted.
+        disk: Writes checkpoints.
         load: Brings the rows of a task.
         before_step: Called before every step; raises to stop training there.
-        should_stop: Asked after every step: then the state is kept at once.
         compare: Also train each task's own LoRA.
     """
 
     stream: TaskStream
     backbone: Backbone
     journal: Journal
+    disk: Disk
     load: Callable[[Task, Path], DrawnRows]
     before_step: Callable[[], None]
-    should_stop: Callable[[], bool]
     compare: bool = False
     _prepared: dict[str, PreparedTask] = field(default_factory=dict)
 
@@ -57,7 +58,8 @@ class Learner:
         """A task's rows, encoded once."""
         if task.id not in self._prepared:
             rows = self.load(task, self.stream.folder)
-            self._prepared[task.id] = prepare(task, rows, self.backbone, self.stream.training)
+            reading = self.backbone.reading(task.type)
+            self._prepared[task.id] = prepare(task, rows, reading, self.stream.training)
         return self._prepared[task.id]
 
     def learn(
@@ -88,44 +90,50 @@ class Learner:
         self._tell_started(prepared, injected, resume)
         state = self._train(prepared, injected, head, checkpoint, resume)
         laps.end("train")
-        scores = evaluate(self.backbone, head, prepared.test)
+        scores = self.evaluate(prepared, head)
         laps.end("score")
         update = self._make_update(prepared, injected, head, scores)
         self.journal.note_learnt(update, scores, state.best_epoch, laps.seconds)
-        checkpoint.save_update(update)
+        self.disk.insist(lambda: checkpoint.save_update(update))
         self.journal.emit(
             WorkerEvent.TASK_LEARNT,
             task_id=task.id,
-            accuracy=scores.accuracy,
+            metric=scores.metric,
+            score=scores.main,
             best_epoch=state.best_epoch,
         )
         return update
 
-    def _baselines(self, prepared: PreparedTask, injected: InjectedModel) -> nn.Linear:
+    def evaluate(self, prepared: PreparedTask, head: nn.Module) -> Scores:
+        """Score a head on a task's test rows, with whatever is active in the backbone."""
+        reading = self.backbone.reading(prepared.task.type)
+        return evaluate(reading, prepared.objective, head, prepared.test)
+
+    def _baselines(self, prepared: PreparedTask, injected: InjectedModel) -> nn.Module:
         """Score what the task is measured against; the head that learning starts from."""
         injected.activate(None)
-        frozen = frozen_baseline(prepared, self.backbone)
+        frozen = frozen_baseline(prepared, self.backbone.reading(prepared.task.type))
         self.journal.emit(
             WorkerEvent.BASELINE_SCORED,
             task_id=prepared.task.id,
-            majority=prepared.majority,
-            frozen=frozen.scores.accuracy,
+            metric=frozen.scores.metric,
+            majority=prepared.simplest.main,
+            frozen=frozen.scores.main,
         )
         self.journal.put(self._first_result(prepared, frozen.scores))
         if self.compare:
             self._compare(prepared, frozen.start.head)
         return frozen.start.head
 
-    def _compare(self, prepared: PreparedTask, start: nn.Linear) -> None:
+    def _compare(self, prepared: PreparedTask, start: nn.Module) -> None:
         hooks = Hooks(before_step=self.before_step)
         lora = lora_baseline(self._lesson(prepared), start, prepared.test, self.stream.model, hooks)
-        self.journal.amend(
-            prepared.task.id, lora=lora.accuracy, lora_learning_rate=lora.learning_rate
-        )
+        self.journal.amend(prepared.task.id, lora=lora.score, lora_learning_rate=lora.learning_rate)
         self.journal.emit(
             WorkerEvent.LORA_SCORED,
             task_id=prepared.task.id,
-            accuracy=lora.accuracy,
+            metric=prepared.simplest.metric,
+            score=lora.score,
             learning_rate=lora.learning_rate,
         )
 
@@ -143,7 +151,7 @@ class Learner:
         self,
         prepared: PreparedTask,
         injected: InjectedModel,
-        head: nn.Linear,
+        head: nn.Module,
         checkpoint: TaskCheckpoint,
         resume: TrainingState | None,
     ) -> TrainingState:
@@ -151,13 +159,13 @@ class Learner:
         due = Due(60 * self.stream.training.checkpoint_minutes)
 
         def save(state: TrainingState) -> None:
-            checkpoint.save_state(state, base.version, base.digest)
+            self.disk.keep(lambda: checkpoint.save_state(state, base.version, base.digest))
             due.begin()
 
         hooks = Hooks(
             before_step=self.before_step,
             on_step=self._stepper(),
-            wants_state=lambda: self.should_stop() or due.is_over(),
+            wants_state=due.is_over,
             on_state=save,
             on_memory=lambda report: self.journal.emit(WorkerEvent.MEMORY_SHORT, **asdict(report)),
             on_rollback=lambda report: self.journal.emit(WorkerEvent.ROLLED_BACK, **asdict(report)),
@@ -168,8 +176,8 @@ class Learner:
     def _lesson(self, prepared: PreparedTask) -> Lesson:
         return Lesson(
             prepared.task.id,
-            self.backbone,
-            Classification(prepared.class_weights),
+            self.backbone.reading(prepared.task.type),
+            prepared.objective,
             prepared.fit,
             prepared.validation,
             self.stream.training,
@@ -180,7 +188,7 @@ class Learner:
         self,
         prepared: PreparedTask,
         injected: InjectedModel,
-        head: nn.Linear,
+        head: nn.Module,
         scores: Scores,
     ) -> TaskUpdate:
         task = prepared.task
@@ -239,8 +247,10 @@ class Learner:
             num_duplicates=prepared.num_duplicates,
             row_seed=prepared.task.seed,
             training_seed=self.stream.training.seed,
-            majority=prepared.majority,
-            frozen=frozen.accuracy,
-            frozen_macro_f1=frozen.macro_f1,
+            metric=frozen.metric,
+            majority=prepared.simplest.main,
+            majority_scores=prepared.simplest.to_dict(),
+            frozen=frozen.main,
+            frozen_scores=frozen.to_dict(),
             lora_bytes=lora_bytes(self.backbone.shapes, LORA_RANK),
         )

@@ -25,7 +25,7 @@ from share_dist.errors import VersionError
 from share_dist.wire.records import PulledTask
 from worker.backbone import Backbone
 from worker.checkpoint import TaskCheckpoint, lesson_digest
-from worker.evaluate import evaluate
+from worker.disk import Disk
 from worker.exchange import Exchange
 from worker.journal import Journal
 from worker.learner import Learner
@@ -86,14 +86,17 @@ class TaskLoop:
     load: Callable[[Task, Path], DrawnRows] = load_rows
 
     def __post_init__(self) -> None:
-        self._journal = Journal(self.stream, self.workdir, self.emit, resume=self.options.resume)
+        self._disk = Disk(self.workdir, self.emit, self.should_stop)
+        self._journal = Journal(
+            self.stream, self.workdir, self.emit, self._disk, resume=self.options.resume
+        )
         self._learner = Learner(
             self.stream,
             self.backbone,
             self._journal,
+            self._disk,
             self.load,
             self._before_step,
-            self.should_stop,
             self.options.compare,
         )
 
@@ -178,7 +181,7 @@ class TaskLoop:
             )
             update = self._in_newest_version(update, checkpoint)
             receipt = self._exchange.push(update)
-        checkpoint.save_pushed(update.update_id)
+        self._disk.insist(lambda: checkpoint.save_pushed(update.update_id))
         self._journal.amend(
             update.task_id,
             update_id=update.update_id,
@@ -212,7 +215,7 @@ class TaskLoop:
             base_digest=self._injected.subspace.digest,
             layers=self._injected.layer_updates(update.task_id),
         )
-        checkpoint.save_update(rebased)
+        self._disk.insist(lambda: checkpoint.save_update(rebased))
         return rebased
 
     def _follow(self, num_learnt: int, unscored: Sequence[str]) -> None:
@@ -245,14 +248,15 @@ class TaskLoop:
         task = next(each for each in self.stream.tasks if each.id == task_id)
         prepared = self._learner.prepare(task)
         self._injected.activate(task_id)
-        head = unpack_head(pulled.head, self.backbone.device)
-        scores = evaluate(self.backbone, head, prepared.test)
+        head = unpack_head(pulled.head, self.backbone)
+        scores = self._learner.evaluate(prepared, head)
         self._journal.note_scored(task_id, version, num_learnt, scores)
         self.emit(
             WorkerEvent.TASK_RESCORED,
             task_id=task_id,
             version=version,
-            accuracy=scores.accuracy,
+            metric=scores.metric,
+            score=scores.main,
             lag=pulled.summary.lag,
             drift=pulled.summary.cumulative_drift,
         )

@@ -1,16 +1,32 @@
-"""Objectives: what a head computes from features, what is minimised, what is scored."""
+"""
+Objectives: what a head computes from features, what is minimised, what is scored.
+
+Features and labels come in units: a row of a classification or regression is one,
+every labelled token of a row is one. Labels of tokens are ``(rows, tokens)`` with
+``IGNORED`` where a token is no unit; features are ``(units, features)``, in the
+order of rows and tokens.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from share_dist.core.values import Head
-from share_dist.errors import StreamError
 from worker.stream import TaskType
+
+IGNORED = -100
+"""Label of a token that is no unit."""
+
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Inverse strengths of the penalty that are tried for a first head, strongest first."""
+
+
+def units(labels: Tensor) -> Tensor:
+    """Labels of all units, one after another."""
+    return labels if labels.ndim == 1 else labels[labels != IGNORED]
 
 
 @dataclass(frozen=True)
@@ -33,11 +49,37 @@ class EncodedRows:
         return EncodedRows([self.encoded[row] for row in rows], self.labels[list(rows)])
 
 
+@dataclass(frozen=True)
+class Scores:
+    """
+    Scores of one head on one set of test rows.
+
+    Args:
+        metric: Name of the one that tasks are compared by; more is better.
+        values: All of them, by name.
+    """
+
+    metric: str
+    values: Mapping[str, float]
+
+    @property
+    def main(self) -> float:
+        """The one that tasks are compared by."""
+        return self.values[self.metric]
+
+    def to_dict(self) -> dict[str, float]:
+        """As they are sent and saved."""
+        return dict(self.values)
+
+
 class Objective(Protocol):
     """One kind of task, on top of whatever the frozen model computes."""
 
+    penalties: tuple[float, ...]
+    """Which are tried for a first head."""
+
     def loss(self, head: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
-        """What is minimised, a weighted sum: over some of a batch's rows or all of them."""
+        """What is minimised, a weighted sum over units: of some of a batch's rows or of all."""
         ...
 
     def mass(self, labels: Tensor) -> float:
@@ -45,93 +87,56 @@ class Objective(Protocol):
         ...
 
     def score(self, head: nn.Module, features: Tensor, labels: Tensor) -> float:
-        """How good it is; more is better."""
+        """How good it is, as the main one of ``scores``; more is better."""
         ...
 
     def standard_error(self, score: float, num_rows: int) -> float:
         """How far a score on so many rows is from the truth, typically."""
         ...
 
+    def scores(self, head: nn.Module, features: Tensor, labels: Tensor) -> Scores:
+        """All that is said of it."""
+        ...
 
-class Classification:
-    """
-    Cross-entropy of a linear head; scored by accuracy.
+    def simplest(self, train_labels: Tensor, test_labels: Tensor) -> Scores:
+        """Scores of saying the same of every unit, whatever the input."""
+        ...
 
-    Args:
-        class_weights: Of every class in the loss; None: all are equal.
-    """
-
-    def __init__(self, class_weights: Tensor | None = None) -> None:
-        self._weights = class_weights
-
-    def loss(self, head: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
-        """Summed cross-entropy."""
-        weights = None if self._weights is None else self._weights.to(features.device)
-        return nn.functional.cross_entropy(head(features), labels, weights, reduction="sum")
-
-    def mass(self, labels: Tensor) -> float:
-        """Summed weights of the labels' classes."""
-        return len(labels) if self._weights is None else float(self._weights[labels].sum())
-
-    @torch.no_grad()
-    def score(self, head: nn.Module, features: Tensor, labels: Tensor) -> float:
-        """Accuracy."""
-        right = predict(head, features) == labels
-        return float(right.float().mean())
-
-    def standard_error(self, score: float, num_rows: int) -> float:
-        """That of a share of so many rows."""
-        return math.sqrt(score * (1 - score) / max(1, num_rows))
+    def fit_head(
+        self, features: Tensor, labels: Tensor, num_labels: int, penalty: float
+    ) -> nn.Module:
+        """A head of the frozen model, from which learning starts."""
+        ...
 
 
-def class_weights(
-    wanted: Literal["balanced"] | list[float] | None, labels: Tensor, num_labels: int
-) -> Tensor | None:
-    """
-    Find the weight of every class in the loss.
-
-    Args:
-        wanted: ``"balanced"``: the inverse of a class's share, so that all classes
-            together weigh what they weighed; else as given.
-        labels: Of the rows to learn from.
-        num_labels: Classes, also those that no row has.
-
-    Raises:
-        StreamError: Weights were given for another number of classes.
-    """
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        counts = torch.bincount(labels, minlength=num_labels)
-        return len(labels) / (num_labels * counts.clamp(min=1).float())
-    if len(wanted) != num_labels:
-        raise StreamError(
-            f"class_weights has {len(wanted)} weights for {num_labels} classes: give one for each, "
-            "in the order of the classes"
-        )
-    return torch.tensor(wanted)
+def error_of_share(share: float, num_rows: int) -> float:
+    """Standard error of a share of so many rows."""
+    return math.sqrt(share * (1 - share) / max(1, num_rows))
 
 
-@torch.no_grad()
-def predict(head: nn.Module, features: Tensor) -> Tensor:
-    """The most likely class of every row, on the CPU."""
-    predicted: Tensor = head(features).argmax(-1).cpu()
-    return predicted
-
-
-def pack_head(head: nn.Linear, task_type: TaskType, label_names: tuple[str, ...]) -> Head:
-    """A linear head as it travels with its task."""
+def pack_head(head: nn.Module, task_type: TaskType, label_names: tuple[str, ...]) -> Head:
+    """A head as it travels with its task; one that belongs to the frozen model has no tensors."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in head.named_parameters()}
     return Head(
-        {name: tensor.detach().cpu().clone() for name, tensor in head.named_parameters()},
+        tensors,
         task_type=task_type,
-        num_labels=head.out_features,
+        num_labels=len(tensors["weight"]) if tensors else 0,
         label_names=label_names,
     )
 
 
-def unpack_head(head: Head, device: torch.device) -> nn.Linear:
-    """A linear head as it came with its task."""
+def unpack_head(head: Head, backbone: Any) -> nn.Module:
+    """
+    A head as it came with its task.
+
+    Args:
+        head: As it came.
+        backbone: Where it is put; its own head over the vocabulary where the task brought none.
+    """
+    if not head.tensors:
+        vocabulary: nn.Module = backbone.vocabulary
+        return vocabulary
     weight, bias = head.tensors["weight"], head.tensors["bias"]
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device=device)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device=backbone.device)
     linear.load_state_dict({"weight": weight, "bias": bias})
     return linear

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from worker.backbone import Backbone
-from worker.baselines import Probe, fit_head, fit_probe, majority_accuracy
-from worker.evaluate import EncodedTestRows, Scores, score_features
-from worker.objective import EncodedRows, class_weights
+from worker.baselines import Probe, fit_probe
+from worker.causal import CausalLanguage
+from worker.classification import Classification, class_weights
+from worker.evaluate import EncodedTestRows
+from worker.objective import EncodedRows, Objective, Scores, units
+from worker.regression import Regression
 from worker.rows import DrawnRows
 from worker.stream import Task, TrainingSettings
 
@@ -25,8 +28,9 @@ class PreparedTask:
         validation: Training rows set aside to choose by.
         test: Rows to score on.
         num_duplicates: Rows that were left out because another says the same.
-        majority: Accuracy of the most frequent class.
-        class_weights: Of every class in the loss; None: all are equal.
+        simplest: Scores of saying the same of every row: the most frequent class
+            or token, or the mean.
+        objective: What its head computes, and what is minimised and scored.
     """
 
     task: Task
@@ -35,13 +39,13 @@ class PreparedTask:
     validation: EncodedRows
     test: EncodedTestRows
     num_duplicates: int
-    majority: float
-    class_weights: Tensor | None = None
+    simplest: Scores
+    objective: Objective
 
     @property
     def num_labels(self) -> int:
-        """Classes."""
-        return len(self.label_names)
+        """Outputs of its head: classes, or one number."""
+        return len(self.label_names) or 1
 
     @property
     def num_train(self) -> int:
@@ -67,20 +71,38 @@ class FrozenBaseline:
 def prepare(
     task: Task, rows: DrawnRows, backbone: Backbone, settings: TrainingSettings
 ) -> PreparedTask:
-    """Encode a task's rows, and set some training rows aside."""
-    fit, validation = rows.train.split(settings.validation_fraction, settings.seed)
-    encode = backbone.modality.encode
-    labels = torch.tensor(fit.labels)
+    """
+    Encode a task's rows, and set some training rows aside.
+
+    Raises:
+        StreamError: Class weights were given for another number of classes.
+    """
+    fit_rows, validation_rows = rows.train.split(settings.validation_fraction, settings.seed)
+    encode = backbone.modality.encode_labelled
+    fit = EncodedRows(*encode(fit_rows.inputs, fit_rows.labels))
+    validation = EncodedRows(*encode(validation_rows.inputs, validation_rows.labels))
+    test = EncodedTestRows(*encode(rows.test.inputs, rows.test.labels))
+    objective = _objective(task, backbone, fit.labels, len(rows.label_names))
+    train_labels = torch.cat([units(fit.labels), units(validation.labels)])
     return PreparedTask(
         task=task,
         label_names=rows.label_names,
-        fit=EncodedRows(encode(fit.inputs), labels),
-        validation=EncodedRows(encode(validation.inputs), torch.tensor(validation.labels)),
-        test=EncodedTestRows(encode(rows.test.inputs), torch.tensor(rows.test.labels)),
+        fit=fit,
+        validation=validation,
+        test=test,
         num_duplicates=rows.num_duplicates,
-        majority=majority_accuracy(rows.train, rows.test),
-        class_weights=class_weights(task.class_weights, labels, len(rows.label_names)),
+        simplest=objective.simplest(train_labels, test.labels),
+        objective=objective,
     )
+
+
+def _objective(task: Task, backbone: Backbone, labels: Tensor, num_labels: int) -> Objective:
+    if task.type == "text-regression":
+        return Regression(float(labels.var()))
+    if task.type == "causal-lm":
+        assert backbone.vocabulary is not None
+        return CausalLanguage(backbone.vocabulary)
+    return Classification(class_weights(task.class_weights, labels, num_labels))
 
 
 def frozen_baseline(prepared: PreparedTask, backbone: Backbone) -> FrozenBaseline:
@@ -90,14 +112,15 @@ def frozen_baseline(prepared: PreparedTask, backbone: Backbone) -> FrozenBaselin
     The penalty is chosen on the validation rows; the baseline's own head is
     then fitted to all training rows, so that it lacks nothing.
     """
+    objective, num_labels = prepared.objective, prepared.num_labels
     fit = _features(prepared.fit, backbone)
     validation = _features(prepared.validation, backbone)
-    start = fit_probe(fit, validation, prepared.num_labels)
+    start = fit_probe(objective, fit, validation, num_labels)
     both = (torch.cat([fit[0], validation[0]]), torch.cat([fit[1], validation[1]]))
-    head = fit_head(*both, prepared.num_labels, start.penalty)
+    head = objective.fit_head(*both, num_labels, start.penalty)
     features = backbone.features(prepared.test.encoded)
-    return FrozenBaseline(start, score_features(head, features, prepared.test.labels))
+    return FrozenBaseline(start, objective.scores(head, features, prepared.test.labels))
 
 
 def _features(rows: EncodedRows, backbone: Backbone) -> tuple[Tensor, Tensor]:
-    return backbone.features(rows.encoded), rows.labels
+    return backbone.features(rows.encoded), units(rows.labels)

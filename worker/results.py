@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from share_dist.files import write_file
 from worker.evaluate import scores_of_stream
@@ -19,19 +19,22 @@ class ScoredVersion(BaseModel):
     ``after`` counts the worker's tasks that were learnt by then, this one included.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
     version: int
     after: int
-    accuracy: float
-    macro_f1: float
+    # release 0.1 knew accuracies only
+    score: float = Field(validation_alias=AliasChoices("score", "accuracy"))
+    scores: dict[str, float] = {}
 
 
 class TaskResult(BaseModel):
     """
     What became of one task.
 
-    Accuracies are on its test rows: ``majority`` of the most frequent class,
+    Scores are on its test rows, by ``metric``, of which more is better; those that
+    end in ``_scores`` are all that there are. ``majority`` is that of saying the same
+    of every row, whatever it is: the most frequent class or token, or the mean;
     ``frozen`` of the frozen model with a trained head, ``learnt`` when training
     ended, ``history`` under later versions as the coordinator serves them, ``lora``
     of the task's own rank-8 LoRA where that was asked for. ``lag``, ``angle``,
@@ -48,11 +51,13 @@ class TaskResult(BaseModel):
     num_duplicates: int
     row_seed: int
     training_seed: int
+    metric: str = "accuracy"
     majority: float
+    majority_scores: dict[str, float] = {}
     frozen: float
-    frozen_macro_f1: float
+    frozen_scores: dict[str, float] = {}
     learnt: float | None = None
-    learnt_macro_f1: float | None = None
+    learnt_scores: dict[str, float] = {}
     history: tuple[ScoredVersion, ...] = ()
     final: float | None = None
     final_version: int | None = None
@@ -72,20 +77,22 @@ class TaskResult(BaseModel):
     lora_learning_rate: float | None = None
     seconds: dict[str, float] = {}
 
-    def scored(self, version: int, after: int, accuracy: float, macro_f1: float) -> "TaskResult":
+    def scored(
+        self, version: int, after: int, score: float, scores: dict[str, float]
+    ) -> "TaskResult":
         """The same with one more score, which is now the final one."""
-        entry = ScoredVersion(version=version, after=after, accuracy=accuracy, macro_f1=macro_f1)
+        entry = ScoredVersion(version=version, after=after, score=score, scores=scores)
         return self.model_copy(
             update={
                 "history": (*self.history, entry),
-                "final": accuracy,
+                "final": score,
                 "final_version": version,
             }
         )
 
-    def accuracy_after(self, num_learnt: int) -> float | None:
-        """Accuracy once so many of the worker's tasks were learnt."""
-        known = [each.accuracy for each in self.history if each.after <= num_learnt]
+    def score_after(self, num_learnt: int) -> float | None:
+        """Score once so many of the worker's tasks were learnt."""
+        known = [each.score for each in self.history if each.after <= num_learnt]
         return known[-1] if known else self.learnt
 
 
@@ -113,14 +120,14 @@ class WorkerResults(BaseModel):
 
     def accuracy_matrix(self) -> list[list[float | None]]:
         """
-        ``R[i][j]``, accuracy on task ``j`` after learning task ``i``; the last row is final.
+        ``R[i][j]``, score on task ``j`` after learning task ``i``; the last row is final.
 
         Tasks that are not learnt yet are left out.
         """
         learnt = [each for each in self.tasks if each.learnt is not None]
         rows: list[list[float | None]] = [
             [
-                each.learnt if j == i else each.accuracy_after(i + 1) if j < i else None
+                each.learnt if j == i else each.score_after(i + 1) if j < i else None
                 for j, each in enumerate(learnt)
             ]
             for i in range(len(learnt))

@@ -8,17 +8,24 @@ what is in the test rows is taken out of the training rows.
 """
 
 import hashlib
+import math
 import random
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-Content: TypeAlias = Any
-"""One input: a string, or an image that PIL can open."""
+from share_dist.errors import StreamError
+from worker.stream import TaskType
 
-Labelled: TypeAlias = tuple[Content, int | str]
+Content: TypeAlias = Any
+"""One input: a string, words, or an image that PIL can open."""
+
+Label: TypeAlias = int | str | float | Sequence[int | str]
+"""A class by number or name, a number, a completion, or a class for each word."""
+
+Labelled: TypeAlias = tuple[Content, Label]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class RawTask:
 @dataclass(frozen=True)
 class _Rows:
     inputs: tuple[Content, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,15 +63,17 @@ class TrainRows(_Rows):
         """
         Set ``fraction`` of the rows aside for choosing between models.
 
-        Each class gives its share, so that a small class is on both sides.
+        Each class gives its share, so that a small class is on both sides; rows
+        without one class each are one.
 
         Returns:
             The rows to fit and the rows to choose by; together all rows, each once.
         """
         held_back: set[int] = set()
         order = random.Random(seed)  # noqa: S311  # a split, not a secret
-        for label in sorted(set(self.labels)):
-            members = [index for index, found in enumerate(self.labels) if found == label]
+        classes = [label if isinstance(label, int) else 0 for label in self.labels]
+        for label in sorted(set(classes)):
+            members = [index for index, found in enumerate(classes) if found == label]
             order.shuffle(members)
             held_back.update(members[: round(fraction * len(members))])
         fit = [index for index in range(len(self)) if index not in held_back]
@@ -98,12 +107,14 @@ def content_key(content: Content) -> str:
     """
     What two inputs share when they are the same but for typography.
 
-    Text: Unicode-normalised, lower case, words only. Anything else: the digest of its bytes.
+    Text, also in words: Unicode-normalised, lower case, words only. Anything else: the digest of its bytes.
 
     Examples:
         >>> content_key("Great  FILM!") == content_key("great film")
         True
     """
+    if isinstance(content, (list, tuple)):
+        content = " ".join(content)
     if isinstance(content, str):
         plain = unicodedata.normalize("NFKC", content).casefold()
         return " ".join(re.findall(r"\w+", plain))
@@ -111,7 +122,13 @@ def content_key(content: Content) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def draw_rows(raw: RawTask, max_train: int, max_test: int, seed: int) -> DrawnRows:
+def draw_rows(
+    raw: RawTask,
+    max_train: int,
+    max_test: int,
+    seed: int,
+    task_type: TaskType = "text-classification",
+) -> DrawnRows:
     """
     Deduplicate across train and test, then draw at most so many of each.
 
@@ -123,49 +140,124 @@ def draw_rows(raw: RawTask, max_train: int, max_test: int, seed: int) -> DrawnRo
         max_train: Largest number of training rows.
         max_test: Largest number of test rows.
         seed: Decides which rows; equal seeds draw equal rows.
+        task_type: What the labels are.
+
+    Raises:
+        StreamError: A label is not what such a task has.
     """
-    names = raw.label_names or _names_of_labels(raw)
+    reading = _READINGS[task_type](raw)
     order = random.Random(seed)  # noqa: S311  # a draw, not a secret
     seen: set[str] = set()
     if raw.test is None:
-        rows = _shuffled(_first_of_each(raw.train, seen), order)
+        rows = _shuffled(_first_of_each(raw.train, seen, reading.key), order)
         num_test = min(max_test, len(rows) * 3 // 10)
         test, train = rows[:num_test], rows[num_test:]
         num_given = len(raw.train)
     else:
         # Test rows first: a row that is in both stays where the official split tests it.
-        test = _shuffled(_first_of_each(raw.test, seen), order)[:max_test]
-        train = _shuffled(_first_of_each(raw.train, seen), order)
+        test = _shuffled(_first_of_each(raw.test, seen, reading.key), order)[:max_test]
+        train = _shuffled(_first_of_each(raw.train, seen, reading.key), order)
         num_given = len(raw.train) + len(raw.test)
-    index_of = {name: index for index, name in enumerate(names)}
 
-    def columns(rows: Sequence[Labelled]) -> tuple[tuple[Content, ...], tuple[int, ...]]:
-        labels = (x if isinstance(x, int) else index_of[x] for _, x in rows)
-        return tuple(content for content, _ in rows), tuple(labels)
+    def columns(rows: Sequence[Labelled]) -> tuple[tuple[Content, ...], tuple[Label, ...]]:
+        return tuple(row[0] for row in rows), tuple(reading.label(row[1]) for row in rows)
 
     return DrawnRows(
         train=TrainRows(*columns(train[:max_train])),
         test=TestRows(*columns(test)),
-        label_names=names,
+        label_names=reading.names,
         num_duplicates=num_given - len(seen),
     )
 
 
-def _names_of_labels(raw: RawTask) -> tuple[str, ...]:
-    labels = {label for _, label in [*raw.train, *(raw.test or ())]}
+@dataclass(frozen=True)
+class _Reading:
+    """
+    What labels of one type of task are.
+
+    Args:
+        names: Of classes, where there are any.
+        label: Makes a label what :class:`DrawnRows` holds.
+        key: What two rows share that are the same.
+    """
+
+    names: tuple[str, ...]
+    label: Callable[[Any], Label]
+    key: Callable[[Labelled], str] = lambda row: content_key(row[0])
+
+
+def _classes(raw: RawTask) -> _Reading:
+    names, number = _named({label for _, label in _all_rows(raw)}, raw.label_names)
+    return _Reading(names, number)
+
+
+def _classes_of_words(raw: RawTask) -> _Reading:
+    for words, labels in _all_rows(raw):
+        if isinstance(words, str) or not isinstance(labels, Sequence) or len(words) != len(labels):
+            raise StreamError(
+                "a row of token-classification is a list of words and a list with the class of "
+                f"each, got {type(words).__name__} and {type(labels).__name__} of other lengths or kinds"
+            )
+    found = {label for _, labels in _all_rows(raw) for label in labels}
+    names, number = _named(found, raw.label_names)
+    return _Reading(names, lambda labels: tuple(map(number, labels)))
+
+
+def _named(
+    labels: set[Any], known: tuple[str, ...]
+) -> tuple[tuple[str, ...], Callable[[int | str], int]]:
+    """Names of classes, and what makes a label the number of its class."""
+    names = known or _names_of_labels(labels)
+    index_of = {name: index for index, name in enumerate(names)}
+    return names, lambda label: label if isinstance(label, int) else index_of[label]
+
+
+def _numbers(raw: RawTask) -> _Reading:
+    for _, label in _all_rows(raw):
+        if isinstance(label, str) or not math.isfinite(label):
+            raise StreamError(f"a label of text-regression is a finite number, got {label!r}")
+    return _Reading((), float)
+
+
+def _completions(raw: RawTask) -> _Reading:
+    for prompt, completion in _all_rows(raw):
+        if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
+            raise StreamError(
+                "a row of causal-lm is a prompt, which may be empty, and its completion, which may "
+                f"not: got {type(prompt).__name__} and {type(completion).__name__}"
+            )
+    return _Reading((), str, lambda row: content_key(f"{row[0]} {row[1]}"))
+
+
+def _all_rows(raw: RawTask) -> list[Any]:
+    return [*raw.train, *(raw.test or ())]
+
+
+_READINGS: dict[TaskType, Callable[[RawTask], _Reading]] = {
+    "text-classification": _classes,
+    "image-classification": _classes,
+    "token-classification": _classes_of_words,
+    "text-regression": _numbers,
+    "causal-lm": _completions,
+}
+
+
+def _names_of_labels(labels: set[Any]) -> tuple[str, ...]:
     if all(isinstance(label, int) for label in labels):
-        return tuple(str(index) for index in range(max(labels, default=-1) + 1))  # type: ignore[operator]  # all are int
+        return tuple(str(index) for index in range(max(labels, default=-1) + 1))
     return tuple(sorted(str(label) for label in labels))
 
 
-def _first_of_each(rows: Sequence[Labelled], seen: set[str]) -> list[Labelled]:
+def _first_of_each(
+    rows: Sequence[Labelled], seen: set[str], key_of: Callable[[Labelled], str]
+) -> list[Labelled]:
     first = []
-    for content, label in rows:
-        key = content_key(content)
+    for row in rows:
+        key = key_of(row)
         if key in seen:
             continue
         seen.add(key)
-        first.append((content, label))
+        first.append(row)
     return first
 
 

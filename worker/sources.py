@@ -27,16 +27,18 @@ def load_rows(task: Task, folder: Path) -> DrawnRows:
     """
     try:
         raw = _raw_task(task.source, folder)
-        drawn = draw_rows(raw, task.max_train, task.max_test, task.seed)
+        drawn = draw_rows(raw, task.max_train, task.max_test, task.seed, task.type)
     except ShareError as error:
         raise _about(task, str(error)) from error
     except Exception as error:  # foreign code: builders and entry points raise what they like
         raise _about(task, f"{type(error).__name__}: {error}") from error
-    if len(drawn.train) < FEWEST_ROWS or not len(drawn.test) or len(drawn.label_names) < 2:
+    has_one_class = task.type.endswith("-classification") and len(drawn.label_names) < 2
+    if len(drawn.train) < FEWEST_ROWS or not len(drawn.test) or has_one_class:
+        classes = f" and {len(drawn.label_names)} classes" if has_one_class else ""
         raise _about(
             task,
-            f"{len(drawn.train)} training rows, {len(drawn.test)} test rows and "
-            f"{len(drawn.label_names)} classes are too few to learn from",
+            f"{len(drawn.train)} training rows, {len(drawn.test)} test rows{classes} "
+            "are too few to learn from",
         )
     return drawn
 
@@ -70,7 +72,9 @@ def _from_dataset(source: DatasetSource, folder: Path) -> RawTask:
             raise StreamError(
                 f"no column {column!r}: the data set has {', '.join(train.column_names)}"
             )
-    label_names = getattr(train.features[source.label_column], "names", None) or ()
+    labels = train.features[source.label_column]
+    # classes of words stand in a list
+    label_names = getattr(getattr(labels, "feature", labels), "names", None) or ()
     return RawTask(
         _labelled(train, source),
         None if test is None else _labelled(test, source),

@@ -48,7 +48,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TaskType: TypeAlias = Literal["text-classification", "image-classification"]
+TaskType: TypeAlias = Literal[
+    "text-classification",
+    "token-classification",
+    "text-regression",
+    "causal-lm",
+    "image-classification",
+]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
@@ -190,7 +196,7 @@ class Task(_Section):
     id: str = Field(min_length=1)
     """Names the task at the coordinator; the same id again is an update of the same task."""
     type: TaskType
-    """``"text-classification"`` or ``"image-classification"``; the same for all tasks of a stream."""
+    """`"text-classification"`, `"token-classification"`, `"text-regression"`, `"causal-lm"` or `"image-classification"`; a stream has texts or images."""
     source: Annotated[
         Annotated[DatasetSource, Tag("dataset")] | Annotated[EntryPointSource, Tag("entry_point")],
         Discriminator(_kind_of_source),
@@ -223,7 +229,7 @@ class TaskStream:
         worker_id: Who learns it.
         model: The frozen model.
         training: How tasks are learnt.
-        tasks: At least one; all of one type, because one model takes one kind of input.
+        tasks: At least one; all of texts or all of images, because one model takes one kind of input.
     """
 
     path: Path
@@ -238,9 +244,9 @@ class TaskStream:
         return self.path.parent
 
     @property
-    def task_type(self) -> TaskType:
-        """The type of all tasks."""
-        return self.tasks[0].type
+    def task_types(self) -> tuple[TaskType, ...]:
+        """The types of its tasks, in the order of their first ones."""
+        return tuple(dict.fromkeys(task.type for task in self.tasks))
 
 
 def read_stream(path: str | Path) -> TaskStream:
@@ -290,10 +296,10 @@ def _require_distinct(path: Path, tasks: list[Task]) -> None:
             path=str(path),
             task_id=repeated[0],
         )
-    types = sorted({task.type for task in tasks})
-    if len(types) > 1:
+    of_images = [task.id for task in tasks if task.type == "image-classification"]
+    if 0 < len(of_images) < len(tasks):
         raise StreamError(
-            f"{path}: one model cannot learn tasks of types {' and '.join(types)}: "
+            f"{path}: one model cannot read images ({', '.join(of_images)}) and texts: "
             "make a stream of each",
             path=str(path),
         )

@@ -130,7 +130,7 @@ class Hooks:
     Whom training asks and tells what; by default nobody.
 
     Args:
-        before_step: Called before every step; raises to end training there.
+        before_step: Called before every step; raises to end training there, with its state kept.
         on_step: Told of every step.
         wants_state: Asked after every step whether the state shall be kept.
         on_state: Told the state, when it was wanted, after every epoch and after a move.
@@ -262,12 +262,21 @@ class _Run:
         if state.batches_done:
             set_generator_states(state.generators, self._device)
         for done, rows in enumerate(batches[state.batches_done :], start=state.batches_done + 1):
-            self._hooks.before_step()
+            self._before_step(state, done - 1)
             step = first + done - 1
             loss = self._step(rows, step)
             self._hooks.on_step(StepReport(lesson.task_id, step + 1, lesson.num_steps, loss))
             if self._hooks.wants_state() and done < len(batches):
                 self._keep(self._state(state, done))
+
+    def _before_step(self, state: TrainingState, batches_done: int) -> None:
+        """Let training be ended here, with what it has learnt kept."""
+        try:
+            self._hooks.before_step()
+        except Exception:
+            if batches_done > self._good.batches_done:
+                self._keep(self._state(state, batches_done))
+            raise
 
     def _state(self, before: TrainingState, batches_done: int) -> TrainingState:
         """The state in the middle of a pass."""

@@ -318,9 +318,11 @@ class Head:
     A task's own output layer: it is never in the subspace and travels with its task.
 
     Args:
-        tensors: Parameter name -> tensor, such as ``weight`` and ``bias``.
-        task_type: ``"text-classification"`` or ``"image-classification"``.
-        num_labels: Number of classes.
+        tensors: Parameter name -> tensor, such as ``weight`` and ``bias``; none
+            where the task is read by the frozen model's own output layer.
+        task_type: ``"text-classification"``, ``"token-classification"``,
+            ``"text-regression"``, ``"causal-lm"`` or ``"image-classification"``.
+        num_labels: Number of outputs: classes, or one number; 0 without tensors.
         label_names: Empty unless the worker was told to share them.
     """
 

@@ -21,7 +21,6 @@ from share_dist.adapters import LoraAdapter, load_lora
 from worker.backbone import Backbone, load_backbone
 from worker.baselines import LORA_RANK
 from worker.evaluate import evaluate
-from worker.objective import Classification
 from worker.optimizer import Trainee
 from worker.prepared import FrozenBaseline, PreparedTask, frozen_baseline, prepare
 from worker.sources import load_rows
@@ -96,7 +95,7 @@ def _train(
     lesson = Lesson(
         prepared.task.id,
         inside,
-        Classification(),
+        prepared.objective,
         prepared.fit,
         prepared.validation,
         stream.training,
@@ -106,9 +105,9 @@ def _train(
     try:
         train(lesson, Trainee(parameters, rates), head)
         scores = {
-            "majority": prepared.majority,
-            "frozen": frozen.scores.accuracy,
-            "lora": evaluate(inside, head, prepared.test).accuracy,
+            "majority": prepared.simplest.main,
+            "frozen": frozen.scores.main,
+            "lora": evaluate(inside, prepared.objective, head, prepared.test).main,
         }
         adapted.save_pretrained(target)
     finally:

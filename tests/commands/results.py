@@ -52,9 +52,9 @@ def results_of(worker_id, *, with_lora=False):
             training_seed=2,
             majority=majority,
             frozen=frozen,
-            frozen_macro_f1=frozen,
+            frozen_scores={"accuracy": frozen},
             learnt=learnt,
-            learnt_macro_f1=learnt,
+            learnt_scores={"accuracy": learnt},
             update_id=f"update-of-{name}",
             state="merged",
             base_version=base,
@@ -72,7 +72,7 @@ def results_of(worker_id, *, with_lora=False):
             seconds={"training": 31.5},
         )
         for after in range(index + 1, len(TASKS[worker_id]) + 1):
-            result = result.scored(base + 2 + after, after, final, final)
+            result = result.scored(base + 2 + after, after, final, {"accuracy": final})
         tasks.append(result)
     results = WorkerResults(
         worker_id=worker_id,

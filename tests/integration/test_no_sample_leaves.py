@@ -267,7 +267,7 @@ def test_a_sample_that_is_added_is_found(name, run, all_canaries):
 def test_a_worker_that_leaks_is_found(tmp_path, monkeypatch, all_canaries):
     """A whole run of a worker with a bug, which names a score after the end of a text, is found out."""
     words, _ = canaries.texts("mood")[0]
-    monkeypatch.setattr(Scores, "to_dict", lambda scores: {words[-80:]: scores.accuracy})
+    monkeypatch.setattr(Scores, "to_dict", lambda scores: {words[-80:]: scores.main})
     with _learnt(tmp_path, "west", TASKS[:1]) as leaky:
         findings = inspect(leaky.recording, leaky.setup, all_canaries)
     # on its way to the coordinator, and wherever the coordinator tells of the task

@@ -23,13 +23,20 @@ EVENTS = [
         "loss": 0.6931,
         "eta_seconds": 41.4,
     },
-    {"event": "task_learnt", "worker_id": "south", "task_id": "tweets", "accuracy": 0.9155},
+    {
+        "event": "task_learnt",
+        "worker_id": "south",
+        "task_id": "tweets",
+        "metric": "accuracy",
+        "score": 0.9155,
+    },
     {"event": "version_followed", "worker_id": "south", "version": 4, "task_ids": []},
     {
         "event": "task_rescored",
         "worker_id": "south",
         "task_id": "tweets",
-        "accuracy": 0.9,
+        "metric": "accuracy",
+        "score": 0.9,
         "lag": 1,
     },
 ]
@@ -51,7 +58,7 @@ def test_lines_stay_where_there_is_no_terminal():
     assert [line.split()[0] for line in lines] == ["0.0", "20.0", "60.0", "20.0"]
     assert "north: task movies doing started version 3" in lines[0]
     assert "step 5/81 loss 0.693 ETA 41 s" in lines[1]
-    assert "south: task tweets doing learnt accuracy 0.915" in lines[3]
+    assert "south: task tweets doing learnt score accuracy 0.915" in lines[3]
 
 
 def test_the_table_shows_where_every_worker_is():

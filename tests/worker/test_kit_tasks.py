@@ -75,3 +75,21 @@ def test_the_model_of_the_kit_loads(kit, tmp_path):
     texts = ["a delicious meal", "a tasty dinner", "stock markets fell"]
     meal, dinner, stocks = backbone.features(backbone.modality.encode(texts))
     assert meal @ dinner > meal @ stocks
+
+
+@pytest.mark.parametrize(
+    ("source", "task_type", "name", "num_rows"),
+    [
+        (kit_tasks.ratings, "text-regression", "movies", 10605),
+        (kit_tasks.capitals, "token-classification", "nyt", 5150),
+        (kit_tasks.continuations, "causal-lm", "amazon", 2990),
+    ],
+)
+def test_sentences_of_the_kit_make_other_types_of_tasks(kit, source, task_type, name, num_rows):
+    """Ratings, capitals and continuations have their known number of rows, of the kind that their type has."""
+    raw = source(name)
+    assert len(raw.train) == num_rows
+    drawn = draw_rows(raw, 800, 800, seed=0, task_type=task_type)
+    assert (len(drawn.train), len(drawn.test)) == (800, 800)
+    with pytest.raises(StreamError, match="choose one of movies"):
+        source("radio")

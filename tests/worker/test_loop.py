@@ -1,5 +1,8 @@
 import dataclasses
+import itertools
 import json
+import os
+import threading
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from share_dist.errors import (
     CoordinatorUnreachable,
     LeaseExpired,
     StreamError,
+    WorkerError,
 )
 from worker.loop import LoopOptions, Stopped, TaskLoop
 from worker.progress import WorkerEvent
@@ -273,6 +277,85 @@ def test_stops_at_the_next_step_when_told(make_loop, make_stream, coordinator):
     assert not coordinator.updates
     make_loop(make_stream("mood"), resume=True).run()
     assert set(coordinator.merged) == {"mood"}
+
+
+def test_a_stop_within_an_epoch_loses_no_step(make_loop, make_stream, coordinator):
+    """Told to stop in the middle of an epoch, a worker keeps its last step, and ends as if it had gone on."""
+    stream = make_stream("mood")
+    make_loop(dataclasses.replace(stream, worker_id="other")).run()
+    (expected,) = coordinator.updates.values()
+    coordinator.__init__()
+    steps = itertools.count()
+    with pytest.raises(Stopped):
+        make_loop(stream, should_stop=lambda: next(steps) >= 7).run()
+    recorder = Recorder()
+    make_loop(stream, recorder, resume=True).run()
+    (started,) = recorder.named(WorkerEvent.TASK_STARTED)
+    assert (started["resumed_epochs"], started["resumed_batches"]) == (1, 2)
+    (found,) = coordinator.updates.values()
+    assert torch.equal(expected.head.tensors["weight"], found.head.tensors["weight"])
+    for name, layer in expected.layers.items():
+        for side, update in layer:
+            assert torch.equal(update.temporary, found.layers[name][side].temporary)
+
+
+class FullDisk:
+    """Lets no file be synced while it is full, as a disk without room."""
+
+    def __init__(self, monkeypatch):
+        self.is_full = False
+        self.refused = 0
+        sync = os.fsync
+
+        def limited(descriptor):
+            if self.is_full:
+                self.refused += 1
+                raise OSError(28, "No space left on device")
+            sync(descriptor)
+
+        monkeypatch.setattr("os.fsync", limited)
+
+
+def test_a_full_disk_ends_no_training(make_loop, make_stream, coordinator, tmp_path, monkeypatch):
+    """Without room training goes on; the results wait, told once, until there is room, with nothing half written."""
+    monkeypatch.setattr("worker.disk.RETRY_SECONDS", 0.01)
+    disk, seen = FullDisk(monkeypatch), []
+
+    def emit(event, **fields):
+        seen.append((event, fields))
+        if event is WorkerEvent.TASK_STARTED:
+            disk.is_full = True
+        if event is WorkerEvent.DISK_FULL:
+            threading.Timer(0.5, setattr, (disk, "is_full", False)).start()
+
+    make_loop(make_stream("mood"), emit).run()
+    names = [event for event, _ in seen]
+    assert names.count(WorkerEvent.DISK_FULL) == names.count(WorkerEvent.DISK_FREED) == 1
+    assert disk.refused > 2
+    assert set(coordinator.merged) == {"mood"}
+    assert not list(tmp_path.rglob("*.tmp"))
+    full = next(fields for event, fields in seen if event is WorkerEvent.DISK_FULL)
+    assert full["path"] == str(tmp_path / "work" / "north")
+
+
+def test_a_stop_while_the_disk_is_full_says_what_is_lost(make_loop, make_stream, monkeypatch):
+    """Told to stop while there is no room, a worker ends with an error that says to free some."""
+    monkeypatch.setattr("worker.disk.RETRY_SECONDS", 0.01)
+    disk = FullDisk(monkeypatch)
+    disk.is_full = True
+    with pytest.raises(WorkerError, match=r"had no room .*bytes free.*--resume"):
+        make_loop(make_stream("mood"), should_stop=lambda: disk.refused > 3).run()
+
+
+def test_a_folder_that_may_not_be_written_to_is_an_error(make_loop, make_stream, monkeypatch):
+    """What is no lack of room is not waited for: the error names the folder and the reason."""
+
+    def refused(_descriptor):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("os.fsync", refused)
+    with pytest.raises(WorkerError, match=r"cannot be written to \(Read-only file system\)"):
+        make_loop(make_stream("mood")).run()
 
 
 def test_earlier_work_is_not_overwritten(make_loop, make_stream):

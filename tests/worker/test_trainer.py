@@ -9,11 +9,12 @@ from share_dist.core.values import Subspace
 from share_dist.errors import StreamError, TrainingDiverged
 from tests.worker import toys
 from worker.backbone import grouped_batches, load_backbone
-from worker.baselines import fit_head, fit_probe, majority_accuracy
+from worker.baselines import fit_probe
+from worker.classification import Classification
 from worker.evaluate import evaluate
-from worker.objective import Classification, pack_head, unpack_head
+from worker.objective import pack_head, unpack_head
 from worker.prepared import frozen_baseline, prepare
-from worker.rows import TestRows, TrainRows, draw_rows
+from worker.rows import draw_rows
 from worker.trainer import Hooks, Lesson, train, trainee_of
 
 
@@ -59,9 +60,9 @@ def test_learning_starts_at_the_frozen_baseline(lesson, backbone):
     """A task that was just begun, with the probe's head, scores exactly as the frozen model."""
     prepared, _ = lesson
     start = frozen_baseline(prepared, backbone).start.head
-    frozen = evaluate(backbone, start, prepared.test)
+    frozen = evaluate(backbone, prepared.objective, start, prepared.test)
     with injected_task(backbone):
-        assert evaluate(backbone, start, prepared.test) == frozen
+        assert evaluate(backbone, prepared.objective, start, prepared.test) == frozen
 
 
 def test_equal_seeds_train_equally(lesson, backbone):
@@ -172,7 +173,7 @@ def test_the_probe_undoes_its_scaling():
     for num_labels in (2, 4):
         labels = torch.randint(num_labels, (200,), generator=generator)
         features = torch.randn(200, 6, generator=generator) * 5 + labels[:, None]
-        head = fit_head(features, labels, num_labels, penalty=0.3)
+        head = Classification().fit_head(features, labels, num_labels, penalty=0.3)
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=500))
         expected = pipeline.fit(features.numpy(), labels.numpy()).predict(features.numpy())
         found = head(features).argmax(-1).numpy()
@@ -183,23 +184,24 @@ def test_the_probe_never_says_a_class_it_has_not_seen():
     """A class without training rows keeps its place in the head and is not predicted."""
     features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     labels = (features[:, 0] > 0).long() * 2
-    probe = fit_probe((features[:40], labels[:40]), (features[40:], labels[40:]), num_labels=3)
+    parts = (features[:40], labels[:40]), (features[40:], labels[40:])
+    probe = fit_probe(Classification(), *parts, num_labels=3)
     assert probe.head.out_features == 3
     assert set(probe.head(features).argmax(-1).tolist()) == {0, 2}
 
 
 def test_majority_counts_training_rows():
     """The majority class is that of the training rows, its accuracy that on the test rows."""
-    train_rows = TrainRows(("a", "b", "c"), (1, 1, 0))
-    assert majority_accuracy(train_rows, TestRows(("d", "e", "f", "g"), (0, 0, 0, 1))) == 0.25
+    scores = Classification().simplest(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 0, 1]))
+    assert (scores.metric, scores.main) == ("accuracy", 0.25)
 
 
-def test_a_head_survives_its_journey():
+def test_a_head_survives_its_journey(backbone):
     """A head that was packed and unpacked computes the same."""
     head = nn.Linear(4, 3)
     packed = pack_head(head, "text-classification", ("a", "b", "c"))
     features = torch.randn(5, 4)
-    assert torch.equal(unpack_head(packed, torch.device("cpu"))(features), head(features))
+    assert torch.equal(unpack_head(packed, backbone)(features), head(features))
     assert (packed.num_labels, packed.label_names) == (3, ("a", "b", "c"))
 
 

@@ -13,7 +13,7 @@ from share_dist.errors import StreamError, TrainingDiverged, WorkerError
 from tests.worker import toys
 from worker.backbone import load_backbone
 from worker.checkpoint import lesson_digest
-from worker.objective import Classification, class_weights
+from worker.classification import Classification, class_weights
 from worker.prepared import frozen_baseline, prepare
 from worker.rows import draw_rows
 from worker.trainer import Hooks, Lesson, train, trainee_of

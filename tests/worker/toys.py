@@ -121,6 +121,87 @@ def make_image_model(folder: Path) -> Path:
     return folder
 
 
+def tagged(count: int = 160) -> RawTask:
+    """Words in small sentences: filler, of a sad mood or of a glad one."""
+    sad, glad = WORDS["mood"]
+    rows = [
+        (
+            text.split(),
+            ["sad" if x in sad else "glad" if x in glad else "filler" for x in text.split()],
+        )
+        for text, _ in sentences("mood", count, seed=3)
+    ]
+    return RawTask(rows)
+
+
+def rated(count: int = 160) -> RawTask:
+    """Small sentences, and how many of their words are of a sad mood less how many of a glad one."""
+    sad, glad = WORDS["mood"]
+    rows = [
+        (text, float(sum((x in glad) - (x in sad) for x in text.split())))
+        for text, _ in sentences("mood", count, seed=4)
+    ]
+    return RawTask(rows)
+
+
+def completed(count: int = 160) -> RawTask:
+    """Two words of one kind, and the third of the kind."""
+    kinds = [kind for pair in WORDS.values() for kind in pair]
+    order = random.Random(5)
+    rows = {}
+    while len(rows) < min(count, 90):
+        first, second, third = order.sample(order.choice(kinds), 3)
+        prompt = " ".join([*order.choices(FILLER, k=2), first, second])
+        rows[prompt] = third
+    return RawTask(list(rows.items()))
+
+
+def make_causal_model(folder: Path) -> Path:
+    """A Llama of two layers with its tokenizer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(make_model(folder))
+    tokenizer.add_special_tokens({"eos_token": "[END]"})
+    tokenizer.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def mixed_stream_text(model: Path, worker_id: str, tasks: dict[str, str], training: str) -> str:
+    """A stream of tasks of several types: entry point -> type."""
+    said = "".join(
+        f"""
+[[task]]
+id = "{name}"
+type = "{kind}"
+source = {{ entry_point = "tests.worker.toys:{name}" }}
+max_train = 96
+max_test = 40
+"""
+        for name, kind in tasks.items()
+    )
+    return f"""
+worker_id = "{worker_id}"
+[model]
+path = "{model}"
+targets = "all-linear"
+[training]
+batch_size = 16
+num_temporary = 2
+validation_fraction = 0.2
+{training}
+{said}"""
+
+
 def colours(count: int = 120) -> RawTask:
     """Images in which one colour is the brightest, under much noise."""
     order = random.Random(1)
