@@ -33,19 +33,24 @@ _NOT_REACHED = 255
 """With which ssh itself ends."""
 
 
-def of_machines(cluster: KnownCluster, wait_seconds: float) -> Iterator[Check]:
+def of_machines(cluster: KnownCluster, wait_seconds: float) -> tuple[list[Check], bool]:
     """
     Look at every machine of a cluster: checks 21 to 26, and 29.
 
     Args:
         cluster: Which.
         wait_seconds: How long workers that are not there are waited for.
+
+    Returns:
+        The checks, and whether the cluster was started, so that it has a coordinator.
     """
     answers, waited = _answers(cluster, wait_seconds)
     digest = hashlib.sha256(cluster.token.read_bytes().strip()).hexdigest()
-    for answer in answers:
-        yield from diagnosis.of_machine(cluster, answer, digest)
-    yield from diagnosis.of_nodes(cluster, answers, waited)
+    checks = [
+        check for answer in answers for check in diagnosis.of_machine(cluster, answer, digest)
+    ]
+    checks += diagnosis.of_nodes(cluster, answers, waited)
+    return checks, diagnosis.is_started(answers[0])
 
 
 @contextmanager

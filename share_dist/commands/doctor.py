@@ -81,7 +81,11 @@ def _of_cluster(path: Path, wait_seconds: float) -> Iterator[Check]:
 
     cluster = read_cluster(path)
     cluster_doctor.require_files(cluster)
-    yield from cluster_doctor.of_machines(cluster, wait_seconds)
+    checks, is_started = cluster_doctor.of_machines(cluster, wait_seconds)
+    yield from checks
+    if not is_started:
+        yield not_checked(1, "coordinator", "it runs while the cluster does")
+        return
     try:
         with cluster_doctor.coordinator_of(cluster) as connection:
             yield from cluster_doctor.of_coordinator(cluster, connection)

@@ -119,6 +119,11 @@ def of_nodes(
     if head is None or head.found is None:
         yield not_checked(NODES, "workers", "the head cannot be asked")
         return
+    if not is_started(head):
+        yield not_checked(
+            NODES, "workers", f"Ray does not run on the head yet: `ray up -y --no-config-cache {cluster.path}`"
+        )  # fmt: skip
+        return
     if head.found["nodes_error"]:
         yield finding(
             NODES,
@@ -145,6 +150,11 @@ def of_nodes(
             f"{said}; this one is not, after {waited_seconds:.0f} s: {why}",
             remedy,
         )
+
+
+def is_started(head: Answer) -> bool:
+    """Tell whether Ray's head runs where it was planned."""
+    return head.found is not None and "gcs_server" in head.found["processes"]
 
 
 def reason_missing(cluster: KnownCluster, worker: Answer, head: Answer) -> tuple[str, str]:
@@ -271,6 +281,9 @@ def _ports(host: str, found: Mapping[str, Any]) -> Check:
     closed = {name: why for name, why in found["reached"].items() if why}
     if not closed:
         return well(PORTS, f"{host}: ports", f"reaches {', '.join(found['reached'])}")
+    if all("refused" in why for why in closed.values()):
+        # the way is open, and nothing stands at its end
+        return not_checked(PORTS, f"{host}: ports", f"nothing listens at {', '.join(closed)} yet")
     said = "; ".join(f"{name} ({why})" for name, why in closed.items())
     return finding(
         PORTS,

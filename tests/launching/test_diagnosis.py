@@ -36,7 +36,7 @@ def found(**changes):
         "versions": {"ray": "2.60.0", "torch": "2.13.0+cu128", "share-dist": "0.1.0"},
         "gpus": None,
         "token": {"digest": DIGEST, "mode": 0o600},
-        "processes": ["raylet"],
+        "processes": ["gcs_server", "raylet"],
         "reached": {"10.0.0.10:6379": "", "10.0.0.10:50551": ""},
         "nodes": ["10.0.0.10", "10.0.0.11", "10.0.0.12"],
         "nodes_error": "",
@@ -95,6 +95,12 @@ def test_accelerators_are_looked_at_where_they_were_planned(cards, torch, outcom
     versions = {"ray": "2.60.0", "torch": torch, "share-dist": "0.1.0"}
     check = checks(answer(gpus=cards, versions=versions), WITH_GPUS)[24]
     assert (check.outcome, said in check.said) == (outcome, True), check.said
+
+
+def test_a_port_at_which_nothing_listens_yet_is_no_finding():
+    """Before `ray up` nobody answers there, but the way is open: refused is not unreachable."""
+    refused = dict.fromkeys(found()["reached"], "[Errno 111] Connection refused")
+    assert checks(answer(reached=refused))[25].outcome == "not checked"
 
 
 def test_what_the_way_took_is_not_skew():
@@ -165,10 +171,12 @@ def test_all_workers_there_is_well():
 
 
 def test_without_a_head_that_answers_workers_are_not_judged():
-    """Not asked: not checked. Asked, and no Ray: a finding that says how to start it."""
+    """Not asked or not started: not checked. Started, and silent: a finding that says how to start it."""
     (check,) = nodes(answer(), answer("10.0.0.10", error="timed out"))
     assert check.outcome == "not checked"
-    (check,) = nodes(answer(), answer("10.0.0.10", nodes=[], nodes_error="refused"))
+    (check,) = nodes(answer(), answer("10.0.0.10", processes=[]))
+    assert (check.outcome, "ray up" in check.said) == ("not checked", True)
+    (check,) = nodes(answer(), answer("10.0.0.10", nodes=[], nodes_error="no answer"))
     assert (check.outcome, "ray up" in check.remedy) == ("finding", True)
 
 
