@@ -57,8 +57,8 @@ def simulate(
 
     Their time is virtual: learning, absences and lines are drawn from the seed. The coordinator, the wire, each push and
     each merge are real, on this machine, and what a push takes is measured and counted in.
-    Every version is kept until the end, in the folder for temporary files ($TMPDIR). Ctrl-C ends the
-    run with what was measured so far.
+    Versions that somebody still learns in lie in the folder for temporary files ($TMPDIR). Ctrl-C ends
+    the run with what was measured so far.
     """
     from share_dist.commands.simulate_tables import tables_of
     from share_dist.simulation.recorded import read_recorded

@@ -79,16 +79,12 @@ class _Run:
 
     def run(self) -> Trace:
         for worker in self._session.workers:
-            self._agenda.plan(worker.joins_at, partial(self._join, worker))
+            self._agenda.plan(worker.joins_at, partial(self._ask, worker, 0))
         self._agenda.run()
         done = self._session.trace
         if done.pushes and (not done.samples or done.samples[-1].num_updates < len(done.pushes)):
             self._session.sample(done.seconds)
         return self._session.end()
-
-    def _join(self, worker: Worker, now: float) -> None:
-        self._session.register(worker)
-        self._ask(worker, 0, now)
 
     def _ask(self, worker: Worker, number: int, now: float) -> None:
         if number < self._session.scenario.tasks:
@@ -112,8 +108,7 @@ class _Run:
             self._agenda.stop()
             return
         arrival = self._waiting.popleft()
-        if arrival.num_absences:
-            self._session.register(arrival.worker)
+        self._session.be_heard(arrival)
         drawn = self._session.draw(arrival)
         receipt, seconds = self._session.push(arrival, drawn, "merged")
         self._is_busy = True

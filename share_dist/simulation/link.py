@@ -31,6 +31,8 @@ from share_dist.wire.records import Lease, Receipt, UpdateState, Wait
 _BASE_MODEL = "0" * 64
 _CALL_SECONDS = 300.0
 _NEVER = 1e9
+KEPT_VERSIONS = 8
+"""The newest, beside those that somebody learns in."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class Base:
         digest: Of its content.
         ranks: ``k`` of both sides of each layer, by name.
         num_bytes: Of the payload that came.
+        lease: Under which it was pulled; None where no coordinator gave one.
     """
 
     version: int
     digest: str
     ranks: tuple[Pair[int], ...]
     num_bytes: int
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Link:
         shapes = {name: layer.shape for name, layer in update.factors.items()}
         self._fingerprint = Fingerprint(_BASE_MODEL, shapes)
         self._store = folder / "store"
-        self._leases: dict[str, Lease] = {}
+        self._num_leases = 0
+        self._idle: list[Lease] = []
         self._version_bytes: dict[int, int] = {}
         self._update_bytes: dict[object, int] = {}
         self._outside_seconds = 0.0
@@ -116,13 +121,17 @@ class Link:
         self._client.close()
         self._child.stop()
 
-    def register(self, worker_id: str) -> None:
-        """Give a worker a lease; one who was away takes a new one."""
-        self._leases[worker_id] = self._client.register(worker_id)
+    def pull(self, version: int) -> Base:
+        """
+        Pull a version whole, as a worker does that begins a lesson.
 
-    def pull(self, worker_id: str, version: int) -> Base:
-        """Pull a version whole, as a worker does; the version stays kept."""
-        self._client.lease = self._leases[worker_id]
+        A coordinator keeps the version that a lease was heard of last, and a simulated worker may begin the next lesson before
+        its update is served: so each lesson has a lease of its own, until its update is pushed.
+        """
+        if not self._idle:
+            self._idle.append(self._client.register(f"lesson-{self._num_leases:06d}"))
+            self._num_leases += 1
+        lease = self._client.lease = self._idle.pop()
         subspace = self._client.pull(version)
         assert subspace is not None, "nothing was held, so something came"
         if version not in self._version_bytes:
@@ -130,7 +139,12 @@ class Link:
         ranks = tuple(
             Pair(layer.a.num_factors, layer.b.num_factors) for layer in subspace.layers.values()
         )
-        return Base(version, subspace.digest, ranks, self._version_bytes[version])
+        return Base(version, subspace.digest, ranks, self._version_bytes[version], lease)
+
+    def be_heard(self, base: Base) -> None:
+        """Send a heartbeat, as a worker does that comes back."""
+        self._client.lease = base.lease
+        self._client.heartbeat()
 
     def update_bytes(self, drawn: DrawnUpdate, base: Base) -> int:
         """Tell how long the payload of an update is; that of equal shapes is equally long."""
@@ -139,26 +153,28 @@ class Link:
             self._update_bytes[key] = len(update_to_bytes(_update(drawn, base, "any")))
         return self._update_bytes[key]
 
-    def push(
-        self, worker_id: str, task_id: str, drawn: DrawnUpdate, base: Base, wait: Wait
-    ) -> Pushed:
+    def push(self, task_id: str, drawn: DrawnUpdate, base: Base, wait: Wait) -> Pushed:
         """
         Push an update, and wait until it is durable or merged.
 
         Raises:
             WorkerError: It was not taken.
         """
+        assert base.lease is not None, "it was pulled from this coordinator"
         update = _update(drawn, base, task_id)
         pieces = cut(update_to_bytes(update))
-        self._client.worker_id, self._client.lease = worker_id, self._leases[worker_id]
+        self._client.worker_id, self._client.lease = base.lease.worker_id, base.lease
         began = time.perf_counter()
         receipt = self._client.push(update, wait=wait, pieces=pieces)
         seconds = time.perf_counter() - began
         if receipt.state not in {UpdateState.PENDING, UpdateState.MERGED}:
             raise WorkerError(
-                f"the update {drawn.origin!r} of {worker_id} is {receipt.state.value}: "
+                f"the update {drawn.origin!r} of {task_id} is {receipt.state.value}: "
                 f"{receipt.reason or 'no reason was given'}"
             )
+        # version 0 is kept anyway: from now on this lease holds nothing
+        self._client.pull(0, held_version=0)
+        self._idle.append(base.lease)
         return Pushed(receipt, seconds, len(pieces.payload))
 
     def newest(self) -> Subspace:
@@ -196,8 +212,7 @@ def _environment(scenario: Scenario, updates_per_merge: int) -> dict[str, str]:
     """
     Say by the environment what the coordinator is told.
 
-    Leases last and every version is kept: by its clock, which is not the virtual one, nobody can tell who still
-    learns in which.
+    Leases last: its clock is not the virtual one. Of versions it keeps the newest, and those that somebody learns in.
     """
     keys = {
         "num_factors": scenario.num_factors,
@@ -208,7 +223,7 @@ def _environment(scenario: Scenario, updates_per_merge: int) -> dict[str, str]:
         "max_wait_seconds": _NEVER,
         "lease_seconds": _NEVER,
         "max_registrations_per_hour": 10_000_000,
-        "keep_versions": 0,
+        "keep_versions": KEPT_VERSIONS,
         "log_level": "WARNING",
     }
     return {f"SHARE_DIST_{key.upper()}": str(value) for key, value in keys.items()}

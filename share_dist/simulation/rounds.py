@@ -25,8 +25,6 @@ def run_in_rounds(session: Session) -> Trace:
     The session's coordinator merges as many updates at once as there are workers. A round
     that is stopped leaves nothing behind.
     """
-    for worker in session.workers:
-        session.register(worker)
     told_at, version = 0.0, 0
     for number in range(session.scenario.tasks):
         arrivals = [
@@ -54,8 +52,7 @@ def _take(session: Session, arrivals: Sequence[Arrival]) -> Receipt | None:
     for arrival in arrivals:
         if session.should_stop():
             return None
-        if arrival.num_absences:
-            session.register(arrival.worker)
+        session.be_heard(arrival)
         drawn = session.draw(arrival)
         receipt, seconds = session.push(arrival, drawn, "merged" if arrival is last else "durable")
         free_at = max(free_at, arrival.arrived_at) + seconds

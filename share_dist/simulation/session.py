@@ -91,7 +91,7 @@ class Session:
 
     def lesson(self, worker: Worker, number: int, asked_at: float, version: int) -> Arrival:
         """Let a worker pull a version, learn its ``number``-th task in it, and send that."""
-        base = self._link.pull(worker.worker_id, version)
+        base = self._link.pull(version)
         drawn = draw_lesson(self.scenario, worker, number)
         began_at = (
             asked_at + worker.site.latency_seconds + worker.site.transfer_seconds(base.num_bytes)
@@ -103,9 +103,10 @@ class Session:
         arrived_at = trained_at + worker.site.transfer_seconds(num_bytes)
         return Arrival(worker, number, base, num_bytes, drawn.num_absences, trained_at, arrived_at)
 
-    def register(self, worker: Worker) -> None:
-        """Give a worker a lease."""
-        self._link.register(worker.worker_id)
+    def be_heard(self, arrival: Arrival) -> None:
+        """Let who was away say that it is back."""
+        if arrival.num_absences:
+            self._link.be_heard(arrival.base)
 
     def draw(self, arrival: Arrival) -> DrawnUpdate:
         """Make what a worker has learnt."""
@@ -116,8 +117,7 @@ class Session:
 
     def push(self, arrival: Arrival, drawn: DrawnUpdate, wait: Wait) -> tuple[Receipt, float]:
         """Push what has arrived; return the receipt and the seconds that count."""
-        worker_id, task_id = arrival.worker.worker_id, _task_id(arrival)
-        pushed = self._link.push(worker_id, task_id, drawn, arrival.base, wait)
+        pushed = self._link.push(_task_id(arrival), drawn, arrival.base, wait)
         assert pushed.num_bytes == arrival.num_bytes, "equal shapes are equally long"
         self.trace.measured_seconds.append(pushed.seconds)
         return pushed.receipt, self._clock(pushed.seconds)

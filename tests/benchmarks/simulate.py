@@ -28,7 +28,7 @@ WORKERS = {10: 20, 100: 4, 1_000: 1, 10_000: 1}
 
 IN_ROUNDS = 50
 TASKS_IN_ROUNDS = 4
-LEAVES = (2, 4, 8)
+LEAVES = (2, 4)
 FULL = 0.7
 """A coordinator that is busy for a larger share of its time lets updates wait for long."""
 

@@ -5,10 +5,14 @@ import signal
 
 import pytest
 
+from share_dist.simulation.link import KEPT_VERSIONS
 from tests.commands.conftest import end_of, share_dist, start_share_dist
 from tests.simulation.support import NUM_RECORDED, write_adapters
 
-OPTIONS = ("--workers", 6, "--tasks", 2, "--num-factors", 4, "--oversample", 4, "--present-seconds", 400)  # fmt: skip
+OPTIONS = (
+    *("--workers", 6, "--tasks", 4, "--num-factors", 4, "--oversample", 4),
+    *("--present-seconds", 400, "--stragglers", 0.3, "--straggler-factor", 50),
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +40,11 @@ def test_a_run_tells_what_a_real_coordinator_made_of_it(traced):
     report, _ = traced
     for kind in ("asynchronous", "rounds"):
         run = report[kind]
-        assert run["updates"] == {"merged": 12, "asked": 12, "recorded": NUM_RECORDED, "synthetic": 7}  # fmt: skip
+        assert run["updates"] == {"merged": 24, "asked": 24, "recorded": NUM_RECORDED, "synthetic": 19}  # fmt: skip
         assert 0.5 < run["energy"]["captured"] <= 1.0 + 1e-6
         assert run["measured_service_seconds"]["smallest"] > 0
         assert run["coordinator"]["received_bytes_per_1000"] > 1000 * 4 * 3 * (24 + 20 + 24 + 16)
-    assert report["rounds"]["energy"]["curve"][-1]["updates"] == 12
+    assert report["rounds"]["energy"]["curve"][-1]["updates"] == 24
     assert [each["share"] for each in report["comparison"]["until_merged"]][-1] == 1.0
     assert report["asynchronous"]["angle"]["largest"] > 0
     assert report["asynchronous"]["lag"]["largest"] > 0 == report["rounds"]["lag"]["largest"]
@@ -51,7 +55,7 @@ def test_a_root_fuses_what_leaves_have_learnt(traced):
     report, _ = traced
     leaves = report["tree"]["leaves"]
     assert report["tree"]["is_whole"]
-    assert [leaf["updates"]["merged"] for leaf in leaves] == [6, 6]
+    assert [leaf["updates"]["merged"] for leaf in leaves] == [12, 12]
     assert sum(leaf["updates"]["recorded"] for leaf in leaves) == NUM_RECORDED
     single = report["asynchronous"]["energy"]["captured"]
     assert report["tree"]["captured"] == pytest.approx(single, abs=0.1)
@@ -65,13 +69,19 @@ def test_a_trace_is_replayed_to_the_letter(traced, folder, tmp_path):
     ended = share_dist("simulate", folder, *OPTIONS, "--replay", path, "--trace", again)
     assert ended.code == 0, ended.stderr
     first, second = lines_of(path), lines_of(again)
-    assert len(first) == 13
+    assert len(first) == 25
     for one, other in zip(first, second, strict=True):
         angles = (one.pop("angle", 0.0), other.pop("angle", 0.0))
         assert one == other
         assert angles[0] == pytest.approx(angles[1], abs=1e-3)
-    assert f"12 updates, {NUM_RECORDED} recorded (of {NUM_RECORDED}), 7 synthetic" in ended.text
+    assert f"24 updates, {NUM_RECORDED} recorded (of {NUM_RECORDED}), 19 synthetic" in ended.text
     assert "energy captured, of the batch optimum" in ended.text
+
+
+def test_a_base_version_stays_kept_however_late_an_update_comes(traced):
+    """A straggler's update is merged on the version it was trained in, when others of its time are gone."""
+    _, path = traced
+    assert max(line["lag"] for line in lines_of(path)[1:]) > KEPT_VERSIONS
 
 
 def test_ctrl_c_ends_with_what_was_measured(folder):

@@ -97,13 +97,14 @@ def test_a_worker_gets_the_newest_version_that_was_done():
     assert sum(push.lag for push in quick) < sum(push.lag for push in pushes)
 
 
-def test_who_was_away_takes_a_new_lease():
-    """Each return registers once more; who never leaves registers once."""
+@pytest.mark.parametrize("run", [run_asynchronously, run_in_rounds])
+def test_who_was_away_says_that_it_is_back(run):
+    """A heartbeat comes before the push of who has been away, and only then."""
     stays, leaves = NoCoordinator(), NoCoordinator()
-    run_asynchronously(session_of(link=stays))
-    run_asynchronously(session_of(link=leaves, present_seconds=60, absent_seconds=60))
-    assert len(stays.registered) == 6
-    assert len(leaves.registered) > 6
+    run(session_of(link=stays))
+    run(session_of(link=leaves, present_seconds=1000, absent_seconds=60))
+    assert stays.heard == 0
+    assert 0 < leaves.heard < 18
 
 
 def test_a_run_that_is_stopped_keeps_what_was_measured():
