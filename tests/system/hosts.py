@@ -38,7 +38,7 @@ _PATH = (
 )
 
 # Everything in here happens in the namespaces of one machine. The shared folder is looked at
-# through a private /tmp; HOME comes from a user database of the machine's own.
+# through a private /tmp; HOME has one name everywhere, and is each machine's own.
 _INIT = """
 set -e
 mount --make-rprivate /
@@ -49,7 +49,8 @@ mkdir -p /run/shared && mount --bind {shared} /run/shared
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mkdir -p {shared} && mount --move /run/shared {shared}
 mount -t tmpfs -o mode=1777,size=1g tmpfs /dev/shm
-sed 's#^root:.*#root:x:0:0:root:{own}/home:/bin/bash#' /etc/passwd >{own}/passwd
+mkdir -p {shared}/home && mount --bind {own}/home {shared}/home
+sed 's#^root:.*#root:x:0:0:root:{shared}/home:/bin/bash#' /etc/passwd >{own}/passwd
 mount --bind {own}/passwd /etc/passwd
 mount --bind {own}/hosts /etc/hosts
 hostname {name}
@@ -153,9 +154,13 @@ class Hosts:
         """The command line, on this machine, of one on another."""
         inside = ["--net"] if self.form == "namespaces" else []
         enter = ["nsenter", "-t", str(_child_of(self._machine(index))), "--pid", "--mount", "--uts"]
-        home = self.folder / f"host{index}/home"
         # what is tested is what runs there, whatever is installed
-        variables = [f"HOME={home}", f"PATH={_PATH}", f"PYTHONPATH={REPOSITORY}", "LANG=C.UTF-8"]
+        variables = [
+            f"HOME={self.folder}/home",
+            f"PATH={_PATH}",
+            f"PYTHONPATH={REPOSITORY}",
+            "LANG=C.UTF-8",
+        ]
         return [*enter, "--ipc", *inside, "env", "-i", *variables, "bash", "-c", f"cd; {command}"]
 
     def processes(self, index: int) -> list[str]:
