@@ -35,7 +35,7 @@ TYPED = (
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 _NOISE = re.compile(
-    r"^(Shared connection|Warning: Permanently added|bash: .*\.bashrc|sending incremental|total size|sent \d|\./$|\s*$)|"
+    r"^(Shared connection|Warning: Permanently added|bash: .*\.bashrc|sending incremental|total size|sent \d|id -> |\./$|\s*$)|load average|"
     r"node_provider\.py|VINFO|INFO (updater|cli_output_helpers|usage_lib|command_runner)"
 )
 """Lines of `ray up` and `ray down` that are about its own steps and say nothing to a reader."""
