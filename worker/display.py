@@ -114,7 +114,9 @@ def _cells(event: dict[str, Any]) -> dict[str, str]:
             cells |= {"score": _score(event), "ETA": ""}
         case WorkerEvent.TASK_RESCORED.value:
             cells |= {"score": _score(event), "lag": str(event["lag"])}
-        case WorkerEvent.VERSION_FOLLOWED.value | WorkerEvent.STARTED.value:
+        case (
+            WorkerEvent.VERSION_FOLLOWED.value | WorkerEvent.STARTED.value | WorkerEvent.MOVED.value
+        ):
             cells["version"] = str(event["version"])
     return cells
 

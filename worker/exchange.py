@@ -11,6 +11,7 @@ from share_dist.wire.records import Lease, PulledTask, Receipt, TaskSummary, Upd
 from worker.follower import Follower
 from worker.heartbeat import Heartbeat
 from worker.ports import Coordinator
+from worker.prefetch import Prefetch
 from worker.progress import Emit, WorkerEvent
 
 
@@ -32,10 +33,12 @@ class Exchange:
         self._emit = emit
         lease = coordinator.register(worker_id, fingerprint)
         self._heartbeat = Heartbeat(coordinator, lease, self._on_renewed)
-        self._follower = Follower(coordinator, lease.current_version)
+        self._prefetch = Prefetch(self.pull, lease.current_version)
+        self._follower = Follower(coordinator, lease.current_version, self._prefetch.tell)
 
     def __enter__(self) -> Self:
         self._heartbeat.__enter__()
+        self._prefetch.__enter__()
         self._follower.__enter__()
         return self
 
@@ -46,6 +49,7 @@ class Exchange:
         traceback: TracebackType | None,
     ) -> None:
         self._follower.__exit__(kind, error, traceback)
+        self._prefetch.__exit__(kind, error, traceback)
         self._heartbeat.__exit__(kind, error, traceback)
 
     def check(self) -> None:
@@ -62,6 +66,10 @@ class Exchange:
         subspace = self._coordinator.pull()
         assert subspace is not None
         return subspace
+
+    def newer(self, version: int) -> Subspace | None:
+        """A version newer than this one, if one is at hand; never waits."""
+        return self._prefetch.take(version)
 
     def pull_older(self, version: int, digest: str) -> Subspace | None:
         """

@@ -23,14 +23,21 @@ class Follower:
     Args:
         coordinator: Whom to watch.
         after_version: The version that the worker holds.
+        on_version: Told of every version that comes to be, in this thread.
     """
 
-    def __init__(self, coordinator: Coordinator, after_version: int) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        after_version: int,
+        on_version: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.newest_version = after_version
         self._merged: set[str] = set()
         self._changed = threading.Condition()
         self._error: ShareError | None = None
         self._coordinator = coordinator
+        self._on_version = on_version
         self._stopped = threading.Event()
         self._watch: VersionWatch = coordinator.watch(after_version=after_version)
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -88,3 +95,4 @@ class Follower:
                 self.newest_version = event.version
                 self._merged.update(event.update_ids)
                 self._changed.notify_all()
+            self._on_version(event.version)

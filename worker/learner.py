@@ -10,13 +10,14 @@ from torch import nn
 
 from share_dist.adapters import InjectedModel
 from share_dist.core.metrics import lora_bytes
-from share_dist.core.values import TaskUpdate
+from share_dist.core.values import Subspace, TaskUpdate
 from worker.backbone import Backbone
 from worker.baselines import LORA_RANK, lora_baseline
 from worker.checkpoint import TaskCheckpoint
 from worker.disk import Disk
 from worker.evaluate import evaluate
 from worker.journal import Due, Journal, Laps
+from worker.moving import Move, moved
 from worker.objective import Scores, pack_head
 from worker.prepared import PreparedTask, frozen_baseline, prepare
 from worker.progress import WorkerEvent
@@ -42,6 +43,7 @@ class Learner:
         disk: Writes checkpoints.
         load: Brings the rows of a task.
         before_step: Called before every step; raises to stop training there.
+        newer: Asked between two epochs for a version newer than this number; never waits.
         compare: Also train each task's own LoRA.
     """
 
@@ -51,6 +53,7 @@ class Learner:
     disk: Disk
     load: Callable[[Task, Path], DrawnRows]
     before_step: Callable[[], None]
+    newer: Callable[[int], Subspace | None] = lambda _: None
     compare: bool = False
     _prepared: dict[str, PreparedTask] = field(default_factory=dict)
 
@@ -155,10 +158,10 @@ class Learner:
         checkpoint: TaskCheckpoint,
         resume: TrainingState | None,
     ) -> TrainingState:
-        base = injected.subspace
         due = Due(60 * self.stream.training.checkpoint_minutes)
 
         def save(state: TrainingState) -> None:
+            base = injected.subspace
             self.disk.keep(lambda: checkpoint.save_state(state, base.version, base.digest))
             due.begin()
 
@@ -167,11 +170,29 @@ class Learner:
             on_step=self._stepper(),
             wants_state=due.is_over,
             on_state=save,
+            move=lambda state: self._move(prepared.task, injected, state),
             on_memory=lambda report: self.journal.emit(WorkerEvent.MEMORY_SHORT, **asdict(report)),
             on_rollback=lambda report: self.journal.emit(WorkerEvent.ROLLED_BACK, **asdict(report)),
         )
         trainee = trainee_of(injected, prepared.task.id, self.stream.training)
         return train(self._lesson(prepared), trainee, head, resume=resume, hooks=hooks)
+
+    def _move(self, task: Task, injected: InjectedModel, state: TrainingState) -> Move | None:
+        """Go on in the newest version that is at hand."""
+        old = injected.subspace
+        new = self.newer(old.version)
+        if new is None:
+            return None
+        injected.use_subspace(new)
+        self.journal.emit(
+            WorkerEvent.MOVED,
+            task_id=task.id,
+            base_version=old.version,
+            version=new.version,
+            epochs_done=state.epochs_done,
+        )
+        trainee = trainee_of(injected, task.id, self.stream.training)
+        return Move(trainee, moved(state, old, injected.subspace))
 
     def _lesson(self, prepared: PreparedTask) -> Lesson:
         return Lesson(

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from share_dist.adapters import InjectedModel, inject
-from share_dist.core.values import TaskUpdate
+from share_dist.core.values import Subspace, TaskUpdate
 from share_dist.errors import VersionError
 from share_dist.wire.records import PulledTask
 from worker.backbone import Backbone
@@ -97,6 +97,7 @@ class TaskLoop:
             self._disk,
             self.load,
             self._before_step,
+            self._newer,
             self.options.compare,
         )
 
@@ -260,6 +261,9 @@ class TaskLoop:
             lag=pulled.summary.lag,
             drift=pulled.summary.cumulative_drift,
         )
+
+    def _newer(self, version: int) -> Subspace | None:
+        return self._exchange.newer(version)
 
     def _before_step(self) -> None:
         if self.should_stop():

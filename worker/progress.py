@@ -20,6 +20,8 @@ class WorkerEvent(str, enum.Enum):
     """Fewer rows go through the model at once, with the same gradient: ``task_id``, ``step``, ``rows_at_once``."""
     ROLLED_BACK = "rolled_back"
     """A loss was not finite: ``task_id``, ``step``, ``back_to_step``, ``rate_share`` left, ``rollbacks`` so far."""
+    MOVED = "task_moved"
+    """Training goes on in a newer version: ``task_id``, ``base_version`` before, ``version``, ``epochs_done``."""
     DISK_FULL = "disk_full"
     """No room for checkpoints and results; free some, and the worker goes on by itself: ``path``, ``free_bytes``."""
     DISK_FREED = "disk_freed"

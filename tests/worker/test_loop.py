@@ -14,6 +14,8 @@ from share_dist.errors import (
     StreamError,
     WorkerError,
 )
+from tests.coordinator.support import wait_until
+from tests.worker.fakes import FakeCoordinator
 from worker.loop import LoopOptions, Stopped, TaskLoop
 from worker.progress import WorkerEvent
 
@@ -38,12 +40,19 @@ class Recorder:
 
 @pytest.fixture
 def make_loop(tmp_path, backbone, coordinator):
-    def make(stream, emit=None, should_stop=lambda: False, **options):
+    def make(
+        stream,
+        emit=None,
+        should_stop=lambda: False,
+        workdir="work",
+        coordinator=coordinator,
+        **options,
+    ):
         return TaskLoop(
             stream,
             backbone,
             coordinator,
-            tmp_path / "work" / stream.worker_id,
+            tmp_path / workdir / stream.worker_id,
             LoopOptions(**{"merge_patience_seconds": 5.0, **options}),
             emit or Recorder(),
             should_stop,
@@ -94,6 +103,36 @@ def test_an_update_that_is_not_merged_yet_does_not_hold_up_the_stream(
     results = make_loop(make_stream("mood", "food"), resume=True).rescore()
     assert {each.state for each in results.tasks} == {"merged"}
     assert all(each.final_version == 1 for each in results.tasks)
+
+
+def test_a_version_that_comes_while_a_task_is_trained_is_gone_on_in(
+    make_loop, make_stream, coordinator
+):
+    """
+    Another worker's task is merged in the middle of an epoch: the next epoch trains on it, and the update is of it.
+
+    What was learnt before is not lost: it scores as it does where nobody else is.
+    """
+    stream = make_stream("mood")
+    alone = make_loop(stream, workdir="alone", coordinator=FakeCoordinator()).run()
+    elsewhere = FakeCoordinator()
+    make_loop(make_stream("food", worker_id="south"), coordinator=elsewhere).run()
+    (other,) = elsewhere.updates.values()
+    recorder = Recorder(lambda event, fields: merge_once(event))
+    loop = make_loop(stream, recorder)
+
+    def merge_once(event):
+        if event is WorkerEvent.TASK_PROGRESSED and not coordinator.updates:
+            coordinator.push(other)
+            wait_until(lambda: loop._exchange._prefetch._ready is not None)
+
+    together = loop.run()
+    (moved,) = recorder.named(WorkerEvent.MOVED)
+    assert (moved["base_version"], moved["version"], moved["epochs_done"]) == (0, 1, 1)
+    assert [update.base_version for update in coordinator.updates.values()] == [0, 1]
+    assert together.task("mood").learnt == pytest.approx(alone.task("mood").learnt, abs=0.1)
+    scored = loop.rescore().task("mood")
+    assert scored.final == pytest.approx(scored.learnt, abs=0.05)
 
 
 def killed_at(event, task_id, occurrence=1):
