@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from share_dist import certificates
+from share_dist.errors import ExitCode
 from share_dist.launching.plan import TARGETS
 from tests.commands.conftest import share_dist
 
@@ -180,3 +181,27 @@ def test_json_names_every_file(init, folder):
     assert sorted(told["files"]) == sorted(
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
     )
+
+
+def test_the_doctor_names_every_machine_that_cannot_be_asked(tmp_path, key):
+    """One finding for each, with ssh's own words; what needs their answer is not checked, and nothing else is said."""
+    hosts = ("--head", "head.invalid", "--worker", "one.invalid", "--ssh-user", "ubuntu")
+    share_dist("cluster", "init", "--target", "local", *hosts, "--ssh-key", key, "--output", tmp_path / "cluster")  # fmt: skip
+    ended = share_dist("doctor", "--cluster", tmp_path / "cluster/cluster.yaml", "--json")
+    assert ended.code == ExitCode.FINDINGS
+    told = [(check["number"], check["outcome"], check["subject"]) for check in ended.json]
+    assert told == [
+        (21, "finding", "head.invalid: login"),
+        (21, "finding", "one.invalid: login"),
+        (29, "not checked", "workers"),
+        (1, "not checked", "coordinator"),
+    ]
+    assert "one.invalid" in ended.json[1]["said"]
+
+
+def test_the_doctor_looks_from_where_the_cluster_was_planned(init, folder):
+    """Without the files beside the YAML it says which one is missing, and where to look from."""
+    init("local")
+    (folder / "operator.key").unlink()
+    ended = share_dist("doctor", "--cluster", folder / "cluster.yaml")
+    assert (ended.code, "operator.key is not there" in ended.text) == (ExitCode.USAGE, True)
