@@ -58,7 +58,8 @@ class Session:
     Args:
         link: To a fresh coordinator.
         scenario: What is simulated.
-        updates: What is pushed: the ``n``-th task of all workers before the ``n + 1``-th of any.
+        updates: What is pushed: numbered by task, and for each task by who has learnt the first one first, so
+            that recorded updates are those that come first.
         clock: What of the measured time counts.
         progress: Told after every merge.
         should_stop: Asked before every push.
@@ -78,7 +79,10 @@ class Session:
         is_member: Callable[[Worker], bool] = lambda _: True,
     ) -> None:
         self.scenario = scenario
-        self.workers = [worker for worker in draw_workers(scenario) if is_member(worker)]
+        everybody = draw_workers(scenario)
+        self.workers = [worker for worker in everybody if is_member(worker)]
+        everybody.sort(key=lambda each: each.joins_at + draw_lesson(scenario, each, 0).seconds)
+        self._places = {worker.index: place for place, worker in enumerate(everybody)}
         every = len(self.workers) * scenario.tasks
         self.num_pushes = min(every, scenario.num_pushes) if num_pushes is None else num_pushes
         self.trace = Trace()
@@ -113,7 +117,7 @@ class Session:
         return self._updates.draw(self._index(arrival.worker, arrival.number))
 
     def _index(self, worker: Worker, number: int) -> int:
-        return number * self.scenario.workers + worker.index
+        return number * self.scenario.workers + self._places[worker.index]
 
     def push(self, arrival: Arrival, drawn: DrawnUpdate, wait: Wait) -> tuple[Receipt, float]:
         """Push what has arrived; return the receipt and the seconds that count."""

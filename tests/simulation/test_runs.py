@@ -170,6 +170,12 @@ def test_a_report_labels_what_is_synthetic():
     assert report["coordinator"]["received_bytes_per_1000"] == 500_000
 
 
+def test_what_was_recorded_comes_first():
+    """Of many workers those who are ready first push the recorded updates, and every one of them is used."""
+    pushes = run_asynchronously(session_of(workers=300, pushes=20)).pushes
+    assert [push.is_synthetic for push in pushes] == [False] * 5 + [True] * 15
+
+
 def test_utilisation_is_how_much_of_the_time_the_coordinator_is_busy():
     """It is one where the coordinator never rests, and falls with the service time."""
     reports = {}
