@@ -1,6 +1,7 @@
 """The backbone: a worker's one copy of the frozen model, and batches through it."""
 
 import contextlib
+import importlib.util
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,8 +117,16 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
         ConfigError: A target matches no layer of it.
     """
     location = _location(stream.model, stream.folder)
+    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _require_quantizable(stream, chosen)
     try:
         model, digest = load_frozen(location)
+        if stream.model.quantize is not None:
+            # the digest above is of the weights as they are published, so that quantised and
+            # other workers are of one model
+            model = _load_quantized(location, stream.model.quantize, chosen)
+        else:
+            model = model.float().to(chosen)
         modalities = {
             each: load_modality(each, location, stream.training.max_tokens)
             for each in stream.task_types
@@ -126,8 +135,7 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
         raise StreamError(
             f"{stream.path}: model {location!r} cannot be loaded: {error}", path=str(stream.path)
         ) from error
-    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.float().to(chosen).eval().requires_grad_(requires_grad=False)
+    model = model.eval().requires_grad_(requires_grad=False)
     found = Backbone(
         model,
         next(iter(modalities.values())),
@@ -141,6 +149,37 @@ def load_backbone(stream: TaskStream, device: torch.device | None = None) -> Bac
     found = replace(found, shapes=_used_layers(found))
     _prepare_training(model, stream.training)
     return found
+
+
+def _require_quantizable(stream: TaskStream, device: torch.device) -> None:
+    wanted = f"{stream.path}: [model] quantize = {stream.model.quantize!r}"
+    if stream.model.quantize is None:
+        return
+    if device.type != "cuda":
+        raise StreamError(
+            f"{wanted} needs an NVIDIA GPU, and this worker runs on {device.type}: take it out of the "
+            "file, or start the worker where torch finds a GPU",
+            path=str(stream.path),
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise StreamError(
+            f"{wanted} needs the package bitsandbytes: run `pip install bitsandbytes`",
+            path=str(stream.path),
+        )
+
+
+def _load_quantized(location: str, bits: str, device: torch.device) -> Any:
+    import transformers
+
+    config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # transformers leaves it so
+        load_in_8bit=bits == "8bit",
+        load_in_4bit=bits == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return transformers.AutoModel.from_pretrained(
+        location, quantization_config=config, device_map={"": device}
+    )
 
 
 def _prepare_training(model: Any, training: TrainingSettings) -> None:

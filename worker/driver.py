@@ -47,16 +47,18 @@ class RunRequest:
     credentials: Credentials = field(default_factory=Credentials)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM."""
-
-
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end what is inside like Ctrl-C. To be entered after Ray has set its own handler."""
+def _sigterm_interrupts(signals: list[int]) -> Iterator[None]:
+    """
+    Let SIGTERM end what is inside like Ctrl-C, and note it.
 
-    def end(_signal: int, _frame: object) -> None:
-        raise _Terminated
+    To be entered after Ray has set its own handler. An error of another type would
+    not do: what is raised within a call of Ray arrives as ``KeyboardInterrupt``.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
     try:
@@ -90,7 +92,7 @@ class Driver:
         Raises:
             ShareError: What ended a worker; the others are stopped first.
         """
-        worker_ids = self._worker_ids()
+        worker_ids, signals = self._worker_ids(), list[int]()
         with (
             ray_cluster(self.request.ray_address) as machines,
             ProgressDisplay(worker_ids, as_json=self.as_json) as display,
@@ -108,18 +110,17 @@ class Driver:
                 )
                 self._actors[worker_id] = place_actor(config, place)
             try:
-                with _sigterm_raises():
+                with _sigterm_interrupts(signals):
                     stopped = self._call_all("run", display)
                     if stopped:
                         display.say(f"{', '.join(stopped)} stopped by SIGTERM; --resume goes on")
                         return ExitCode.TERMINATED
                     self._call_all("rescore", display)
-            except KeyboardInterrupt as interruption:
+            except KeyboardInterrupt:
                 self._stop()
                 self._show(display, self._actors)
                 display.say("stopped; --resume goes on")
-                was_terminated = isinstance(interruption, _Terminated)
-                return ExitCode.TERMINATED if was_terminated else ExitCode.INTERRUPTED
+                return ExitCode.TERMINATED if signals else ExitCode.INTERRUPTED
             except ShareError:
                 self._stop()
                 raise

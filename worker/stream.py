@@ -90,6 +90,7 @@ _LATER_KEYS = {
     "patience",
     "rollbacks",
     "class_weights",
+    "quantize",
 }
 
 
@@ -104,6 +105,8 @@ class ModelSettings(_Section):
     """Names of the adapted layers, a regular expression, or ``"all-linear"``."""
     layers: list[int] | None = None
     """Only these layer indices."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Hold the frozen weights in so many bits, by `bitsandbytes`: needs an NVIDIA GPU; workers with and without share one subspace."""
 
 
 class TrainingSettings(_Section):

@@ -324,6 +324,18 @@ def test_a_state_in_the_middle_of_an_epoch_goes_on_bit_for_bit(make_lesson):
         assert is_equal(undisturbed, learn(lesson, start, resume=state))
 
 
+def test_quantised_weights_need_a_gpu(make_stream, monkeypatch):
+    """Where there is no GPU, a stream that asks for fewer bits is refused before anything is loaded."""
+    stream = make_stream("mood")
+    model = stream.model.model_copy(update={"quantize": "4bit"})
+    stream = dataclasses.replace(stream, model=model)
+    with pytest.raises(StreamError, match=r"quantize = '4bit' needs an NVIDIA GPU, .* on cpu"):
+        load_backbone(stream, torch.device("cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(StreamError, match="pip install bitsandbytes"):
+        load_backbone(stream, torch.device("cuda"))
+
+
 def test_settings_that_came_later_do_not_rename_a_lesson(make_stream):
     """A lesson has the digest of the first release until one of the later settings is used."""
     digest = lesson_digest(stream := make_stream("mood"), stream.tasks[0])
