@@ -170,7 +170,9 @@ async def announce_push(call: Call, push: AnnouncedPush) -> None:
     try:
         await require_own_worker(call, push.worker_id)
         now_seconds = call.clock.monotonic_seconds()
-        call.lineage.leases.renew(push.worker_id, push.lease_epoch, now_seconds, push.base_version)
+        call.lineage.leases.renew(
+            push.worker_id, push.lease_epoch, now_seconds, push.base_version, is_push=True
+        )
         await asyncio.to_thread(_check_announced, call, push)
     except ShareError as error:
         await _note_refusal(call, push, error)
@@ -316,7 +318,11 @@ async def _admit(call: Call, push: Push, described: DescribedUpdate) -> UpdateRe
     lineage = call.lineage
     now_seconds = call.clock.monotonic_seconds()
     lineage.leases.renew(
-        push.worker_id, push.update.lease_epoch, now_seconds, push.update.base_version
+        push.worker_id,
+        push.update.lease_epoch,
+        now_seconds,
+        push.update.base_version,
+        is_push=True,
     )
     record, is_new = await asyncio.to_thread(_check_and_keep, call, push, described)
     if not is_new:

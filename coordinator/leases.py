@@ -19,7 +19,7 @@ so a restarted coordinator gives every known worker one lease's time to be heard
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from share_dist.errors import LeaseExpired, Overloaded
 
@@ -40,12 +40,31 @@ class WorkerLease:
         heard_at_seconds: When the worker was last heard.
         base_version: What it trains on, as far as is known: the version that it pulled or pushed on
             last, or the one that was current when it registered; None where that is not known.
+        is_in_training: Whether it was pulled, and not pushed on since.
+        other_version: One that was in training before that, and may still be: a worker pulls a version
+            while it trains on another.
     """
 
     worker_id: str
     lease_epoch: int
     heard_at_seconds: float
     base_version: int | None = None
+    is_in_training: bool = False
+    other_version: int | None = None
+
+    def on(self, base_version: int | None, now_seconds: float, *, is_push: bool) -> "WorkerLease":
+        """The lease of a worker that was heard, and of what it then pulled or pushed on, if that is known."""
+        if base_version is None:
+            return replace(self, heard_at_seconds=now_seconds)
+        is_other = base_version != self.base_version
+        other = self.base_version if is_other and self.is_in_training else None
+        return replace(
+            self,
+            heard_at_seconds=now_seconds,
+            base_version=base_version,
+            is_in_training=not is_push,
+            other_version=other if is_other else self.other_version,
+        )
 
 
 class Registrations:
@@ -156,6 +175,8 @@ class Leases:
         lease_epoch: int,
         now_seconds: float,
         base_version: int | None = None,
+        *,
+        is_push: bool = False,
     ) -> None:
         """
         Note that the worker was heard, and which version it pulls or pushes on.
@@ -164,8 +185,7 @@ class Leases:
             LeaseExpired: As ``require`` does.
         """
         lease = self.require(worker_id, lease_epoch, now_seconds)
-        known = lease.base_version if base_version is None else base_version
-        self._leases[worker_id] = WorkerLease(worker_id, lease_epoch, now_seconds, known)
+        self._leases[worker_id] = lease.on(base_version, now_seconds, is_push=is_push)
 
     def is_live(self, lease: WorkerLease, now_seconds: float) -> bool:
         """Whether a lease holds at this time."""

@@ -457,6 +457,21 @@ def test_what_a_live_worker_pulled_stays_before_its_first_push():
         assert made.operator.compact(1).kept == {7: "live worker 'late' trains on it"}
 
 
+def test_what_a_worker_trains_on_stays_while_it_pulls_the_next():
+    """A version that it pulled and did not push on yet is kept beside the one that it pulled since."""
+    with bench(keep_versions=1) as made, client_of(made.app.address, "late") as late:
+        late.register()
+        made.push("t1", "u1")
+        base = late.pull()
+        made.push("t2", "u2")
+        assert late.pull().version == 2
+        made.push("t3", "u3")
+        made.push("t4", "u4")
+        assert set(made.operator.compact(1).kept) == {1, 2}
+        receipt = late.push(make_update("t5", "u5", base=base, lease_epoch=0), wait="merged")
+        assert (receipt.state, receipt.lag) == (UpdateState.MERGED, 3)
+
+
 def test_who_lost_its_lease_may_read_and_holds_nothing():
     """A pull under an epoch that was taken over is answered, and does not move what the newer holder trains on."""
     with (

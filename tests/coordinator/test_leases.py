@@ -61,6 +61,29 @@ def test_a_pull_or_a_push_says_what_a_worker_trains_on():
     assert leases.require("w", 1, 3.0).base_version == 4
 
 
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        (["pull 5"], (5, None)),
+        (["pull 5", "pull 6"], (6, 5)),
+        (["pull 5", "pull 6", "pull 6"], (6, 5)),
+        (["pull 5", "pull 6", "pull 7"], (7, 6)),
+        (["pull 5", "pull 6", "push 5"], (5, 6)),
+        (["pull 5", "push 5", "pull 6"], (6, None)),
+        (["pull 5", "pull 6", "push 5", "pull 7"], (7, None)),
+    ],
+)
+def test_a_version_that_was_pulled_stays_known_until_it_was_pushed_on(calls, expected):
+    """A worker pulls a version while it still trains on another; those two are what it may push on."""
+    leases = Leases(60.0)
+    leases.grant("w", 1, 0.0, base_version=3)
+    for call in calls:
+        kind, version = call.split()
+        leases.renew("w", 1, 1.0, base_version=int(version), is_push=kind == "push")
+    lease = leases.require("w", 1, 1.0)
+    assert (lease.base_version, lease.other_version) == expected
+
+
 def test_live_workers_are_counted_by_the_clock():
     """A silent worker stays known for a while and is not live."""
     leases = Leases(60.0)
