@@ -263,9 +263,9 @@ class Compactor:
             yield version, "a worker's push or pull of it is on its way"
         now_seconds = self._clock.monotonic_seconds()
         for lease in self._leases.all(now_seconds):
-            for version in (lease.base_version, lease.other_version):
-                if version is not None and self._leases.is_live(lease, now_seconds):
-                    yield version, f"live worker {lease.worker_id!r} trains on it"
+            for base in (lease.base_version, lease.other_version):
+                if base is not None and self._leases.is_live(lease, now_seconds):
+                    yield base, f"live worker {lease.worker_id!r} trains on it"
         for after_version in set(self._broadcast.held_versions):
             for version in range(after_version + 1, self._store.current_version):
                 yield version, f"a watcher that holds version {after_version} has not seen it yet"

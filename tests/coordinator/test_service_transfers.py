@@ -15,6 +15,7 @@ from coordinator.access import LOCAL
 from coordinator.state import Call
 from coordinator.versions import ServedPayload
 from share_dist.client import Mirror
+from share_dist.client.stub import coordinator_stub
 from share_dist.client.upload import Upload
 from share_dist.core.values import Fingerprint, Head, LayerShape, Subspace
 from share_dist.errors import (
@@ -118,13 +119,13 @@ def refused(caught, kind):
 # --- push -----------------------------------------------------------------------------------------
 
 
-def test_a_push_that_was_cut_off_goes_on_where_it_was(client, stub):
+def test_a_push_that_was_cut_off_goes_on_where_it_was(app, client, stub):
     """The chunks that came are not sent again, and the update is merged once."""
     header, pieces = sent_of(large_update())
     cut_off_after(stub, header, pieces, 3)
-    upload = Upload(stub, header, pieces)
-
-    receipt = upload.attempt(60.0)
+    with grpc.insecure_channel(app.address) as channel:
+        upload = Upload(coordinator_stub(channel), header, pieces)
+        receipt = upload.attempt(60.0)
 
     assert receipt.state == pb.Receipt.PENDING
     assert upload.num_sent_chunks == len(pieces.prefixes) - 3
@@ -147,7 +148,7 @@ def test_a_push_goes_on_after_the_coordinator_was_killed(tmp_path):
         client_of(second.address) as client,
         grpc.insecure_channel(second.address) as channel,
     ):
-        upload = Upload(CoordinatorStub(channel), header, pieces)
+        upload = Upload(coordinator_stub(channel), header, pieces)
         assert upload.attempt(60.0).state == pb.Receipt.PENDING
         assert upload.num_sent_chunks == len(pieces.prefixes) - 2
         wait_until(lambda: client.status().num_tasks == 1)

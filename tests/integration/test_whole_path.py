@@ -47,10 +47,11 @@ TASKS = [task_id for tasks in STREAMS.values() for task_id in tasks]
 
 OVERLAP = {
     ("south", "task_started", "food"): ("north", "task_started", "mood"),
-    ("north", "task_started", "mood"): ("south", "version_followed", "food"),
-    ("south", "task_started", "motion"): ("north", "version_followed", "mood"),
+    ("south", "task_learnt", "food"): ("north", "task_learnt", "mood"),
+    ("north", "task_learnt", "mood"): ("south", "task_learnt", "motion"),
+    ("south", "task_learnt", "motion"): ("north", "version_followed", "mood"),
 }
-"""What waits for what, so that each worker is late once: whoever waits has pulled its version already."""
+"""What waits for what, so that each worker is late once: whoever waits has learnt already, and goes on in no newer version."""
 
 
 TOLERANCE = 3e-5

@@ -45,9 +45,9 @@ mount --make-rprivate /
 mount -t proc proc /proc
 mkdir -p {own}/home/.ssh
 mount -t tmpfs tmpfs /run && mkdir /run/sshd
-mkdir -p /run/shared && mount --bind {shared} /run/shared
+at=0; for kept in {kept}; do at=$((at + 1)); mkdir -p /run/kept$at && mount --bind $kept /run/kept$at; done
 mount -t tmpfs -o mode=1777 tmpfs /tmp
-mkdir -p {shared} && mount --move /run/shared {shared}
+at=0; for kept in {kept}; do at=$((at + 1)); mkdir -p $kept && mount --move /run/kept$at $kept; done
 mount -t tmpfs -o mode=1777,size=1g tmpfs /dev/shm
 mkdir -p {shared}/home && mount --bind {own}/home {shared}/home
 sed 's#^root:.*#root:x:0:0:root:{shared}/home:/bin/bash#' /etc/passwd >{own}/passwd
@@ -61,6 +61,17 @@ touch {own}/ready
 # orphans are waited for, as the first process of a machine does
 while :; do wait || true; sleep 0.2; done
 """
+
+
+def _kept(shared: Path) -> list[Path]:
+    """Folders that every machine sees where they are, also below its own /tmp."""
+    own = [each for each in (REPOSITORY, Path(sys.prefix)) if each.is_relative_to("/tmp")]
+    apart = [
+        each
+        for each in own
+        if not any(each != other and each.is_relative_to(other) for other in own)
+    ]
+    return [shared, *dict.fromkeys(apart)]
 
 
 def missing() -> list[str]:
@@ -203,6 +214,7 @@ class Hosts:
             _INIT.format(
                 own=own,
                 shared=self.folder,
+                kept=" ".join(map(str, _kept(self.folder))),
                 repository=REPOSITORY,
                 name=f"host{index}",
                 path=_PATH,
