@@ -26,10 +26,10 @@ from coordinator.access import Access
 from coordinator.broadcast import Broadcast
 from coordinator.clock import Clock
 from coordinator.compaction import Compactor, Holds, newest_base_versions
-from coordinator.config import CoordinatorConfig, SubspaceConfig
+from coordinator.config import CoordinatorConfig, SubspaceConfig, split_address
 from coordinator.leases import Leases, Registrations
 from coordinator.lineages import Lineages
-from coordinator.metrics import Metrics, MetricsServer
+from coordinator.metrics import Metrics
 from coordinator.observation import observe
 from coordinator.refusals import Refusals
 from coordinator.state import Coordinator, Lineage
@@ -42,6 +42,7 @@ from coordinator.web.server import WebServer
 from coordinator.writer import MergeWriter
 from share_dist.core.allocation import require_first_factors
 from share_dist.errors import ConfigError, StoreError, StoreFenced
+from share_dist.metrics_server import MetricsServer
 from share_dist.telemetry import Event, get_logger
 from share_dist.wire.options import SERVER_OPTIONS
 from share_dist.wire.records import UpdateState, VersionEvent
@@ -255,7 +256,9 @@ class CoordinatorApp:
         self.coordinator.metrics.observe_with(partial(observe, self.coordinator))
         if self._config.metrics_listen:
             self._metrics_server = MetricsServer(
-                self.coordinator.metrics, self._config.metrics_listen
+                self.coordinator.metrics.registry,
+                *split_address(self._config.metrics_listen, "metrics_listen"),
+                "metrics_listen",
             )
             closing.push_async_callback(asyncio.to_thread, self._metrics_server.close)
         if self._config.web_listen:

@@ -3,26 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
     ProcessCollector,
-    start_http_server,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from coordinator.config import split_address
 from coordinator.store.base import StoreCounts
-from share_dist.errors import ConfigError
 from share_dist.wire.records import CoordinatorStatus, VersionEvent
-
-if TYPE_CHECKING:
-    from threading import Thread
-    from wsgiref.simple_server import WSGIServer
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _LAGS = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -273,35 +266,3 @@ class SubspaceMetrics:
     postponed_merges: Counter
     merge_seconds: Histogram
     lag: Histogram
-
-
-class MetricsServer:
-    """
-    Serves metrics over HTTP until it is closed.
-
-    Args:
-        metrics: What to serve.
-        listen: ``host:port``; port 0 takes a free one.
-
-    Raises:
-        ConfigError: The address cannot be listened on.
-    """
-
-    def __init__(self, metrics: Metrics, listen: str) -> None:
-        host, port = split_address(listen, "metrics_listen")
-        self._server: WSGIServer
-        self._thread: Thread
-        try:
-            self._server, self._thread = start_http_server(port, host, metrics.registry)
-        except OSError as error:
-            raise ConfigError(
-                f"metrics_listen is {listen!r}: {error.strerror}: choose another address",
-                key="metrics_listen",
-            ) from error
-        self.address = f"{host}:{self._server.server_port}"
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
