@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +17,11 @@ import torch
 
 from share_dist.client.credentials import Credentials
 from share_dist.wire.records import DEFAULT_SUBSPACE
+from worker.backbone import Backbone, load_backbone
+from worker.journal import Laps
 from worker.loop import LoopOptions, Stopped, TaskLoop
 from worker.progress import WorkerEvent
-from worker.stream import read_stream
+from worker.stream import TaskStream, read_stream
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class WorkerConfig:
         subspace: Which named one is learnt into.
         credentials: What the coordinator is shown; files as the actor's machine sees them. A
             token may stand in the actor's environment as well, and is never sent to it.
+        report_to: Who is told of training; None: whom the stream names.
+        metrics: Host and port to serve Prometheus metrics on; None: not served.
     """
 
     stream_path: str
@@ -45,6 +51,8 @@ class WorkerConfig:
     timeout_seconds: float = 120.0
     subspace: str = DEFAULT_SUBSPACE
     credentials: Credentials = field(default_factory=Credentials)
+    report_to: tuple[str, ...] | None = None
+    metrics: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,31 +80,69 @@ class WorkerActor:
         torch.set_num_threads(config.num_threads)
         self._config = config
         self._is_restarted = is_restarted
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[Mapping[str, Any]] = deque()
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = [self._events.append]
         self._begun = time.monotonic()
         self._stop = threading.Event()
+
+    @cached_property
+    def _stream(self) -> TaskStream:
+        return read_stream(self._config.stream_path)
 
     @cached_property
     def _loop(self) -> TaskLoop:
         # not in __init__: an error in there reaches the driver as the actor's death only
         from share_dist.client import ShareClient
-        from worker.backbone import load_backbone
 
-        stream, options = read_stream(self._config.stream_path), self._config.options
+        options, workdir = self._config.options, Path(self._config.workdir) / self._stream.worker_id
+        self._listen(workdir)
         return TaskLoop(
-            stream,
-            load_backbone(stream),
+            self._stream,
+            self._load(),
             ShareClient(
                 self._config.address,
                 subspace=self._config.subspace,
                 timeout_seconds=self._config.timeout_seconds,
                 credentials=self._config.credentials.with_token_of(os.environ),
             ),
-            Path(self._config.workdir) / stream.worker_id,
+            workdir,
             replace(options, resume=options.resume or self._is_restarted),
             self._emit,
             self._stop.is_set,
         )
+
+    def _load(self) -> Backbone:
+        laps = Laps()
+        # what every model needs, so that its own seconds are told apart
+        import transformers  # noqa: F401
+
+        laps.end("import")
+        backbone = load_backbone(self._stream)
+        laps.end("model")
+        self._emit(
+            WorkerEvent.LOADED,
+            pid=os.getpid(),
+            node=platform.node(),
+            **{f"{name}_seconds": seconds for name, seconds in laps.seconds.items()},
+        )
+        return backbone
+
+    def _listen(self, workdir: Path) -> None:
+        """Let those hear the events who were asked for."""
+        wanted, served = self._config.report_to, self._config.metrics
+        names = self._stream.training.report_to if wanted is None else wanted
+        if served is not None:
+            from share_dist.metrics_server import MetricsServer
+            from worker.metrics import ActorMetrics
+
+            metrics = ActorMetrics(self._stream.worker_id)
+            server = MetricsServer(metrics.registry, *served, "--metrics-port")
+            self._listeners.append(metrics.take)
+            self._emit(WorkerEvent.METRICS_SERVED, address=server.address)
+        if names:
+            from worker.reporting import Reporters
+
+            self._listeners.append(Reporters(names, self._stream, workdir, self._emit).take)
 
     def own_process(self) -> None:
         """
@@ -125,15 +171,17 @@ class WorkerActor:
         """Let ``run`` end at its next step; checkpoints stay."""
         self._stop.set()
 
-    def drain(self) -> list[dict[str, Any]]:
+    def drain(self) -> list[Mapping[str, Any]]:
         """Events since the last call, oldest first."""
         return [self._events.popleft() for _ in range(len(self._events))]
 
     def _emit(self, event: WorkerEvent, **fields: Any) -> None:
-        seconds = round(time.monotonic() - self._begun, 3)
-        common = {
+        said = {
             "event": event.value,
-            "worker_id": self._loop.stream.worker_id,
-            "seconds": seconds,
+            "worker_id": self._stream.worker_id,
+            "seconds": round(time.monotonic() - self._begun, 3),
+            "time": round(time.time(), 3),
+            **fields,
         }
-        self._events.append({**common, **fields})
+        for listener in self._listeners:
+            listener(said)

@@ -16,6 +16,22 @@ from share_dist.commands.connection import (
 )
 from share_dist.wire.records import DEFAULT_SUBSPACE
 
+_ReportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Reporter of losses and scores, such as tensorboard; more than one may be given. [default: the stream's report_to]"
+    ),
+]
+_PortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="Port of the first actor's Prometheus metrics; each further one takes the next. 0: free ones. [default: not served]",
+    ),
+]
+_HostOption = Annotated[str, typer.Option(help="Host of the same, on the actor's machine.")]
+
 _OF_NODES = "Of `worker run`'s {}, on the cluster's machines. [default: the cluster's own]"
 
 app = typer.Typer(
@@ -56,6 +72,9 @@ def run(
     key: KeyOption = None,
     token_file: TokenFileOption = None,
     insecure: PlainTokenOption = False,  # typer makes a flag of it
+    report_to: _ReportOption = None,
+    metrics_port: _PortOption = None,
+    metrics_host: _HostOption = "127.0.0.1",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print events, one JSON a line.")
     ] = False,  # typer makes a flag of it
@@ -79,6 +98,8 @@ def run(
         options=LoopOptions(compare=compare, resume=resume),
         subspace=subspace,
         credentials=connection.credentials,
+        report_to=tuple(report_to) if report_to else None,
+        metrics=None if metrics_port is None else (metrics_host, metrics_port),
     )
     raise typer.Exit(Driver(request, as_json=as_json).run())
 
@@ -117,6 +138,9 @@ def submit(
     ca: Annotated[str | None, typer.Option(help=_OF_NODES.format("--ca"))] = None,
     certificate: Annotated[str | None, typer.Option(help=_OF_NODES.format("--certificate"))] = None,
     key: Annotated[str | None, typer.Option(help=_OF_NODES.format("--key"))] = None,
+    report_to: _ReportOption = None,
+    metrics_port: _PortOption = None,
+    metrics_host: _HostOption = "127.0.0.1",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print events, one JSON a line.")
     ] = False,  # typer makes a flag of it
@@ -134,6 +158,9 @@ def submit(
         flags = [part for name, value in shown.items() for part in (f"--{name}", value)]
         flags += ["--workdir", workdir, "--subspace", subspace]
         flags += ["--workers", str(workers)] if workers else []
+        flags += [part for name in report_to or () for part in ("--report-to", name)]
+        if metrics_port is not None:
+            flags += ["--metrics-port", str(metrics_port), "--metrics-host", metrics_host]
         flags += ["--resume"] * resume + ["--compare"] * compare
         request = SubmitRequest(tuple(streams), url, token, tuple(flags))
         raise typer.Exit(Submission(request, as_json=as_json).run())

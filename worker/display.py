@@ -5,7 +5,7 @@ With ``--json`` every event is one line of JSON on standard output.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,7 @@ from worker.progress import WorkerEvent
 PROGRESS_SECONDS = 15.0
 """Where lines stay, a worker's steps are told at most this often."""
 
-_COLUMNS = ("worker", "task", "doing", "step", "loss", "score", "version", "lag", "ETA")
+_COLUMNS = ("worker", "task", "of", "doing", "step", "loss", "score", "version", "lag", "ETA")
 
 
 class ProgressDisplay:
@@ -56,7 +56,7 @@ class ProgressDisplay:
         if self._is_live:
             self._live.stop()
 
-    def show(self, events: Iterable[dict[str, Any]]) -> None:
+    def show(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Take in events, oldest first."""
         for event in events:
             if self._as_json:
@@ -67,7 +67,7 @@ class ProgressDisplay:
         if self._is_live:
             self._live.update(self.table(), refresh=True)
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: Mapping[str, Any]) -> None:
         worker_id, seconds = event["worker_id"], event["seconds"]
         is_step = event["event"] == WorkerEvent.TASK_PROGRESSED.value
         if is_step and seconds - self._told_at[worker_id] < PROGRESS_SECONDS:
@@ -89,26 +89,33 @@ class ProgressDisplay:
         return table
 
 
-def _cells(event: dict[str, Any]) -> dict[str, str]:
+_DOING = {
+    WorkerEvent.MEMORY_SHORT.value: "memory short: {rows_at_once} rows at once",
+    WorkerEvent.DISK_FULL.value: "disk full: make room in {path}, and it goes on",
+    WorkerEvent.ROLLED_BACK.value: "rolled back from step {step}: {rate_share:.3g} of the rates left",
+    WorkerEvent.METRICS_SERVED.value: "metrics at {address}",
+    WorkerEvent.REPORTER_FAILED.value: "{reporter} is told nothing more: {reason}",
+}
+"""What says more than an event's name."""
+
+
+def _cells(event: Mapping[str, Any]) -> dict[str, str]:
     """The cells of a worker's line that one event changes."""
-    cells = {"doing": event["event"].replace("_", " ").removeprefix("task ")}
+    name = event["event"]
+    cells = {
+        "doing": _DOING.get(name, name.replace("_", " ").removeprefix("task ")).format(**event)
+    }
     if "task_id" in event:
         cells["task"] = event["task_id"]
-    match event["event"]:
+    match name:
         case WorkerEvent.TASK_PROGRESSED.value:
             cells["step"] = f"{event['step']}/{event['num_steps']}"
-            cells["loss"] = f"{event['loss']:.3f}"
-            cells["ETA"] = f"{event['eta_seconds']:.0f} s"
-        case WorkerEvent.MEMORY_SHORT.value:
-            cells["doing"] = f"memory short: {event['rows_at_once']} rows at once"
-        case WorkerEvent.DISK_FULL.value:
-            cells["doing"] = f"disk full: make room in {event['path']}, and it goes on"
+            cells |= {"loss": f"{event['loss']:.3f}", "ETA": f"{event['eta_seconds']:.0f} s"}
+            cells |= {"version": str(event["version"]), "lag": str(event["lag"])}
         case WorkerEvent.ROLLED_BACK.value:
             cells["step"] = str(event["back_to_step"])
-            cells["doing"] = (
-                f"rolled back from step {event['step']}: {event['rate_share']:.3g} of the rates left"
-            )
         case WorkerEvent.TASK_STARTED.value:
+            cells |= {"of": f"{event['task_index']}/{event['num_tasks']}", "lag": ""}
             cells |= {"score": "", "loss": "", "version": str(event["base_version"])}
         case WorkerEvent.TASK_LEARNT.value:
             cells |= {"score": _score(event), "ETA": ""}
@@ -121,5 +128,5 @@ def _cells(event: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-def _score(event: dict[str, Any]) -> str:
+def _score(event: Mapping[str, Any]) -> str:
     return f"{event['metric']} {event['score']:.3f}"

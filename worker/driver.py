@@ -35,6 +35,9 @@ class RunRequest:
         options: How loops behave.
         subspace: Which named one is learnt into.
         credentials: What the coordinator is shown.
+        report_to: Who is told of training; None: whom each stream names.
+        metrics: Host and port on which the first actor serves Prometheus metrics, each
+            further one on the port after; port 0: a free one each. None: not served.
     """
 
     streams: tuple[Path, ...]
@@ -45,6 +48,28 @@ class RunRequest:
     options: LoopOptions
     subspace: str = DEFAULT_SUBSPACE
     credentials: Credentials = field(default_factory=Credentials)
+    report_to: tuple[str, ...] | None = None
+    metrics: tuple[str, int] | None = None
+
+    def config_of(self, index: int, num_threads: int) -> WorkerConfig:
+        """What the actor of one of the streams works on."""
+        return WorkerConfig(
+            str(self.streams[index].resolve()),
+            self.address,
+            str(self.workdir.resolve()),
+            self.options,
+            num_threads,
+            subspace=self.subspace,
+            credentials=self.credentials.portable(),
+            report_to=self.report_to,
+            metrics=self._metrics_of(index),
+        )
+
+    def _metrics_of(self, index: int) -> tuple[str, int] | None:
+        if self.metrics is None:
+            return None
+        host, port = self.metrics
+        return host, port + index if port else 0
 
 
 @contextlib.contextmanager
@@ -98,16 +123,8 @@ class Driver:
             ProgressDisplay(worker_ids, as_json=self.as_json) as display,
         ):
             place = plan_places(machines, len(worker_ids), self.request.num_at_once)
-            for worker_id, stream in zip(worker_ids, self.request.streams, strict=True):
-                config = WorkerConfig(
-                    str(stream.resolve()),
-                    self.request.address,
-                    str(self.request.workdir.resolve()),
-                    self.request.options,
-                    place.num_threads,
-                    subspace=self.request.subspace,
-                    credentials=self.request.credentials.portable(),
-                )
+            for index, worker_id in enumerate(worker_ids):
+                config = self.request.config_of(index, place.num_threads)
                 self._actors[worker_id] = place_actor(config, place)
             try:
                 with _sigterm_interrupts(signals):

@@ -52,6 +52,11 @@ class Exchange:
         self._prefetch.__exit__(kind, error, traceback)
         self._heartbeat.__exit__(kind, error, traceback)
 
+    @property
+    def newest_version(self) -> int:
+        """The newest version that the coordinator has told of."""
+        return self._follower.newest_version
+
     def check(self) -> None:
         """
         Raise if the lease is lost for good.

@@ -5,7 +5,8 @@ Sentiment (``movies``, ``tweets``, ``amazon``, ``nyt``): sentences rated by peop
 from -4 to 4; those with an absolute rating of at least 0.5 are kept, and the sign is
 the class. ``author``: which candidate of 2016 wrote a tweet. Topics
 (``newsgroups``, ``reuters_r8``): official splits. Of the same sentences other types of tasks
-have their ``ratings``, the ``capitals`` of their words, and their ``continuations``.
+have their ``ratings``, the ``capitals`` of their words, their ``continuations`` and their
+``verdicts``.
 """
 
 import csv
@@ -113,6 +114,17 @@ def continuations(source: str) -> RawTask:
             half = len(words) // 2
             rows.append((" ".join(words[:half]), " " + " ".join(words[half:])))
     return RawTask(rows)
+
+
+def verdicts(source: str) -> RawTask:
+    """Clear sentences of the same, as questions for ``causal-lm``: whether each is negative or positive."""
+    return RawTask(
+        [
+            (f"{text.strip()}\nThis is", " positive." if rating > 0 else " negative.")
+            for rating, text in _sentences(source)
+            if abs(rating) >= CLEAR_RATING
+        ]
+    )
 
 
 _CASES = {

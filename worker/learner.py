@@ -20,7 +20,7 @@ from worker.journal import Due, Journal, Laps
 from worker.moving import Move, moved
 from worker.objective import Scores, pack_head
 from worker.prepared import PreparedTask, frozen_baseline, prepare
-from worker.progress import WorkerEvent
+from worker.progress import Emit, WorkerEvent
 from worker.results import TaskResult
 from worker.rows import DrawnRows
 from worker.stream import Task, TaskStream
@@ -28,7 +28,10 @@ from worker.trainer import Hooks, Lesson, StepReport, train, trainee_of
 from worker.training_state import TrainingState
 
 PROGRESS_EVERY = 5
-"""Steps between two progress events."""
+"""Steps between two progress events, at most."""
+
+PROGRESS_SECONDS = 5.0
+"""Where steps are slow, a progress event comes with the first step after so long."""
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Learner:
         before_step: Called before every step; raises to stop training there.
         newer: Asked between two epochs for a version newer than this number; never waits.
         compare: Also train each task's own LoRA.
+        newest: Tells the newest version that is known of.
     """
 
     stream: TaskStream
@@ -55,6 +59,7 @@ class Learner:
     before_step: Callable[[], None]
     newer: Callable[[int], Subspace | None] = lambda _: None
     compare: bool = False
+    newest: Callable[[], int] = lambda: 0
     _prepared: dict[str, PreparedTask] = field(default_factory=dict)
 
     def prepare(self, task: Task) -> PreparedTask:
@@ -167,7 +172,7 @@ class Learner:
 
         hooks = Hooks(
             before_step=self.before_step,
-            on_step=self._stepper(),
+            on_step=_Pace(self.journal.emit, injected, self.newest),
             wants_state=due.is_over,
             on_state=save,
             move=lambda state: self._move(prepared.task, injected, state),
@@ -231,32 +236,14 @@ class Learner:
         self.journal.emit(
             WorkerEvent.TASK_STARTED,
             task_id=prepared.task.id,
+            task_index=self.stream.tasks.index(prepared.task) + 1,
+            num_tasks=len(self.stream.tasks),
             base_version=injected.subspace.version,
             num_train=prepared.num_train,
             num_test=len(prepared.test),
             resumed_epochs=resume.epochs_done if resume else 0,
             resumed_batches=resume.batches_done if resume else 0,
         )
-
-    def _stepper(self) -> Callable[[StepReport], None]:
-        begun = time.monotonic()
-        first: list[int] = []
-
-        def on_step(report: StepReport) -> None:
-            first.append(report.step)
-            if report.step % PROGRESS_EVERY and report.step != report.num_steps:
-                return
-            seconds_per_step = (time.monotonic() - begun) / (report.step - first[0] + 1)
-            self.journal.emit(
-                WorkerEvent.TASK_PROGRESSED,
-                task_id=report.task_id,
-                step=report.step,
-                num_steps=report.num_steps,
-                loss=report.loss,
-                eta_seconds=seconds_per_step * (report.num_steps - report.step),
-            )
-
-        return on_step
 
     def _first_result(self, prepared: PreparedTask, frozen: Scores) -> TaskResult:
         return TaskResult(
@@ -274,4 +261,53 @@ class Learner:
             frozen=frozen.main,
             frozen_scores=frozen.to_dict(),
             lora_bytes=lora_bytes(self.backbone.shapes, LORA_RANK),
+        )
+
+
+class _Pace:
+    """
+    Tells of the first step of a task, then of some, and of the last, with what they take.
+
+    Args:
+        emit: Told.
+        injected: Where it is learnt, and in which version.
+        newest: Tells the newest version that is known of.
+    """
+
+    def __init__(self, emit: Emit, injected: InjectedModel, newest: Callable[[], int]) -> None:
+        self._emit = emit
+        self._injected = injected
+        self._newest = newest
+        self._begun = time.monotonic()
+        self._quiet = Due(PROGRESS_SECONDS)
+        self._steps = 0
+        self._samples = 0
+
+    def __call__(self, report: StepReport) -> None:
+        self._steps += 1
+        self._samples += report.num_rows
+        is_last = report.step == report.num_steps
+        if (
+            self._steps > 1
+            and report.step % PROGRESS_EVERY
+            and not (is_last or self._quiet.is_over())
+        ):
+            return
+        self._quiet.begin()
+        self._tell(report, (time.monotonic() - self._begun) / self._steps)
+
+    def _tell(self, report: StepReport, seconds_per_step: float) -> None:
+        version = self._injected.subspace.version
+        self._emit(
+            WorkerEvent.TASK_PROGRESSED,
+            task_id=report.task_id,
+            step=report.step,
+            num_steps=report.num_steps,
+            loss=report.loss,
+            version=version,
+            lag=max(0, self._newest() - version),
+            steps=self._steps,
+            samples=self._samples,
+            seconds_per_step=seconds_per_step,
+            eta_seconds=seconds_per_step * (report.num_steps - report.step),
         )

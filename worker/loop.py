@@ -99,6 +99,7 @@ class TaskLoop:
             self._before_step,
             self._newer,
             self.options.compare,
+            lambda: self._exchange.newest_version,
         )
 
     @property

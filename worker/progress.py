@@ -6,16 +6,25 @@ from typing import Any, TypeAlias
 
 
 class WorkerEvent(str, enum.Enum):
-    """What happened; every event also carries ``worker_id`` and ``seconds`` since the start."""
+    """What happened; every event also carries ``worker_id``, ``seconds`` since the start and ``time``, seconds since 1970."""
 
+    LOADED = "worker_loaded"
+    """The actor's process has its model: ``pid``, ``node``, ``import_seconds``, ``model_seconds``."""
+    METRICS_SERVED = "metrics_served"
+    """Prometheus may read this actor: ``address``."""
+    REPORTER_FAILED = "reporter_failed"
+    """It is told nothing more; training goes on: ``reporter``, ``reason``."""
     STARTED = "worker_started"
     """``num_tasks``, ``version``, ``device``, ``num_threads``."""
     TASK_STARTED = "task_started"
-    """``task_id``, ``base_version``, ``num_train``, ``num_test``, ``resumed_epochs``, ``resumed_batches``."""
+    """``task_id``, ``task_index`` from 1, ``num_tasks``, ``base_version``, ``num_train``, ``num_test``, ``resumed_epochs``, ``resumed_batches``."""
     BASELINE_SCORED = "baseline_scored"
     """``task_id``, ``metric``, ``majority``, ``frozen``."""
     TASK_PROGRESSED = "task_progressed"
-    """``task_id``, ``step``, ``num_steps``, ``loss``, ``eta_seconds``."""
+    """
+    Every few steps: ``task_id``, ``step``, ``num_steps``, ``loss``, ``version``, ``lag`` behind the newest
+    known, ``seconds_per_step``, ``eta_seconds``, and since this process began the task: ``steps``, ``samples``.
+    """
     MEMORY_SHORT = "memory_short"
     """Fewer rows go through the model at once, with the same gradient: ``task_id``, ``step``, ``rows_at_once``."""
     ROLLED_BACK = "rolled_back"

@@ -26,6 +26,7 @@ max_train = 800
 
 import difflib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -42,6 +43,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from share_dist.errors import StreamError
+from share_dist.files import write_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,7 +82,7 @@ def _default_of(section: type[BaseModel], name: str) -> Any:
     return section.model_fields[name].get_default(call_default_factory=True)
 
 
-_HOW_ONLY = {"checkpoint_minutes"}
+_HOW_ONLY = {"checkpoint_minutes", "report_to"}
 _LATER_KEYS = {
     "schedule",
     "precision",
@@ -146,6 +148,8 @@ class TrainingSettings(_Section):
     """How often a task goes back to its last good state, with a quarter of the learning rates, when a loss is not finite."""
     checkpoint_minutes: float = Field(5.0, ge=0)
     """Also in the middle of an epoch, the state of training is kept this often."""
+    report_to: list[str] = []
+    """Who is told of losses and scores: `"tensorboard"`, or another reporter of `transformers`."""
     validation_fraction: float = Field(0.15, ge=0.02, le=0.5)
     """Share of the training rows by which the best epoch and the head's penalty are chosen."""
     pseudo_rank: int = Field(8, ge=1)
@@ -262,7 +266,7 @@ def read_stream(path: str | Path) -> TaskStream:
     """
     path = Path(path)
     try:
-        file = _StreamFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return parse_stream(path, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise StreamError(
             f"{path} cannot be read ({error.strerror}): give the path of a stream file",
@@ -270,6 +274,21 @@ def read_stream(path: str | Path) -> TaskStream:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StreamError(f"{path} is no TOML: {error}", path=str(path)) from error
+
+
+def parse_stream(path: Path, document: Mapping[str, Any]) -> TaskStream:
+    """
+    Make a stream of what a file holds.
+
+    Args:
+        path: The file, for messages; paths inside are relative to its folder.
+        document: What it holds.
+
+    Raises:
+        StreamError: A key is unknown, or a value cannot be used.
+    """
+    try:
+        file = _StreamFile.model_validate(document)
     except ValidationError as error:
         problems = "\n".join(f"  {_say(problem)}" for problem in error.errors())
         raise StreamError(f"{path} cannot be used:\n{problems}", path=str(path)) from error
@@ -278,6 +297,40 @@ def read_stream(path: str | Path) -> TaskStream:
     return TaskStream(
         path, file.worker_id or path.stem, file.model, file.training, tuple(file.task)
     )
+
+
+def write_stream(stream: TaskStream, path: Path) -> None:
+    """
+    Write a stream file that says the same from another folder.
+
+    Args:
+        stream: It; relative paths inside become absolute.
+        path: Where.
+    """
+    import tomli_w
+
+    model = stream.model.model_dump(mode="json", exclude_none=True)
+    if model["path"] and not model["path"].startswith("kit:"):
+        model["path"] = str((stream.folder / model["path"]).resolve())
+    document = {
+        "worker_id": stream.worker_id,
+        "model": model,
+        "training": stream.training.model_dump(mode="json", exclude_none=True),
+        "task": [_placed(task, stream.folder) for task in stream.tasks],
+    }
+    write_file(path, tomli_w.dumps(document).encode())
+
+
+def _placed(task: Task, folder: Path) -> dict[str, Any]:
+    said = task.model_dump(mode="json", exclude_none=True)
+    source = said["source"]
+    if isinstance(task.source, EntryPointSource) or task.source.package:
+        return said
+    if (folder / task.source.dataset).exists():
+        source["dataset"] = str((folder / task.source.dataset).resolve())
+    for split, file in (task.source.data_files or {}).items():
+        source["data_files"][split] = str((folder / file).resolve())
+    return said
 
 
 def _require_one_model(path: Path, model: ModelSettings) -> None:

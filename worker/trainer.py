@@ -87,12 +87,13 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Where training is."""
+    """Where training is, after a step of ``num_rows``."""
 
     task_id: str
     step: int
     num_steps: int
     loss: float
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,9 @@ class _Run:
             self._before_step(state, done - 1)
             step = first + done - 1
             loss = self._step(rows, step)
-            self._hooks.on_step(StepReport(lesson.task_id, step + 1, lesson.num_steps, loss))
+            self._hooks.on_step(
+                StepReport(lesson.task_id, step + 1, lesson.num_steps, loss, len(rows))
+            )
             if self._hooks.wants_state() and done < len(batches):
                 self._keep(self._state(state, done))
 

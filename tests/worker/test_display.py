@@ -13,7 +13,14 @@ from worker.loop import LoopOptions
 from worker.progress import WorkerEvent
 
 EVENTS = [
-    {"event": "task_started", "worker_id": "north", "task_id": "movies", "base_version": 3},
+    {
+        "event": "task_started",
+        "worker_id": "north",
+        "task_id": "movies",
+        "task_index": 2,
+        "num_tasks": 8,
+        "base_version": 3,
+    },
     {
         "event": "task_progressed",
         "worker_id": "north",
@@ -21,6 +28,8 @@ EVENTS = [
         "step": 5,
         "num_steps": 81,
         "loss": 0.6931,
+        "version": 3,
+        "lag": 6,
         "eta_seconds": 41.4,
     },
     {
@@ -56,8 +65,8 @@ def test_lines_stay_where_there_is_no_terminal():
         display.show([EVENTS[0], step | {"seconds": 20.0}, soon, later, EVENTS[2]])
     lines = text.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["0.0", "20.0", "60.0", "20.0"]
-    assert "north: task movies doing started version 3" in lines[0]
-    assert "step 5/81 loss 0.693 ETA 41 s" in lines[1]
+    assert "north: task movies doing started of 2/8 version 3" in lines[0]
+    assert "step 5/81 loss 0.693 ETA 41 s version 3 lag 6" in lines[1]
     assert "south: task tweets doing learnt score accuracy 0.915" in lines[3]
 
 
@@ -71,7 +80,7 @@ def test_the_table_shows_where_every_worker_is():
     last = text.getvalue().splitlines()[-4:]
     north = next(line for line in last if "north" in line)
     south = next(line for line in last if "south" in line)
-    for cell in ("movies", "5/81", "0.693", "41 s", "3"):
+    for cell in ("movies", "2/8", "5/81", "0.693", "41 s", "3", "6"):
         assert cell in north
     for cell in ("tweets", "0.900", "rescored", "4", "1"):
         assert cell in south
