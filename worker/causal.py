@@ -92,9 +92,9 @@ class CausalLanguage:
         """Share of tokens that are the most likely ones."""
         return self.scores(head, features, labels).main
 
-    def standard_error(self, score: float, num_rows: int) -> float:
+    def standard_error(self, score: float, labels: Tensor) -> float:
         """That of a share of so many rows: tokens of one row are no separate witnesses."""
-        return error_of_share(score, num_rows)
+        return error_of_share(score, len(labels))
 
     @torch.no_grad()
     def scores(self, head: nn.Module, features: Tensor, labels: Tensor) -> Scores:

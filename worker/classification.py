@@ -18,8 +18,13 @@ class Classification:
     """
     Cross-entropy of a linear head; scored by accuracy.
 
+    Weights of classes hold wherever something is chosen: in the loss, in the first head, and in the
+    accuracy by which its penalty and the epoch are chosen. Who has them balanced chooses by the mean
+    of the classes' recalls: plain accuracy on few rare rows would choose what the loss works against.
+    The scores that are reported are not weighted, and compare with every other task's.
+
     Args:
-        class_weights: Of every class in the loss; None: all are equal.
+        class_weights: Of every class; None: all are equal.
     """
 
     penalties: tuple[float, ...] = PENALTIES
@@ -39,13 +44,19 @@ class Classification:
 
     @torch.no_grad()
     def score(self, head: nn.Module, features: Tensor, labels: Tensor) -> float:
-        """Accuracy."""
-        right = predict(head, features) == units(labels)
-        return float(right.float().mean())
+        """Accuracy, every unit by the weight of its class."""
+        found = units(labels)
+        right, weights = predict(head, features) == found, self._weights_of(found)
+        return float((right * weights).sum() / weights.sum())
 
-    def standard_error(self, score: float, num_rows: int) -> float:
-        """That of a share of so many rows."""
-        return error_of_share(score, num_rows)
+    def standard_error(self, score: float, labels: Tensor) -> float:
+        """That of a share of so many rows; unequal weights tell less than equal ones (Kish)."""
+        weights = self._weights_of(units(labels))
+        alike = float(weights.sum() ** 2 / (len(weights) * weights.square().sum()))
+        return error_of_share(score, len(labels) * alike)
+
+    def _weights_of(self, found: Tensor) -> Tensor:
+        return torch.ones(len(found)) if self._weights is None else self._weights[found]
 
     def scores(self, head: nn.Module, features: Tensor, labels: Tensor) -> Scores:
         """Accuracy, and F1 as the mean over classes."""
@@ -67,7 +78,8 @@ class Classification:
         features, labels = features[::every], labels[::every]
         mean, spread = features.mean(0), features.std(0) + 1e-6
         scaled = ((features - mean) / spread).cpu().numpy()
-        fitted = LogisticRegression(C=penalty, max_iter=500).fit(scaled, labels.numpy())
+        weights = self._weights_of(labels).numpy()
+        fitted = LogisticRegression(C=penalty, max_iter=500).fit(scaled, labels.numpy(), weights)
         weight = torch.zeros(num_labels, features.shape[1])
         # a class that no row has is never said
         bias = torch.full((num_labels,), -30.0)

@@ -87,11 +87,11 @@ class Objective(Protocol):
         ...
 
     def score(self, head: nn.Module, features: Tensor, labels: Tensor) -> float:
-        """How good it is, as the main one of ``scores``; more is better."""
+        """How good it is, for choosing between heads or epochs; more is better."""
         ...
 
-    def standard_error(self, score: float, num_rows: int) -> float:
-        """How far a score on so many rows is from the truth, typically."""
+    def standard_error(self, score: float, labels: Tensor) -> float:
+        """How far a score on rows with these labels is from the truth, typically."""
         ...
 
     def scores(self, head: nn.Module, features: Tensor, labels: Tensor) -> Scores:
@@ -109,7 +109,7 @@ class Objective(Protocol):
         ...
 
 
-def error_of_share(share: float, num_rows: int) -> float:
+def error_of_share(share: float, num_rows: float) -> float:
     """Standard error of a share of so many rows."""
     return math.sqrt(share * (1 - share) / max(1, num_rows))
 

@@ -36,9 +36,9 @@ class Regression:
         """Pearson's correlation."""
         return _pearson(head(features).squeeze(-1).cpu(), labels)
 
-    def standard_error(self, score: float, num_rows: int) -> float:
+    def standard_error(self, score: float, labels: Tensor) -> float:
         """That of a correlation over so many rows."""
-        return (1 - score**2) / math.sqrt(max(1, num_rows - 1))
+        return (1 - score**2) / math.sqrt(max(1, len(labels) - 1))
 
     @torch.no_grad()
     def scores(self, head: nn.Module, features: Tensor, labels: Tensor) -> Scores:

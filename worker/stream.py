@@ -216,7 +216,7 @@ class Task(_Section):
     seed: int = 0
     """Decides which rows are drawn."""
     class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
-    """Weights of the classes in the loss, in their order; `"balanced"`: the rarer, the heavier."""
+    """Weights of the classes, in their order, in the loss and in choosing the epoch; `"balanced"`: the rarer, the heavier."""
 
 
 class _StreamFile(_Section):

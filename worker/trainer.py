@@ -392,7 +392,7 @@ class _Run:
             epochs_since_best=0 if has_risen else before.epochs_since_best + 1,
             rows_at_once=self._rows_at_once,
         )
-        spread = lesson.objective.standard_error(after.best_score, len(lesson.validation))
+        spread = lesson.objective.standard_error(after.best_score, lesson.validation.labels)
         if score < after.best_score - spread:
             return after
         # on few rows the epoch that looks best is mostly the luckiest: a later one within its error is kept

@@ -194,6 +194,34 @@ def test_balanced_weights_are_inverse_to_shares():
         class_weights([1.0, 2.0, 3.0], labels, 2)
 
 
+def test_class_weights_choose_the_epoch_too():
+    """Balanced, the score to choose by is the mean recall, and its error that of as many equal rows as tell as much."""
+    labels = torch.tensor([0] * 18 + [1] * 2)
+    features = torch.zeros(20, 2)
+    features[:, 0] = 1.0  # all are said to be of the first class
+    head = nn.Identity()
+    plain = Classification()
+    balanced = Classification(class_weights("balanced", labels, 2))
+    assert plain.score(head, features, labels) == pytest.approx(0.9)
+    assert balanced.score(head, features, labels) == pytest.approx(0.5)
+    assert balanced.scores(head, features, labels).values["accuracy"] == pytest.approx(0.9)
+    assert plain.standard_error(0.5, labels) == pytest.approx((0.25 / 20) ** 0.5)
+    # 18 of weight 10/18 and 2 of weight 5: 20^2 / (18 (10/18)^2 + 2 25) = 7.2 rows
+    assert balanced.standard_error(0.5, labels) == pytest.approx((0.25 / 7.2) ** 0.5)
+
+
+def test_class_weights_choose_the_first_head_too():
+    """Where features tell nothing, the first head says the class that weighs most."""
+    labels = torch.tensor([0] * 16 + [1] * 4)
+    features = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
+    weights = torch.tensor([1.0, 9.0])
+    biases = [
+        Classification(each).fit_head(features, labels, 2, penalty=0.003).bias
+        for each in (None, weights)
+    ]
+    assert [int(bias.argmax()) for bias in biases] == [0, 1]
+
+
 def out_of_memory(at_most, monkeypatch, lesson):
     """Let the model run out of memory with more rows than that; the sizes of batches that passed."""
     passed = []
