@@ -4,6 +4,7 @@ The plans of the examples in `deploy/`: `python -m tests.deploy.examples` writes
 Versions are fixed, so that an example changes only when what is rendered does.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from share_dist.launching.plan import Pins, Plan
@@ -12,82 +13,46 @@ from share_dist.launching.render import render
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 _PINS = Pins(python="3.11.7", ray="2.60.0", torch="2.13.0", release="0.1.0")
-_STORE = "~/share-dist-store"
+
+_BASE = Plan(
+    target="local",
+    name="north",
+    pins=_PINS,
+    folder="~/clusters/north",
+    store="~/share-dist-store",
+    head="10.0.0.10",
+    num_workers=2,
+    gpus=1,
+)
+_OVER_SSH = replace(_BASE, ssh_user="ubuntu")
+_CLOUD = replace(_OVER_SSH, head="coordinator.north.internal")
 
 PLANS = {
-    "local": Plan(
-        target="local",
-        name="north",
-        pins=_PINS,
-        folder="~/clusters/north",
-        store=_STORE,
-        head="10.0.0.10",
-        workers=("10.0.0.11", "10.0.0.12"),
-        num_workers=2,
-        gpus=1,
-        ssh_user="ubuntu",
-        ssh_key="~/.ssh/id_ed25519",
-    ),
-    "aws": Plan(
+    "local": replace(_OVER_SSH, workers=("10.0.0.11", "10.0.0.12"), ssh_key="~/.ssh/id_ed25519"),
+    "aws": replace(
+        _CLOUD,
         target="aws",
-        name="north",
-        pins=_PINS,
-        folder="~/clusters/north",
-        store=_STORE,
-        head="coordinator.north.internal",
-        num_workers=2,
-        gpus=1,
-        ssh_user="ubuntu",
         region="eu-west-1",
         instance="g5.xlarge",
         head_instance="m7i.xlarge",
     ),
-    "gcp": Plan(
+    "gcp": replace(
+        _CLOUD,
         target="gcp",
-        name="north",
-        pins=_PINS,
-        folder="~/clusters/north",
-        store=_STORE,
-        head="coordinator.north.internal",
-        num_workers=2,
-        gpus=1,
-        ssh_user="ubuntu",
         region="europe-west1-b",
         project="example-project",
         instance="g2-standard-8",
         head_instance="n2-standard-4",
     ),
-    "kuberay": Plan(
+    "kuberay": replace(
+        _BASE,
         target="kuberay",
-        name="north",
-        pins=_PINS,
-        folder="~/clusters/north",
-        store=_STORE,
         head="north-coordinator",
-        num_workers=2,
-        gpus=1,
         image="registry.example.org/north:0.1.0",
     ),
-    "compose": Plan(
-        target="compose",
-        name="north",
-        pins=_PINS,
-        folder="~/clusters/north",
-        store=_STORE,
-        head="coordinator",
-        num_workers=2,
-        gpus=1,
-        image="north:0.1.0",
-    ),
-    "systemd": Plan(
-        target="systemd",
-        name="north",
-        pins=_PINS,
-        folder="~/clusters/north",
-        store="/var/lib/north",
-        head="10.0.0.10",
-        gpus=1,
-        environment="/opt/share-dist",
+    "compose": replace(_BASE, target="compose", head="coordinator", image="north:0.1.0"),
+    "systemd": replace(
+        _BASE, target="systemd", store="/var/lib/north", environment="/opt/share-dist"
     ),
 }
 """Folder below `deploy/` -> the plan that its files are rendered from."""
