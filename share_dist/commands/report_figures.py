@@ -49,17 +49,19 @@ def draw(name: str, report: Report) -> str:
     import matplotlib.style
 
     with matplotlib.style.context(STYLE):
-        return _svg(FIGURES[name](report))
+        return to_svg(FIGURES[name](report))
 
 
-def _svg(figure: "Figure") -> str:
+def to_svg(figure: "Figure") -> str:
+    """A figure as SVG text, the same bytes for the same figure."""
     target = io.StringIO()
     figure.savefig(target, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = target.getvalue()
     return text[text.index("<svg") :]
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -73,7 +75,7 @@ def _accuracies(report: Report) -> "Figure":
     """One line per task, from its majority class to what it has learnt."""
     tasks = report["tasks"]
     shown = {name: how for name, how in ACCURACIES.items() if any(task[name] is not None for task in tasks)}  # fmt: skip
-    figure = _figure(9, 0.9 + 0.34 * len(tasks))
+    figure = new_figure(9, 0.9 + 0.34 * len(tasks))
     axes = figure.add_subplot()
     places = range(len(tasks))
     for place, task in enumerate(tasks):
@@ -100,7 +102,7 @@ def _accuracies(report: Report) -> "Figure":
 
 def _matrices(report: Report) -> "Figure":
     workers = report["workers"]
-    figure = _figure(4.5 * len(workers), 3.4)
+    figure = new_figure(4.5 * len(workers), 3.4)
     for axes, worker in zip(figure.subplots(1, len(workers), squeeze=False)[0], workers, strict=True):  # fmt: skip
         _matrix(axes, worker["accuracy_matrix"], worker["tasks"], worker["worker_id"])
     return figure
@@ -126,7 +128,7 @@ def _matrix(
 def _versions(report: Report) -> "Figure":
     versions = report["versions"]
     numbers = [version["version"] for version in versions]
-    figure = _figure(9, 2.6)
+    figure = new_figure(9, 2.6)
     energy, angle, factors = figure.subplots(1, 3)
     for field, style, label in (
         ("mean_energy_kept", "o-", "mean"),
@@ -151,7 +153,7 @@ def _versions(report: Report) -> "Figure":
 
 def _update_bytes(report: Report) -> "Figure":
     tasks = report["tasks"]
-    figure = _figure(4.6, 2.9)
+    figure = new_figure(4.6, 2.9)
     axes = figure.add_subplot()
     places = range(len(tasks))
     for field, shift, colour, label in (
@@ -169,7 +171,7 @@ def _update_bytes(report: Report) -> "Figure":
 def _total_bytes(report: Report) -> "Figure":
     accounts = report["bytes"]["accounts"]
     ranks = sorted({account["lora_rank"] for account in accounts})
-    figure = _figure(4.4, 2.9)
+    figure = new_figure(4.4, 2.9)
     axes = figure.add_subplot()
     for rank, colour in zip(ranks, (GREEN, PALE_GREEN), strict=True):
         held = [account for account in accounts if account["lora_rank"] == rank]

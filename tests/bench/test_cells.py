@@ -1,0 +1,164 @@
+import json
+
+import pytest
+import torch
+
+from share_dist.adapters import load_lora
+from worker.backbone import load_backbone
+from worker.bench.adapting import random_subspace
+from worker.bench.cell import Cell, CellFolder, Work
+from worker.bench.methods import METHODS
+from worker.bench.plan import Plan
+from worker.bench.runner import lesson_of
+from worker.bench.stream_cells import StreamCells
+from worker.bench.task_cells import TaskCells
+
+
+@pytest.fixture
+def make_cells(make_suite, tmp_path):
+    def make(*methods, **kwargs):
+        suite = make_suite(*methods, **kwargs)
+        folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+        backbone = load_backbone(suite.stream, torch.device("cpu"))
+        return suite, folder, TaskCells(suite, folder, backbone)
+
+    return make
+
+
+def silent(_step, _num_steps):
+    pass
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "vera", "vb-lora", "full", "random-subspace"])
+def test_a_method_learns_and_leaves_the_model_as_it_was(make_cells, name):
+    """Each method of one task is scored by test rows, and changes no bit of the frozen model."""
+    _, _, cells = make_cells(name)
+    model = cells.backbone.model
+    before = {key: each.clone() for key, each in model.state_dict().items()}
+    outcome = cells.compute(Work(Cell(name, 0, "mood", METHODS[name].rates[-1])), silent)
+    assert 0 <= outcome["test"] <= 1
+    assert outcome["num_parameters"] * 4 == outcome["adapter_bytes"] > 0
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_equal_cells_have_equal_outcomes(make_cells):
+    """A cell that is computed again gives the same scores: its seed alone decides."""
+    _, _, cells = make_cells("lora")
+    work = Work(Cell("lora", 1, "mood", 2e-3))
+    first, second = (cells.compute(work, silent) for _ in range(2))
+    assert first["scores"] == second["scores"]
+    assert first["validation"] == second["validation"]
+
+
+def test_a_lora_has_the_numbers_of_its_rank(make_cells):
+    """A rank-8 LoRA of four layers of 32 x 32 trains 8 (32 + 32) numbers in each."""
+    _, _, cells = make_cells("lora")
+    outcome = cells.compute(Work(Cell("lora", 0, "mood", 2e-3)), silent)
+    assert outcome["num_parameters"] == 4 * 8 * (32 + 32)
+
+
+def test_coefficients_are_trained_in_the_subspace_of_the_other_tasks(make_cells):
+    """``eigenlorax`` reads the adapters of the cells that it builds on, and trains 2 k p numbers a layer."""
+    _, folder, cells = make_cells("lora", "eigenlorax")
+    sources = tuple(Cell("lora", 0, each, 2e-3) for each in ("food", "motion"))
+    for each in sources:
+        cells.compute(Work(each), silent)
+    assert load_lora(folder.adapter(sources[0])).factors
+    outcome = cells.compute(Work(Cell("eigenlorax", 0, "mood", 1e-2), sources), silent)
+    assert outcome["num_parameters"] == 4 * 2 * 4 * 2
+
+
+def test_a_random_subspace_is_orthonormal_and_of_the_size_asked_for(make_cells):
+    """The control has the same sizes as a learnt subspace, and its seed decides it."""
+    _, _, cells = make_cells("frozen")
+    first, again, other = (random_subspace(cells.backbone.shapes, 4, seed) for seed in (1, 1, 2))
+    for name, layer in first.layers.items():
+        for side, basis in layer:
+            gram = basis.vectors.mT @ basis.vectors
+            assert torch.allclose(gram, torch.eye(4), atol=1e-6)
+            assert torch.equal(basis.vectors, again.layers[name][side].vectors)
+            assert not torch.equal(basis.vectors, other.layers[name][side].vectors)
+
+
+@pytest.mark.parametrize("name", ["sequence", "joint"])
+def test_one_adapter_for_all_tasks_is_scored_on_every_task(make_cells, name):
+    """After the last task every task has a score by its own head; nothing is said of what comes later."""
+    suite, _, cells = make_cells(name)
+    steps = []
+    outcome = StreamCells(cells).compute(
+        Work(Cell(name, 1, rate=2e-3)), lambda step, num_steps: steps.append((step, num_steps))
+    )
+    assert outcome["order"] == suite.order(1)
+    assert outcome["final"].keys() == set(suite.task_ids)
+    assert all(0 <= each <= 1 for each in outcome["final"].values())
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    if name == "sequence":
+        assert [sum(each is not None for each in row) for row in outcome["matrix"]] == [1, 2, 3]
+
+
+def test_an_outcome_of_another_lesson_is_not_taken(make_suite, tmp_path):
+    """Where training changed, a cell is computed anew; where only another task changed, it is not."""
+    suite = make_suite("frozen")
+    cell, lesson = Cell("frozen", 0, "mood"), lesson_of(suite)
+    CellFolder(tmp_path, lesson).save(cell, {"test": 0.5})
+    assert CellFolder(tmp_path, lesson).load(cell) == {"test": 0.5}
+    other_task = {**lesson, "tasks": {**lesson["tasks"], "food": {"id": "food"}}}
+    assert CellFolder(tmp_path, other_task).load(cell) == {"test": 0.5}
+    other_training = {**lesson, "training": {"epochs": 9}}
+    assert CellFolder(tmp_path, other_training).load(cell) is None
+
+
+def test_the_plan_searches_with_the_first_seed_only(make_suite, tmp_path):
+    """Every rate is tried with seed 0; the other seeds take the one that validated best, and test rows decide nothing."""
+    suite = make_suite("lora")
+    folder = CellFolder(tmp_path, lesson_of(suite))
+    plan = Plan(suite, folder)
+    first = plan.ready()
+    assert {work.cell.seed for work in first} == {0}
+    assert len(first) == 3 * len(METHODS["lora"].rates)
+    for work in first:
+        is_best = work.cell.rate == METHODS["lora"].rates[1]
+        folder.save(
+            work.cell, {"validation": 0.9 if is_best else 0.8, "test": 0.1 if is_best else 0.9}
+        )
+        folder.adapter(work.cell).mkdir(parents=True)
+    assert {(work.cell.seed, work.cell.rate) for work in plan.ready()} == {
+        (1, METHODS["lora"].rates[1])
+    }
+    assert plan.count() == (9, 12)
+
+
+def test_what_builds_on_adapters_waits_for_them(make_suite, tmp_path):
+    """``eigenlorax`` of a task is ready once the other tasks' LoRAs are chosen, and never builds on its own."""
+    suite = make_suite("lora", "eigenlorax")
+    folder = CellFolder(tmp_path, lesson_of(suite))
+    plan = Plan(suite, folder)
+    assert {work.cell.method for work in plan.ready()} == {"lora"}
+    for work in plan.ready():
+        folder.save(work.cell, {"validation": 0.5, "test": 0.5})
+        folder.adapter(work.cell).mkdir(parents=True)
+    ready = [work for work in plan.ready() if work.cell.method == "eigenlorax"]
+    assert len(ready) == 3 * len(METHODS["eigenlorax"].rates)
+    assert all(work.cell.task_id not in {each.task_id for each in work.sources} for work in ready)
+    assert all(len(work.sources) == 2 for work in ready)
+
+
+def test_a_cell_whose_adapter_is_gone_is_computed_again(make_suite, tmp_path):
+    """An outcome alone does not do for what others build on: adapters are not kept with a committed result."""
+    suite = make_suite("lora", "eigenlorax")
+    folder = CellFolder(tmp_path, lesson_of(suite))
+    for work in Plan(suite, folder).ready():
+        folder.save(work.cell, {"validation": 0.5, "test": 0.5})
+    assert {work.cell.method for work in Plan(suite, folder).ready()} == {"lora"}
+
+
+def test_a_cell_is_a_file_that_says_what_it_is(make_suite, tmp_path):
+    """The file of an outcome holds its cell."""
+    suite = make_suite("frozen")
+    folder, cell = CellFolder(tmp_path, lesson_of(suite)), Cell("frozen", 2, "mood", rows=64)
+    folder.save(cell, {"test": 0.5})
+    held = json.loads(folder.path(cell).read_text())
+    assert folder.path(cell).name == "mood-rows-64-seed-2.json"
+    assert Cell(**held["cell"]) == cell

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from share_dist.errors import ConfigError, StreamError
+from worker.bench.methods import METHODS
+from worker.bench.suite import read_suite, suite_names
+from worker.stream import read_stream, write_stream
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_of_the_package_can_be_read(name):
+    """Whatever comes with the package names known methods and tasks, also when it is made small."""
+    suite = read_suite(name, list(METHODS))
+    assert suite.small().task_ids
+    assert set(suite.small().settings.methods) <= set(suite.settings.methods)
+
+
+def test_each_seed_is_an_order_of_all_tasks(make_suite):
+    """Seed 0 is the order of the file; others hold the same tasks, and the same order every time."""
+    suite = make_suite("frozen")
+    assert suite.order(0) == suite.task_ids
+    orders = [tuple(suite.order(seed)) for seed in range(8)]
+    assert len(set(orders)) > 1
+    assert all(sorted(each) == sorted(suite.task_ids) for each in orders)
+    assert suite.order(5) == list(orders[5])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('methods = ["frozen"]', 'methods = ["frozen", "lorra"]', "unknown method.*lorra"),
+        ('tasks = ["mood", "food"]', 'tasks = ["moood"]', "unknown task.*moood"),
+        ("seeds = 2", "seeds = 0", "bench.seeds"),
+        ("seeds = 2", "sedes = 2", "bench.sedes"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_named(make_suite, old, new, said):
+    """An unknown method, task or key, and a number that cannot be, are named."""
+    path = make_suite("frozen").stream.path
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ConfigError, match=said):
+        read_suite(str(path), list(METHODS))
+
+
+def test_an_unknown_suite_is_answered_by_those_that_there_are():
+    """A name that is neither a suite nor a file lists the suites."""
+    with pytest.raises(ConfigError, match="text"):
+        read_suite("txet", list(METHODS))
+
+
+def test_a_stream_inside_a_suite_is_checked_like_any(make_suite):
+    """A mistake outside of ``[bench]`` is told as one in a stream file."""
+    path = make_suite("frozen").stream.path
+    path.write_text(path.read_text().replace("epochs", "epoks", 1))
+    with pytest.raises(StreamError, match="epochs"):
+        read_suite(str(path), list(METHODS))
+
+
+def test_a_stream_that_is_written_elsewhere_says_the_same(make_suite, tmp_path):
+    """A written stream has the same lesson, and its relative paths mean the same files."""
+    stream = make_suite("frozen").stream
+    stream = type(stream)(
+        stream.path,
+        "south",
+        stream.model.model_copy(update={"path": str(Path(stream.model.path).relative_to("/"))}),
+        stream.training,
+        stream.tasks,
+    )
+    at_root = type(stream)(Path("/suite.toml"), *list(vars(stream).values())[1:])
+    target = tmp_path / "elsewhere" / "south.toml"
+    write_stream(at_root, target)
+    read = read_stream(target)
+    assert read.worker_id == "south"
+    assert (read.training, read.tasks) == (stream.training, stream.tasks)
+    assert Path(read.model.path) == Path("/") / stream.model.path

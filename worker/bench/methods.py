@@ -1,0 +1,147 @@
+"""The methods that a learning benchmark compares, and what each is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+LORA_RANK = 8
+
+Scope = Literal["task", "stream"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    One way to learn.
+
+    Args:
+        name: In suites and tables.
+        about: In a sentence.
+        scope: Whether a cell of it is one task, or the whole stream.
+        rates: Learning rates that are tried on validation rows; empty: the suite's own, untuned.
+        source: Where it is described.
+        needs: A method whose adapters of the other tasks it builds on; empty: none.
+        peft: Its configuration in `peft`, given the adapted layers; None where `peft` has none.
+    """
+
+    name: str
+    about: str
+    scope: Scope
+    rates: tuple[float, ...] = ()
+    source: str = ""
+    needs: str = ""
+    peft: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
+
+
+def _lora(layers: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **layers)
+
+
+def _pissa(layers: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="pissa", **layers)
+
+
+def _vera(layers: Mapping[str, Any]) -> Any:
+    from peft import VeraConfig
+
+    return VeraConfig(r=256, d_initial=0.1, **layers)
+
+
+def _vb_lora(layers: Mapping[str, Any]) -> Any:
+    from peft import VBLoRAConfig
+
+    return VBLoRAConfig(r=4, num_vectors=128, vector_length=32, topk=2, **layers)
+
+
+_LORA = "LoRA, arXiv 2106.09685"
+
+METHODS = {
+    each.name: each
+    for each in (
+        Method("frozen", "the frozen model with a trained head: what learning is measured from", "task"),
+        Method(
+            "lora",
+            "a rank-8 LoRA of the task's own",
+            "task",
+            (1e-3, 2e-3, 5e-3),
+            _LORA,
+            peft=_lora,
+        ),
+        Method(
+            "pissa",
+            "the same, started from the largest singular vectors of the weights",
+            "task",
+            (2e-4, 5e-4, 1e-3),
+            "PiSSA, arXiv 2404.02948",
+            peft=_pissa,
+        ),
+        Method(
+            "vera",
+            "two vectors a layer, between random matrices that all layers share",
+            "task",
+            (5e-3, 2e-2, 5e-2),
+            "VeRA, arXiv 2310.11454",
+            peft=_vera,
+        ),
+        Method(
+            "vb-lora",
+            "factors mixed from a bank of vectors",
+            "task",
+            (2e-3, 5e-3, 1e-2),
+            "VB-LoRA, arXiv 2405.15179",
+            peft=_vb_lora,
+        ),
+        Method(
+            "full",
+            "all weights of the model",
+            "task",
+            (1e-5, 3e-5, 1e-4),
+        ),
+        Method(
+            "eigenlorax",
+            "coefficients only, in the subspace of the other tasks' LoRAs",
+            "task",
+            (5e-3, 1e-2, 2e-2),
+            "EigenLoRAx, arXiv 2502.04700",
+            needs="lora",
+        ),
+        Method(
+            "random-subspace",
+            "coefficients only, in a random subspace of the same size: whether sharing helps at all",
+            "task",
+            (5e-3, 1e-2, 2e-2),
+        ),
+        Method(
+            "share",
+            "all tasks in one shared subspace, one after another: what this project does",
+            "stream",
+            source="Share, arXiv 2602.06043",
+        ),
+        Method(
+            "share-async",
+            "the same by four workers at once, none of which waits for another",
+            "stream",
+        ),
+        Method(
+            "joint",
+            "one rank-8 LoRA for all tasks at once, each with its head: needs all data in one place",
+            "stream",
+            (1e-3, 2e-3, 5e-3),
+            _LORA,
+            peft=_lora,
+        ),
+        Method(
+            "sequence",
+            "one rank-8 LoRA, trained on one task after another, each with its head",
+            "stream",
+            (1e-3, 2e-3, 5e-3),
+            _LORA,
+            peft=_lora,
+        ),
+    )
+}  # fmt: skip
+"""Method by name, in the order of tables."""

@@ -1,0 +1,156 @@
+"""The runner: computes all cells of a benchmark, some at a time, each in a process that keeps its model."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.managers import DictProxy
+from pathlib import Path
+from typing import Any
+
+from worker.bench.cell import CellFolder, Work
+from worker.bench.methods import METHODS
+from worker.bench.plan import Plan
+from worker.bench.suite import Suite
+
+LOOK_SECONDS = 0.5
+
+Progress = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """
+    How far a benchmark is.
+
+    Args:
+        done: Cells with an outcome.
+        total: Cells in all.
+        under_way: Name of a cell -> steps done, steps in all.
+        seconds_left: By what cells took until now; None before the first is done.
+    """
+
+    done: int
+    total: int
+    under_way: Progress
+    seconds_left: float | None
+
+
+def lesson_of(suite: Suite) -> dict[str, Any]:
+    """What decides every outcome of a suite."""
+    stream = suite.stream
+    return {
+        "model": stream.model.lesson(),
+        "training": stream.training.lesson(),
+        "tasks": {task.id: task.lesson() for task in stream.tasks},
+        "num_factors": suite.settings.num_factors,
+        "oversample": suite.settings.oversample,
+    }
+
+
+def run_cells(
+    suite: Suite,
+    folder: Path,
+    num_at_once: int,
+    on_standing: Callable[[Standing], None],
+    on_done: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """
+    Compute every cell that has no outcome yet.
+
+    What is done stays done, whenever this is interrupted.
+
+    Args:
+        suite: Whose.
+        folder: Of the benchmark.
+        num_at_once: Processes; each holds one model.
+        on_standing: Told how far it is, about twice a second.
+        on_done: Told every outcome, with its cell's name.
+
+    Raises:
+        ShareError: A cell cannot be computed.
+    """
+    cells = CellFolder(folder, lesson_of(suite))
+    plan, context = Plan(suite, cells), multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        progress: DictProxy[str, tuple[int, int]] = manager.dict()
+        threads = max(1, len(os.sched_getaffinity(0)) // num_at_once)
+        pool = ProcessPoolExecutor(num_at_once, context, _begin, (suite, folder, threads, progress))
+        began, computed = time.monotonic(), 0
+        running: dict[Future[dict[str, Any]], Work] = {}
+        try:
+            while True:
+                _submit(pool, plan, running, num_at_once)
+                if not running:
+                    return
+                finished, _ = wait(running, LOOK_SECONDS, FIRST_COMPLETED)
+                for future in finished:
+                    work = running.pop(future)
+                    outcome = future.result()
+                    cells.save(work.cell, outcome)
+                    computed += 1
+                    on_done(work.cell.name, outcome)
+                done, total = plan.count()
+                each = (time.monotonic() - began) / computed if computed else None
+                left = None if each is None else each * (total - done)
+                on_standing(Standing(done, total, dict(progress), left))
+        finally:
+            for process in pool._processes.values():  # noqa: SLF001  there is no public way to end one in the middle
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+
+
+def _submit(
+    pool: ProcessPoolExecutor,
+    plan: Plan,
+    running: dict[Future[dict[str, Any]], Work],
+    num_at_once: int,
+) -> None:
+    under_way = [work.cell for work in running.values()]
+    for work in plan.ready():
+        if len(running) == num_at_once:
+            return
+        if work.cell not in under_way:
+            running[pool.submit(_compute, work)] = work
+
+
+_STATE: dict[str, Any] = {}
+
+
+def _begin(suite: Suite, folder: Path, threads: int, progress: Any) -> None:
+    """Prepare a process; its model is loaded with its first cell."""
+    import torch
+
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    _STATE.update(suite=suite, folder=folder, progress=progress)
+
+
+@cache
+def _cells() -> dict[str, Any]:
+    from worker.backbone import load_backbone
+    from worker.bench.shared_cells import SharedCells
+    from worker.bench.stream_cells import StreamCells
+    from worker.bench.task_cells import TaskCells
+
+    suite = _STATE["suite"]
+    backbone = load_backbone(suite.stream)
+    tasks = TaskCells(suite, CellFolder(_STATE["folder"], lesson_of(suite)), backbone)
+    return {"task": tasks, "stream": StreamCells(tasks), "shared": SharedCells(suite, backbone)}
+
+
+def _compute(work: Work) -> dict[str, Any]:
+    method, progress = METHODS[work.cell.method], _STATE["progress"]
+    kind = "shared" if method.scope == "stream" and method.peft is None else method.scope
+
+    def tell(step: int, num_steps: int) -> None:
+        progress[work.cell.name] = step, num_steps
+
+    try:
+        outcome: dict[str, Any] = _cells()[kind].compute(work, tell)
+    finally:
+        progress.pop(work.cell.name, None)
+    return outcome

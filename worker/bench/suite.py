@@ -1,0 +1,167 @@
+"""The suite: the file that says what a learning benchmark learns, by which methods, how often."""
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from share_dist.errors import ConfigError
+from worker.stream import Task, TaskStream, parse_stream
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Small(BaseModel):
+    """What ``--small`` leaves of a suite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tasks: list[str]
+    """Ids of the tasks that stay."""
+    max_train: int = Field(ge=16)
+    """Most training rows of each."""
+    max_test: int = Field(ge=16)
+    """Most test rows of each."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the training rows."""
+    methods: list[str]
+    """Methods that stay."""
+    seeds: int = Field(1, ge=1)
+    """How many seeds stay."""
+
+
+class BenchSettings(BaseModel):
+    """The section ``[bench]`` of a suite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: int = Field(3, ge=1)
+    """Seeds of every method; a seed is an order of the tasks as well, the first that of the file."""
+    methods: list[str] = Field(min_length=1)
+    """Which methods, as `share-dist bench methods` lists them."""
+    num_factors: int = Field(32, ge=1)
+    """``k`` of the subspace that the tasks share."""
+    oversample: int = Field(32, ge=0)
+    """``o``, columns that the coordinator keeps beyond."""
+    few_rows: int | None = Field(None, ge=16)
+    """Also learn every task from so many rows only, by the methods of one task."""
+    small: Small
+    """What ``--small`` leaves."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """
+    One benchmark.
+
+    Args:
+        name: Of its file.
+        stream: Model, training and tasks.
+        settings: Methods and seeds.
+    """
+
+    name: str
+    stream: TaskStream
+    settings: BenchSettings
+
+    @property
+    def task_ids(self) -> list[str]:
+        """Tasks, in the order of the file."""
+        return [task.id for task in self.stream.tasks]
+
+    def task(self, task_id: str) -> Task:
+        """One of its tasks."""
+        return next(task for task in self.stream.tasks if task.id == task_id)
+
+    def order(self, seed: int) -> list[str]:
+        """In which order a stream of this seed meets the tasks; seed 0: that of the file."""
+        ids = self.task_ids
+        if seed:
+            random.Random(seed).shuffle(ids)  # noqa: S311  # an order, not a secret
+        return ids
+
+    def small(self) -> "Suite":
+        """The same, small enough for minutes on two cores."""
+        small = self.settings.small
+        limits = {"max_train": small.max_train, "max_test": small.max_test}
+        tasks = tuple(self.task(each).model_copy(update=limits) for each in small.tasks)
+        training = self.stream.training.model_copy(update={"epochs": small.epochs})
+        return Suite(
+            f"{self.name}-small",
+            TaskStream(self.stream.path, self.stream.worker_id, self.stream.model, training, tasks),
+            self.settings.model_copy(
+                update={"methods": small.methods, "seeds": small.seeds, "few_rows": None}
+            ),
+        )
+
+
+def suite_names() -> list[str]:
+    """The suites that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in files("worker.bench").joinpath("suites").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def read_suite(name_or_path: str, methods: Sequence[str]) -> Suite:
+    """
+    Read a suite.
+
+    Args:
+        name_or_path: One that comes with the package, or a file.
+        methods: Known methods.
+
+    Raises:
+        ConfigError: There is none, a method is not known, or ``[bench]`` cannot be used.
+        StreamError: The rest of it cannot be used.
+    """
+    path = _path_of(name_or_path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}", key="suite") from error
+    settings = _settings(path, document.pop("bench", {}))
+    suite = Suite(path.stem, parse_stream(path, document), settings)
+    _require_known(path, settings.methods, methods, "method")
+    _require_known(path, settings.small.methods, settings.methods, "method of [bench.small]")
+    _require_known(path, settings.small.tasks, suite.task_ids, "task of [bench.small]")
+    return suite
+
+
+def _path_of(name_or_path: str) -> Path:
+    if name_or_path in suite_names():
+        return Path(str(files("worker.bench").joinpath("suites", f"{name_or_path}.toml")))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no suite {name_or_path!r}: give a file, or one of {', '.join(suite_names())}",
+            key="suite",
+        )
+    return path
+
+
+def _settings(path: Path, section: dict[str, Any]) -> BenchSettings:
+    try:
+        return BenchSettings.model_validate(section)
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  bench.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
+        )
+        raise ConfigError(f"{path} cannot be used:\n{problems}", key="bench") from error
+
+
+def _require_known(path: Path, given: Sequence[str], known: Sequence[str], what: str) -> None:
+    unknown = [each for each in given if each not in known]
+    if unknown:
+        raise ConfigError(
+            f"{path}: unknown {what}: {', '.join(unknown)}; known: {', '.join(known)}", key="bench"
+        )

@@ -1,0 +1,136 @@
+"""Cells of one task: learn it by one method, and score it once."""
+
+import copy
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from share_dist.core.values import Subspace
+from worker.backbone import Backbone
+from worker.bench.adapting import adapted_by, random_subspace, subspace_of_others
+from worker.bench.cell import Cell, CellFolder, Work
+from worker.bench.methods import METHODS, Method
+from worker.bench.suite import Suite
+from worker.evaluate import evaluate
+from worker.prepared import FrozenBaseline, PreparedTask, frozen_baseline, prepare
+from worker.sources import load_rows
+from worker.trainer import Hooks, Lesson, train
+
+FLOAT_BYTES = 4
+
+
+@dataclass
+class TaskCells:
+    """
+    Computes cells of one task on one copy of the frozen model.
+
+    Args:
+        suite: Whose cells.
+        folder: Where adapters are kept that other cells build on.
+        backbone: The frozen model.
+    """
+
+    suite: Suite
+    folder: CellFolder
+    backbone: Backbone
+    _prepared: dict[tuple[str, int | None], tuple[PreparedTask, FrozenBaseline]] = field(
+        default_factory=dict
+    )
+
+    def compute(self, work: Work, tell: Callable[[int, int], None]) -> dict[str, Any]:
+        """
+        Compute one.
+
+        Args:
+            work: Which, and on what it builds.
+            tell: Told of every step, and of how many.
+        """
+        cell = work.cell
+        method = METHODS[cell.method]
+        prepared, frozen = self.prepare(cell)
+        facts = {
+            "metric": frozen.scores.metric,
+            "majority": prepared.simplest.main,
+            "num_train": prepared.num_train,
+            "num_test": len(prepared.test),
+            "head_bytes": _head_bytes(frozen),
+        }
+        if method.name == "frozen":
+            return facts | {"test": frozen.scores.main, "scores": frozen.scores.to_dict()}
+        return facts | self._learn(work, method, prepared, frozen, tell)
+
+    def _learn(
+        self,
+        work: Work,
+        method: Method,
+        prepared: PreparedTask,
+        frozen: FrozenBaseline,
+        tell: Callable[[int, int], None],
+    ) -> dict[str, Any]:
+        cell = work.cell
+        assert cell.rate is not None, "every method of one task but the frozen model has rates"
+        head = copy.deepcopy(frozen.start.head)
+        hooks = Hooks(on_step=lambda report: tell(report.step, report.num_steps))
+        subspace, began = self._subspace(work), time.monotonic()
+        lesson = self.lesson(cell, prepared)
+        with adapted_by(method, lesson, self.suite.stream.model, cell.rate, subspace) as adapted:
+            state = train(adapted.lesson, adapted.trainee, head, hooks=hooks)
+            seconds = time.monotonic() - began
+            scores = evaluate(adapted.lesson.backbone, prepared.objective, head, prepared.test)
+            if _is_needed(method):
+                adapted.model.save_pretrained(self.folder.adapter(cell))
+            return {
+                "test": scores.main,
+                "scores": scores.to_dict(),
+                "validation": state.best_score,
+                "best_epoch": state.best_epoch,
+                "num_parameters": adapted.num_parameters,
+                "adapter_bytes": FLOAT_BYTES * adapted.num_parameters,
+                "seconds": round(seconds, 1),
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+
+    def prepare(self, cell: Cell) -> tuple[PreparedTask, FrozenBaseline]:
+        """The rows of a cell's task, and how the frozen model does on them; made once."""
+        key = cell.task_id, cell.rows
+        if key not in self._prepared:
+            task = self.suite.task(cell.task_id)
+            if cell.rows is not None:
+                task = task.model_copy(update={"max_train": cell.rows})
+            reading, settings = self.backbone.reading(task.type), self.suite.stream.training
+            rows = load_rows(task, self.suite.stream.folder)
+            prepared = prepare(task, rows, reading, settings)
+            self._prepared[key] = prepared, frozen_baseline(prepared, reading)
+        return self._prepared[key]
+
+    def lesson(self, cell: Cell, prepared: PreparedTask) -> Lesson:
+        """What is to be learnt in a cell."""
+        return Lesson(
+            cell.task_id,
+            self.backbone.reading(prepared.task.type),
+            prepared.objective,
+            prepared.fit,
+            prepared.validation,
+            self.suite.stream.training,
+            cell.seed,
+        )
+
+    def _subspace(self, work: Work) -> Subspace | None:
+        """In which coefficients are trained, where the method trains those."""
+        num_factors = self.suite.settings.num_factors
+        if work.cell.method == "random-subspace":
+            return random_subspace(self.backbone.shapes, num_factors, work.cell.seed)
+        if not work.sources:
+            return None
+        return subspace_of_others([self.folder.adapter(each) for each in work.sources], num_factors)
+
+
+def _is_needed(method: Method) -> bool:
+    """Whether other cells build on its adapters."""
+    return any(each.needs == method.name for each in METHODS.values())
+
+
+def _head_bytes(frozen: FrozenBaseline) -> int:
+    return FLOAT_BYTES * sum(each.numel() for each in frozen.start.head.parameters())
