@@ -59,6 +59,7 @@ TaskType: TypeAlias = Literal[
 ]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+Start: TypeAlias = Literal["random", "gradient"]
 
 
 class _Section(BaseModel):
@@ -93,6 +94,7 @@ _LATER_KEYS = {
     "rollbacks",
     "class_weights",
     "quantize",
+    "start",
 }
 
 
@@ -154,8 +156,10 @@ class TrainingSettings(_Section):
     """Share of the training rows by which the best epoch and the head's penalty are chosen."""
     pseudo_rank: int = Field(8, ge=1)
     """``p``."""
-    num_temporary: int = Field(4, ge=1)
-    """``f``."""
+    num_temporary: int = Field(4, ge=0)
+    """``f``; 0: coefficients only, in a subspace that is not empty."""
+    start: Start = "random"
+    """Where a task begins: `"gradient"`: where its first steps lower the loss most; `"random"`."""
     seed: int = 0
     """Of starts, batches and dropout."""
     share_label_names: bool = False

@@ -1,7 +1,8 @@
 """Injection: a subspace inside a model, and the tasks that are said in it."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, final
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from share_dist.adapters.config import AdapterConfig
 from share_dist.adapters.layer import AdaptedLayer
-from share_dist.adapters.starts import carry_over, cold_start, warm_start
+from share_dist.adapters.starts import carry_over, cold_start, gradient_start, warm_start
 from share_dist.adapters.targets import find_targets
-from share_dist.adapters.terms import MixedTerm, TaskTerm, Term
+from share_dist.adapters.terms import MixedTerm, ProbeTerm, TaskTerm, Term
 from share_dist.core.temporary import fold
 from share_dist.core.values import (
     Coefficients,
@@ -150,6 +151,7 @@ class InjectedModel:
         num_temporary: int | None = None,
         seed: int = 0,
         start: Coefficients | None = None,
+        gradients: Mapping[str, Tensor] | None = None,
     ) -> None:
         """
         Hold a task that is ready to be trained; one of the same name is replaced.
@@ -161,6 +163,8 @@ class InjectedModel:
             seed: Of the random start; the same seed gives the same start.
             start: Coefficients to go on from; None for a cold start, at which
                 the model computes exactly what its base computes.
+            gradients: For a cold start where the loss falls fastest: what
+                ``gather_gradients`` found. None for a random one.
 
         Raises:
             RankTooLarge: A layer has no ``num_temporary`` directions left.
@@ -176,11 +180,15 @@ class InjectedModel:
             num_temporary=self.config.num_temporary if num_temporary is None else num_temporary,
         )
         generator = torch.Generator().manual_seed(seed)
-        if start is None:
-            task = cold_start(self._subspace, size.pseudo_rank, size.num_temporary, generator)
-        else:
+        if start is not None:
             _require_pseudo_rank(start, pseudo_rank)
             task = warm_start(self._subspace, start, size.num_temporary, generator)
+        elif gradients is None:
+            task = cold_start(self._subspace, size.pseudo_rank, size.num_temporary, generator)
+        else:
+            task = gradient_start(
+                self._subspace, size.pseudo_rank, size.num_temporary, gradients, generator
+            )
         self._require_holdable(task_id, task)
         self._hold(task_id, task)
         self._show()
@@ -248,6 +256,47 @@ class InjectedModel:
                 _require_servable(task_id, self._task(task_id))
         self._active, self._active_rows = None, tuple(task_ids)
         self._show()
+
+    @contextmanager
+    def gather_gradients(self) -> Iterator[Mapping[str, Tensor]]:
+        """
+        Let the plain base gather what its adapted weights' gradients would be.
+
+        Whatever is run backward inside adds to them; the weights stay frozen. They take as much
+        memory as the adapted weights in float32, until they are let go.
+
+        Returns:
+            Layer -> ``(n, d)``, filled at the end; zeros where nothing was run backward.
+
+        Raises:
+            ConfigError: A task is merged into the base weights.
+
+        Examples:
+            >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+            >>> subspace = Subspace.empty(find_targets(model, "all-linear"))
+            >>> with inject(model, subspace) as injected, injected.gather_gradients() as gradients:
+            ...     injected(torch.tensor([[1.0, 2.0]])).sum().backward()
+            >>> gradients["0"].tolist()
+            [[1.0, 2.0]]
+        """
+        self._require_unmerged("gather gradients")
+        probes = {
+            name: torch.zeros(
+                *reversed(self._subspace.shapes[name]),
+                device=layer.weight.device,
+                requires_grad=True,
+            )
+            for name, layer in self._layers.items()
+        }
+        gathered: dict[str, Tensor] = {}
+        for name, layer in self._layers.items():
+            layer.term = ProbeTerm(probes[name])
+        try:
+            yield gathered
+        finally:
+            self._show()
+            for name, probe in probes.items():
+                gathered[name] = torch.zeros_like(probe) if probe.grad is None else probe.grad
 
     def trainable_parameters(self, task_id: str) -> list[nn.Parameter]:
         """

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from share_dist.core.gradient import aligned_coefficients, leading_outside
 from share_dist.core.rebase import rebase_side
 from share_dist.core.temporary import propose_temporary
 from share_dist.core.values import (
     Coefficients,
     LayerCoefficients,
+    LayerShape,
     LayerUpdate,
     SideUpdate,
     Subspace,
@@ -50,6 +52,49 @@ def cold_start(
         )
         for name, layer in subspace.layers.items()
     }
+
+
+def gradient_start(
+    subspace: Subspace,
+    pseudo_rank: int,
+    num_temporary: int,
+    gradients: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> dict[str, LayerUpdate]:
+    """
+    Start a task that computes what the base computes, where its first steps lower the loss most.
+
+    Temporary factors are the leading directions of the gradient that the bases lack; side A's
+    columns are the best combinations of all directions for the gradient, with a column's usual norm. Side
+    B is zero.
+
+    Args:
+        subspace: The bases.
+        pseudo_rank: ``p``.
+        num_temporary: ``f``.
+        gradients: Layer -> gradient of the loss with respect to its weight, ``(n, d)``, at the base.
+        generator: On the CPU; for what the gradient leaves open.
+
+    Raises:
+        RankTooLarge: A side has no ``num_temporary`` directions left.
+        ShapeMismatch: A gradient is missing, or not that of its layer.
+    """
+    started = {}
+    for name, layer in subspace.layers.items():
+        gradient = _gradient_of(name, layer.shape, gradients)
+        a, b = (basis.leading.detach().cpu().float() for _, basis in layer)
+        new_a = leading_outside(gradient, a, num_temporary, generator)
+        new_b = leading_outside(gradient.mT, b, num_temporary, generator)
+        span_a, span_b = torch.cat([a, new_a], dim=1), torch.cat([b, new_b], dim=1)
+        _require_directions(span_a.shape[1])
+        chosen = aligned_coefficients(gradient, span_b, span_a, pseudo_rank) / math.sqrt(3)
+        k = a.shape[1]
+        zeros = torch.zeros(span_b.shape[1], pseudo_rank)
+        k_b = b.shape[1]
+        started[name] = LayerUpdate(
+            SideUpdate(chosen[:k], new_a, chosen[k:]), SideUpdate(zeros[:k_b], new_b, zeros[k_b:])
+        )
+    return started
 
 
 def warm_start(
@@ -134,6 +179,18 @@ def _carried_side(update: SideUpdate, old: Tensor, new: Tensor) -> SideUpdate:
     old, new = old.to(update.coefficients), new.to(update.coefficients)
     rebased = rebase_side(update.coefficients, old, new)
     return SideUpdate(rebased, update.temporary, update.temporary_coefficients)
+
+
+def _gradient_of(name: str, shape: LayerShape, gradients: Mapping[str, Tensor]) -> Tensor:
+    gradient = gradients.get(name)
+    wanted = (shape.out_features, shape.in_features)
+    if gradient is None or gradient.shape != wanted:
+        found = "is missing" if gradient is None else f"has the shape {tuple(gradient.shape)}"
+        raise ShapeMismatch(
+            f"{name}: the gradient to start from {found}: give one of {wanted} for each layer",
+            layer=name,
+        )
+    return gradient.detach().cpu().float()
 
 
 def _require_directions(num_directions: int) -> None:

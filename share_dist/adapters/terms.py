@@ -65,6 +65,22 @@ class TaskTerm:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeTerm:
+    """
+    A change of zero, whose gradient is that of the weight.
+
+    It serves a weight that can have no gradient itself, such as one that is quantised.
+    """
+
+    change: Tensor
+    """``(n, d)`` zeros that require a gradient."""
+
+    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """Return ``output``, which now depends on the change."""
+        return output + inputs @ self.change.to(inputs.dtype).mT
+
+
+@dataclass(frozen=True, slots=True)
 class MixedTerm:
     """
     Another task for each row of the batch: the two wide products are the same for all.

@@ -1,5 +1,6 @@
 """A subspace inside a model: exact starts, training, versions, merging, and the model given back."""
 
+import copy
 import gc
 
 import pytest
@@ -700,3 +701,85 @@ def test_projected_coefficients_are_those_of_core(bert, bert_subspace):
     for name, layer in found.layers.items():
         assert torch.allclose(layer.a, expected.layers[name].a, atol=1e-5)
         assert torch.allclose(layer.b, expected.layers[name].b, atol=1e-5)
+
+
+def test_gathered_gradients_are_those_of_the_weights():
+    """What a loss run backward gives each adapted weight is what the same loss gives a weight that is trained."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    batch = torch.randn(4, 6)
+    plain = copy.deepcopy(model)
+    plain(batch).square().sum().backward()
+    subspace = Subspace.empty(find_targets(model, "all-linear"))
+    with inject(model, subspace) as injected:
+        with injected.gather_gradients() as gradients:
+            injected(batch).square().sum().backward()
+        assert gradients.keys() == {"0", "2"}
+        for name, gradient in gradients.items():
+            assert torch.allclose(gradient, plain.get_submodule(name).weight.grad, atol=1e-6)
+        assert torch.equal(injected(batch), plain(batch))
+        assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_gradients_are_gathered_at_the_base_whatever_is_active():
+    """A task that is in use is left out meanwhile, and is in use again afterwards."""
+    model = nn.Sequential(nn.Linear(6, 5))
+    subspace = Subspace.empty(find_targets(model, "all-linear"))
+    batch = torch.randn(4, 6)
+    base = model(batch)
+    with inject(model, subspace, num_temporary=2) as injected:
+        injected.add_task("movies", seed=1)
+        with torch.no_grad():
+            for parameter in injected.trainable_parameters("movies"):
+                parameter.add_(0.1)
+        injected.activate("movies")
+        task = injected(batch)
+        with injected.gather_gradients():
+            assert torch.equal(injected(batch), base)
+        assert torch.equal(injected(batch), task)
+        assert not torch.equal(task, base)
+
+
+def test_a_start_by_gradients_computes_the_base_and_falls_faster():
+    """It is exact at first; one small step from it lowers the loss more than from any of ten random starts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10))
+    batch, wanted = torch.randn(64, 12), torch.randn(64, 10)
+
+    def loss(injected):
+        return (injected(batch) - wanted).square().mean()
+
+    def fall(injected, task_id):
+        injected.activate(task_id)
+        before = loss(injected)
+        parameters = injected.trainable_parameters(task_id)
+        gradients = torch.autograd.grad(before, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(1e-3 * gradient)
+            return float(before - loss(injected))
+
+    subspace = Subspace.empty(find_targets(model, "all-linear"))
+    with inject(model, subspace, pseudo_rank=2, num_temporary=2) as injected:
+        base = injected(batch)
+        with injected.gather_gradients() as gradients:
+            loss(injected).backward()
+        injected.add_task("aligned", seed=0, gradients=gradients)
+        injected.activate("aligned")
+        assert torch.equal(injected(batch), base)
+        aligned = fall(injected, "aligned")
+        for seed in range(10):
+            injected.add_task("random", seed=seed)
+            assert fall(injected, "random") < aligned
+
+
+def test_gradients_of_other_layers_are_refused():
+    """A gradient that is missing, or of another shape, is named with its layer."""
+    model = nn.Sequential(nn.Linear(6, 5))
+    subspace = Subspace.empty(find_targets(model, "all-linear"))
+    with inject(model, subspace, num_temporary=2) as injected:
+        with pytest.raises(ShapeMismatch, match="0: the gradient to start from is missing"):
+            injected.add_task("movies", gradients={})
+        with pytest.raises(ShapeMismatch, match=r"has the shape \(6, 5\)"):
+            injected.add_task("movies", gradients={"0": torch.zeros(6, 5)})
+        assert injected.task_ids == ()

@@ -14,6 +14,7 @@ from torch import nn
 from share_dist.adapters import inject, load_lora, subspace_from_adapters
 from share_dist.core.temporary import propose_temporary
 from share_dist.core.values import Basis, LayerShape, LayerSubspace, Subspace
+from worker.beginning import begin_task
 from worker.bench.methods import Method
 from worker.optimizer import Trainee
 from worker.stream import ModelSettings
@@ -45,7 +46,12 @@ class Adapted:
 
 @contextmanager
 def adapted_by(
-    method: Method, lesson: Lesson, model: ModelSettings, rate: float, subspace: Subspace | None
+    method: Method,
+    lesson: Lesson,
+    head: nn.Module,
+    model: ModelSettings,
+    rate: float,
+    subspace: Subspace | None = None,
 ) -> Iterator[Adapted]:
     """
     Put what a method trains into a lesson's model, and take it out at the end.
@@ -53,12 +59,13 @@ def adapted_by(
     Args:
         method: Of one task.
         lesson: With nothing active in its backbone.
+        head: Of the frozen model, from which learning starts.
         model: Which layers are adapted.
         rate: Learning rate.
         subspace: In which coefficients are trained, where the method trains those.
     """
     if subspace is not None:
-        with _coefficients(lesson, subspace, rate) as adapted:
+        with _coefficients(lesson, head, subspace, rate) as adapted:
             yield adapted
     elif method.peft is not None:
         yield _by_peft(method, lesson, model, rate)
@@ -67,12 +74,14 @@ def adapted_by(
 
 
 @contextmanager
-def _coefficients(lesson: Lesson, subspace: Subspace, rate: float) -> Iterator[Adapted]:
+def _coefficients(
+    lesson: Lesson, head: nn.Module, subspace: Subspace, rate: float
+) -> Iterator[Adapted]:
     settings = lesson.settings.model_copy(update={"learning_rate": rate})
-    with inject(lesson.backbone.model, subspace, num_temporary=0) as injected:
-        injected.add_task(TASK, pseudo_rank=settings.pseudo_rank, seed=lesson.seed)
-        injected.activate(TASK)
-        yield Adapted(replace(lesson, settings=settings), trainee_of(injected, TASK, settings))
+    with inject(lesson.backbone.model, subspace) as injected:
+        learnt = replace(lesson, settings=settings)
+        begin_task(injected, TASK, learnt, head, num_temporary=0)
+        yield Adapted(learnt, trainee_of(injected, TASK, settings))
 
 
 def _by_peft(method: Method, lesson: Lesson, model: ModelSettings, rate: float) -> Adapted:

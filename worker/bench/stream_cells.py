@@ -50,7 +50,8 @@ class StreamCells:
         heads = {each: self._first_head(cell, each) for each in order}
         lessons = {each: self._lesson(cell, each) for each in order}
         model = self.cells.suite.stream.model
-        with adapted_by(METHODS[cell.method], lessons[order[0]], model, cell.rate, None) as adapted:
+        method, first = METHODS[cell.method], order[0]
+        with adapted_by(method, lessons[first], heads[first], model, cell.rate) as adapted:
             learn = self._jointly if cell.method == "joint" else self._in_sequence
             matrix, validation = learn(order, lessons, heads, adapted, tell)
         return {

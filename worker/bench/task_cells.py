@@ -75,7 +75,8 @@ class TaskCells:
         hooks = Hooks(on_step=lambda report: tell(report.step, report.num_steps))
         subspace, began = self._subspace(work), time.monotonic()
         lesson = self.lesson(cell, prepared)
-        with adapted_by(method, lesson, self.suite.stream.model, cell.rate, subspace) as adapted:
+        model = self.suite.stream.model
+        with adapted_by(method, lesson, head, model, cell.rate, subspace) as adapted:
             state = train(adapted.lesson, adapted.trainee, head, hooks=hooks)
             seconds = time.monotonic() - began
             scores = evaluate(adapted.lesson.backbone, prepared.objective, head, prepared.test)

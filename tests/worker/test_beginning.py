@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from share_dist.adapters import inject
+from share_dist.core.values import Subspace
+from tests.worker import toys
+from worker.beginning import begin_task, first_gradients
+from worker.evaluate import evaluate
+from worker.prepared import frozen_baseline, prepare
+from worker.rows import draw_rows
+from worker.trainer import Lesson, train, trainee_of
+
+
+@pytest.fixture
+def begun(make_stream, backbone):
+    """A lesson, its prepared task, and the frozen model's head."""
+    stream = make_stream("mood")
+    rows = draw_rows(toys.topic("mood"), 96, 48, seed=0)
+    prepared = prepare(stream.tasks[0], rows, backbone, stream.training)
+    settings = stream.training.model_copy(update={"start": "gradient", "epochs": 1})
+    lesson = Lesson(
+        "mood", backbone, prepared.objective, prepared.fit, prepared.validation, settings, seed=0
+    )
+    return lesson, prepared, frozen_baseline(prepared, backbone).start.head
+
+
+def test_a_start_by_gradients_scores_as_the_frozen_model(begun, backbone):
+    """Where a task begins it computes what the frozen model computes, and it can be trained from there."""
+    lesson, prepared, head = begun
+    frozen = evaluate(backbone, lesson.objective, head, prepared.test)
+    with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
+        begin_task(injected, "mood", lesson, head, num_temporary=2)
+        assert evaluate(backbone, lesson.objective, head, prepared.test) == frozen
+        state = train(lesson, trainee_of(injected, "mood", lesson.settings), head)
+    assert state.best_epoch == 0
+
+
+def test_equal_seeds_begin_equally(begun, backbone):
+    """The seed alone decides the rows and the start, whatever torch's generator was."""
+    lesson, _, head = begun
+    starts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
+            begin_task(injected, "mood", lesson, head, num_temporary=2)
+            starts.append(injected.named_trainable_parameters("mood"))
+    first, second = starts
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_first_gradient_leaves_head_and_model_alone(begun, backbone):
+    """Neither head nor frozen weights have a gradient afterwards, and the head can still be trained."""
+    lesson, _, head = begun
+    with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
+        gradients = first_gradients(injected, lesson, head)
+    assert all(gradient.any() for gradient in gradients.values())
+    assert all(each.grad is None for each in (*head.parameters(), *backbone.model.parameters()))
+    assert all(each.requires_grad for each in head.parameters())
