@@ -33,7 +33,7 @@ from share_dist.core.values import (
     TaskUpdate,
     check_finite,
 )
-from share_dist.errors import AdapterFormatError, NotFinite
+from share_dist.errors import AdapterFormatError, NotFinite, RankTooLarge
 from share_dist.files import write_file
 
 NumberT = TypeVar("NumberT", int, float)
@@ -259,6 +259,37 @@ def lora_from_task(
         factors=reconstruct(subspace, coefficients),
         head={f"{prefix}{name}": tensor for name, tensor in tensors.items()},
     )
+
+
+def lora_start(subspace: Subspace, rank: int) -> LoraAdapter:
+    """
+    Start an ordinary LoRA in a subspace: its side A are the leading principal factors, side B is zero.
+
+    What it computes at first is what the base computes; plain `peft` trains it from there, and
+    may leave the subspace.
+
+    Args:
+        subspace: Whose principal factors.
+        rank: Of the LoRA. A column has the norm that `peft` gives it, ``1 / sqrt(3)`` in expectation.
+
+    Raises:
+        RankTooLarge: A layer has fewer principal factors.
+
+    Source:
+        EigenLoRAx, the INIT variant.
+    """
+    factors = {}
+    for name, layer in subspace.layers.items():
+        if layer.a.num_factors < rank:
+            raise RankTooLarge(
+                f"{name} has {layer.a.num_factors} principal factors, a LoRA of rank {rank} starts "
+                f"from as many: ask for a rank of at most {layer.a.num_factors}",
+                asked=rank,
+                largest=layer.a.num_factors,
+            )
+        start = layer.a.leading[:, :rank].float() / math.sqrt(3)
+        factors[name] = LayerFactors(start, start.new_zeros(layer.b.features, rank))
+    return LoraAdapter(factors)
 
 
 def update_from_lora(

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SUBSPACE_FILE = "subspace.safetensors"
 TASK_FOLDER = "tasks"
 
+AUGMENT_SEED = 0
+"""Everybody who augments the same subspace gets the same directions."""
+
 
 class MetricChoice(str, enum.Enum):
     """The metrics, where asking for them must not bring torch."""
@@ -40,6 +43,7 @@ def init(
     metric: Annotated[MetricChoice, typer.Option("--metric", help="What is kept best: the weight changes, dW, or the factors.")] = MetricChoice.DELTA,
     oversample: Annotated[int | None, typer.Option("--oversample", min=0, help="Columns kept beyond, for the sake of what is merged later. [default: as many as --num-factors]")] = None,
     max_bytes: Annotated[int | None, typer.Option("--max-bytes", min=1, help="Bytes of all bases together: each side gets as many factors as explain most in them, of its --num-factors and --oversample columns.")] = None,
+    augment: Annotated[int, typer.Option("--augment", min=0, help="Random directions added to each side, for learning by coefficients only from few adapters; without the columns of --oversample.")] = 0,
     same_base: Annotated[bool, typer.Option("--same-base", help="Adapters that name different base models belong to one all the same.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -60,11 +64,22 @@ def init(
     subspace = subspace_from_many(named, num_factors, energy, metric.value, oversample=oversample)
     if max_bytes is not None:
         subspace = within_bytes(subspace, max_bytes)
+    subspace = _augmented(subspace, augment)
     with writing(output), _made_whole(output) as unfinished:
         told = _told(reader, "writing", as_json=as_json)
         errors = {name: _write_task(unfinished, subspace, name, each) for name, each in told}
         _write_subspace(unfinished, subspace)
     _show(output, subspace, errors, as_json=as_json)
+
+
+def _augmented(subspace: "Subspace", num_random: int) -> "Subspace":
+    import torch
+
+    from share_dist.core.subspace import augment
+
+    if not num_random:
+        return subspace
+    return augment(subspace, num_random, torch.Generator().manual_seed(AUGMENT_SEED))
 
 
 class _Reader:

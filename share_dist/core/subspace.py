@@ -1,17 +1,20 @@
 """Factors to a basis and back: initialise, project, reconstruct."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from share_dist.core.linalg import thin_svd
 from share_dist.core.merge import merge
-from share_dist.core.temporary import fold
+from share_dist.core.temporary import fold, propose_temporary
 from share_dist.core.values import (
+    Basis,
     Coefficients,
     Factors,
     LayerCoefficients,
     LayerFactors,
+    LayerSubspace,
     LayerUpdate,
     Metric,
     SideUpdate,
@@ -116,6 +119,54 @@ def subspace_from_factors(
         for index, adapter in enumerate(factors)
     ]
     return merge(empty, {}, updates, num_factors=num_factors, energy=energy).subspace
+
+
+def augment(subspace: Subspace, num_random: int, generator: torch.Generator) -> Subspace:
+    """
+    Add random directions, orthogonal to the basis, that coefficients can use as they use principal factors.
+
+    A subspace of few adapters lacks what a new task needs; without temporary factors nothing else
+    could learn it. The directions have no energy, so that the next merge cuts what nobody used. The
+    oversampled tail is left out: energies never increase from column to column.
+
+    Args:
+        subspace: Whose bases.
+        num_random: Directions for each side.
+        generator: Decides which.
+
+    Returns:
+        The same version with ``k + num_random`` principal factors; coefficients of earlier tasks
+        have as many rows of zeros more.
+
+    Raises:
+        RankTooLarge: A side has no ``num_random`` directions left.
+
+    Source:
+        EigenLoRAx, section on low-resource use.
+
+    Examples:
+        >>> subspace = subspace_from_factors([{"q": LayerFactors(torch.eye(4)[:, :1], torch.eye(3)[:, :1])}])
+        >>> wider = augment(subspace, 2, torch.Generator().manual_seed(0))
+        >>> subspace.num_factors, wider.num_factors
+        (1, 3)
+    """
+
+    def wider(basis: Basis) -> Basis:
+        new = propose_temporary(basis.leading, num_random, generator)
+        energies = basis.energies[: basis.num_factors]
+        return replace(
+            basis,
+            vectors=torch.cat([basis.leading, new], dim=1),
+            energies=torch.cat([energies, energies.new_zeros(num_random)]),
+            num_factors=basis.num_factors + num_random,
+            cut_energy=basis.cut_energy + float(basis.energies[basis.num_factors :].sum()),
+        )
+
+    layers = {
+        name: LayerSubspace(*(wider(basis) for _, basis in layer))
+        for name, layer in subspace.layers.items()
+    }
+    return replace(subspace, layers=layers, digest="")
 
 
 def update_from_factors(

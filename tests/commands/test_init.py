@@ -173,3 +173,49 @@ def test_an_unknown_metric_is_refused(folder, tmp_path):
 def test_every_metric_can_be_chosen():
     """The command knows the metrics that the library knows."""
     assert tuple(choice.value for choice in MetricChoice) == METRICS
+
+
+def test_random_directions_are_added_for_learning_from_few(folder, tmp_path):
+    """Every side has so many more, orthogonal to its basis; no task loses by it, and everybody gets the same."""
+    plain = share_dist("init", folder, "-o", tmp_path / "plain", "-k", 4, "--json").json
+    for name in ("one", "two"):
+        ended = share_dist("init", folder, "-o", tmp_path / name, "-k", 4, "--augment", 3, "--json")
+        assert ended.code == 0, ended.text
+    assert ended.json["num_factors"] == 7
+    errors = {task["task"]: task["error"] for task in plain["tasks"]}
+    for task in ended.json["tasks"]:
+        assert task["error"] <= errors[task["task"]] + 1e-5
+    one, two = (load_subspace(tmp_path / name / "subspace.safetensors") for name in ("one", "two"))
+    for name, layer in one.layers.items():
+        for side, basis in layer:
+            gram = basis.leading.mT @ basis.leading
+            torch.testing.assert_close(gram, torch.eye(basis.num_factors), rtol=0, atol=1e-5)
+            assert torch.equal(basis.leading, two.layers[name][side].leading)
+
+
+def test_more_random_directions_than_there_are_features_are_refused(folder, tmp_path):
+    """The error says how many there may be, and nothing is written."""
+    ended = share_dist("init", folder, "-o", tmp_path / "out", "-k", 4, "--augment", 10**4)
+    assert ended.code != 0
+    assert "do not fit" in ended.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_starts_in_a_subspace(folder, tmp_path):
+    """Its side A spans the leading principal factors, its side B is zero; too large a rank is refused with the largest."""
+    share_dist("init", folder, "-o", tmp_path / "out", "-k", 4)
+    file = tmp_path / "out/subspace.safetensors"
+    ended = share_dist("lora-start", file, "-o", tmp_path / "lora", "-r", 3, "--json")
+    assert ended.code == 0, ended.text
+    subspace = load_subspace(file)
+    for name, pair in load_lora(tmp_path / "lora").factors.items():
+        leading = subspace.layers[name].a.leading[:, :3]
+        torch.testing.assert_close(pair.a * 3**0.5, leading)
+        assert not pair.b.any()
+    refused = share_dist("lora-start", file, "-o", tmp_path / "again", "-r", 5)
+    assert refused.code != 0
+    assert "at most 4" in refused.text
+    assert not (tmp_path / "again").exists()
+    taken = share_dist("lora-start", file, "-o", tmp_path / "lora")
+    assert taken.code != 0
+    assert "is there already" in taken.text
