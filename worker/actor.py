@@ -35,7 +35,7 @@ class WorkerConfig:
         workdir: Folder of all workers; the actor's own lies inside, under its worker id.
         options: How its loop behaves.
         num_threads: Cores that the actor owns.
-        timeout_seconds: How long the coordinator may be gone.
+        timeout_seconds: How long one call may take at first; where bytes need longer, it grows by itself.
         subspace: Which named one is learnt into.
         credentials: What the coordinator is shown; files as the actor's machine sees them. A
             token may stand in the actor's environment as well, and is never sent to it.
@@ -48,7 +48,7 @@ class WorkerConfig:
     workdir: str
     options: LoopOptions
     num_threads: int
-    timeout_seconds: float = 120.0
+    timeout_seconds: float = 20.0
     subspace: str = DEFAULT_SUBSPACE
     credentials: Credentials = field(default_factory=Credentials)
     report_to: tuple[str, ...] | None = None
@@ -84,6 +84,8 @@ class WorkerActor:
         self._listeners: list[Callable[[Mapping[str, Any]], None]] = [self._events.append]
         self._begun = time.monotonic()
         self._stop = threading.Event()
+        # threads beside the loop tell events as well, and what hears one may tell of another
+        self._telling = threading.RLock()
 
     @cached_property
     def _stream(self) -> TaskStream:
@@ -183,5 +185,6 @@ class WorkerActor:
             "time": round(time.time(), 3),
             **fields,
         }
-        for listener in self._listeners:
-            listener(said)
+        with self._telling:
+            for listener in self._listeners:
+                listener(said)

@@ -4,6 +4,7 @@ Checkpoints: what a worker that was killed needs to go on, one folder per task.
 ```
 tasks/movies/epoch.safetensors    the state of training: parameters, optimiser, best so far
 tasks/movies/update.safetensors   learnt: what will be pushed ...
+tasks/movies/factors.safetensors  ... and the same in no version's words, should the version be lost
 tasks/movies/update.json          ... under this update_id; written last, makes the former count
 tasks/movies/receipt.json         pushed: never trained or pushed again
 ```
@@ -13,8 +14,8 @@ Each file appears whole or not at all. Killed between ``update.json`` and
 coordinator knows: it is one push. Every file carries the digest of what the
 task is learnt from and how, so that a changed stream file is noticed. Beside
 every base version stands its digest: after a restore, or from another store,
-the same number may have another content. Files of release 0.1 have no digest,
-and keep states between two epochs only.
+the same number may have another content. Files of release 0.1 have no digest and no
+factors, and keep states between two epochs only.
 """
 
 import hashlib
@@ -24,6 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from torch import Tensor
 
 from share_dist.adapters.files import read_tensors, write_tensors
 from share_dist.core.values import TaskUpdate
@@ -78,28 +81,36 @@ class TaskCheckpoint:
         workdir: The worker's own folder.
         task_id: Which task.
         digest: Of the present lesson; see :func:`lesson_digest`.
+
+    Attributes:
+        folder: Its own.
+        task_id: Which task.
     """
 
     def __init__(self, workdir: Path, task_id: str, digest: str) -> None:
-        self._folder = workdir / "tasks" / quote(task_id, safe="")
-        self._task_id = task_id
+        self.folder = workdir / "tasks" / quote(task_id, safe="")
+        self.task_id = task_id
         self._digest = digest
 
     @property
     def _epoch(self) -> Path:
-        return self._folder / "epoch.safetensors"
+        return self.folder / "epoch.safetensors"
 
     @property
     def _payload(self) -> Path:
-        return self._folder / "update.safetensors"
+        return self.folder / "update.safetensors"
+
+    @property
+    def _factors(self) -> Path:
+        return self.folder / "factors.safetensors"
 
     @property
     def _update(self) -> Path:
-        return self._folder / "update.json"
+        return self.folder / "update.json"
 
     @property
     def _receipt(self) -> Path:
-        return self._folder / "receipt.json"
+        return self.folder / "receipt.json"
 
     def save_state(self, state: TrainingState, base_version: int, base_digest: str) -> None:
         """Keep a state of training, in place of an earlier one."""
@@ -144,8 +155,26 @@ class TaskCheckpoint:
             state = replace(state, best_tensors=state.tensors)
         return SavedState(state, description["base_version"], description.get("base_digest", ""))
 
+    @property
+    def has_update(self) -> bool:
+        """
+        Whether the task is learnt.
+
+        Raises:
+            StreamError: It belongs to another lesson.
+        """
+        return self._read_json(self._update) is not None
+
+    def save_factors(self, factors: Mapping[str, Tensor]) -> None:
+        """Keep what a finished update stands for; before the update itself."""
+        write_tensors(self._factors, factors, {"digest": self._digest})
+
+    def load_factors(self) -> dict[str, Tensor] | None:
+        """What a finished update stands for; None where an earlier release wrote it."""
+        return read_tensors(self._factors)[0] if self._factors.is_file() else None
+
     def save_update(self, update: TaskUpdate) -> None:
-        """Keep a finished update under its id, until it is pushed."""
+        """Keep a finished update under its id."""
         metadata, payload = update_to_record(update)
         write_file(self._payload, payload)
         self._write_json(
@@ -171,18 +200,17 @@ class TaskCheckpoint:
         payload = self._payload.read_bytes()
         if hashlib.sha256(payload).hexdigest() != description["sha256"]:
             raise StreamError(
-                f"{self._payload} is not what was written: delete {self._folder} to learn "
-                f"task {self._task_id!r} again",
+                f"{self._payload} is not what was written: delete {self.folder} to learn "
+                f"task {self.task_id!r} again",
                 path=str(self._payload),
-                task_id=self._task_id,
+                task_id=self.task_id,
             )
         update = update_from_record(description["update"], payload)
         return replace(update, base_digest=description.get("base_digest", ""))
 
-    def discard(self) -> None:
-        """Forget a task that must be learnt again."""
-        for path in (self._receipt, self._update, self._payload, self._epoch):
-            path.unlink(missing_ok=True)
+    def forget_pushed(self) -> None:
+        """Note that the coordinator no longer has the update."""
+        self._receipt.unlink(missing_ok=True)
 
     def save_pushed(self, update_id: str) -> None:
         """Note that the coordinator has the update."""
@@ -212,8 +240,8 @@ class TaskCheckpoint:
     def _require_same_lesson(self, description: Mapping[str, Any]) -> None:
         if description["digest"] != self._digest:
             raise StreamError(
-                f"{self._folder} holds task {self._task_id!r} as another stream file described it: "
+                f"{self.folder} holds task {self.task_id!r} as another stream file described it: "
                 "restore that file, or use another --workdir",
-                path=str(self._folder),
-                task_id=self._task_id,
+                path=str(self.folder),
+                task_id=self.task_id,
             )

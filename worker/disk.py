@@ -36,6 +36,7 @@ class Disk:
         self._emit = emit
         self._should_stop = should_stop
         self._is_full = False
+        self._lock = threading.Lock()
 
     def keep(self, write: Callable[[], None]) -> bool:
         """
@@ -82,8 +83,9 @@ class Disk:
         self._tell(is_full=True)
 
     def _tell(self, *, is_full: bool) -> None:
-        if is_full == self._is_full:
-            return
-        self._is_full = is_full
+        with self._lock:
+            if is_full == self._is_full:
+                return
+            self._is_full = is_full
         event = WorkerEvent.DISK_FULL if is_full else WorkerEvent.DISK_FREED
         self._emit(event, path=str(self._folder), free_bytes=self._free_bytes)

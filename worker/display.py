@@ -6,6 +6,7 @@ With ``--json`` every event is one line of JSON on standard output.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +20,10 @@ from worker.progress import WorkerEvent
 PROGRESS_SECONDS = 15.0
 """Where lines stay, a worker's steps are told at most this often."""
 
-_COLUMNS = ("worker", "task", "of", "doing", "step", "loss", "score", "version", "lag", "ETA")
+_COLUMNS = (
+    *("worker", "task", "of", "doing", "step", "loss", "score", "version", "lag", "ETA"),
+    "coordinator",
+)
 
 
 class ProgressDisplay:
@@ -73,7 +77,8 @@ class ProgressDisplay:
         if is_step and seconds - self._told_at[worker_id] < PROGRESS_SECONDS:
             return
         self._told_at[worker_id] = seconds
-        said = {"task": event.get("task_id", "")} | _cells(event)
+        cells = _cells(event)
+        said = cells if "coordinator" in cells else {"task": event.get("task_id", "")} | cells
         words = " ".join(f"{name} {text}" for name, text in said.items() if text)
         self.say(f"{seconds:7.1f} s  {worker_id}: {words}")
 
@@ -98,10 +103,25 @@ _DOING = {
 }
 """What says more than an event's name."""
 
+_COORDINATOR = {
+    WorkerEvent.COORDINATOR_AWAY.value: "away since {since}, updates waiting: {num_waiting}",
+    WorkerEvent.COORDINATOR_BACK.value: "back after {away_seconds:.0f} s, updates waiting: {num_waiting}",
+    WorkerEvent.UPDATE_PUSHED.value: "has {task_id}",
+    WorkerEvent.UPDATE_SET_ASIDE.value: "{state} {task_id}: {reason}",
+    WorkerEvent.UPDATE_LOST.value: "no longer has {task_id}: it is pushed again",
+    WorkerEvent.PUSH_POSTPONED.value: "does not take {task_id} for now: {reason}",
+    WorkerEvent.BASE_REFUSED.value: "no longer has version {base_version}: {task_id} is said in the newest",
+    WorkerEvent.LEASE_RENEWED.value: "gave lease {lease_epoch}",
+    WorkerEvent.MERGE_AWAITED.value: "has yet to merge: {num_pending}",
+}
+"""What goes on beside the training: it changes nothing else of a worker's line."""
+
 
 def _cells(event: Mapping[str, Any]) -> dict[str, str]:
     """The cells of a worker's line that one event changes."""
     name = event["event"]
+    if name in _COORDINATOR:
+        return {"coordinator": _COORDINATOR[name].format(**{**event, **_local_time(event)})}
     cells = {
         "doing": _DOING.get(name, name.replace("_", " ").removeprefix("task ")).format(**event)
     }
@@ -126,6 +146,13 @@ def _cells(event: Mapping[str, Any]) -> dict[str, str]:
         ):
             cells["version"] = str(event["version"])
     return cells
+
+
+def _local_time(event: Mapping[str, Any]) -> dict[str, str]:
+    """When something began, as a clock on the wall shows it."""
+    if "since" not in event:
+        return {}
+    return {"since": f"{datetime.fromisoformat(event['since']).astimezone():%H:%M:%S}"}
 
 
 def _score(event: Mapping[str, Any]) -> str:

@@ -1,15 +1,14 @@
-"""The heartbeat: a thread that keeps the lease while its worker trains."""
+"""The heartbeat: takes the lease and keeps it while its worker trains."""
 
-import contextlib
 import threading
 from collections.abc import Callable
-from types import TracebackType
 
-from typing_extensions import Self
-
-from share_dist.errors import LeaseExpired, TransportError
+from share_dist.core.values import Fingerprint
+from share_dist.errors import LeaseExpired
 from share_dist.wire.records import Lease
+from worker.contact import Contact
 from worker.ports import Coordinator
+from worker.progress import Emit, WorkerEvent
 
 BEATS_PER_LEASE = 3
 """A lease survives all but one of its heartbeats being lost."""
@@ -17,86 +16,88 @@ BEATS_PER_LEASE = 3
 
 class Heartbeat:
     """
-    Keeps a lease from when it is entered until it is left.
+    Registers, and keeps the lease for as long as the contact is open.
 
     ```
+    nobody answers                        tries again now and then; meanwhile there may be no lease
     lease 1 ends (the machine slept)      registers again once: lease 2
     lease 2 ends too                      somebody else registers under this worker's name:
-                                          gives up, and ``check`` raises
+                                          ends, and so does the worker
     ```
 
-    A heartbeat that succeeds clears the count. Transport errors are waited out:
-    the coordinator may be restarting, and the push will tell.
-
+    A heartbeat that succeeds clears the count.
 
     Args:
-        coordinator: Whose lease; registered already.
-        lease: What it answered.
-        on_renewed: Told of a lease that was taken anew.
+        contact: Through which is asked.
+        coordinator: Whose lease.
+        worker_id: Who registers.
+        fingerprint: On which model.
+        emit: Told of a lease that was taken anew.
+        on_version: Told the newest version with every answer.
     """
 
     def __init__(
         self,
+        contact: Contact,
         coordinator: Coordinator,
-        lease: Lease,
-        on_renewed: Callable[[Lease], None] = lambda _: None,
+        worker_id: str,
+        fingerprint: Fingerprint,
+        emit: Emit,
+        on_version: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self._contact = contact
         self._coordinator = coordinator
-        self._seconds = lease.duration_seconds / BEATS_PER_LEASE
-        self._on_renewed = on_renewed
+        self._who = worker_id, fingerprint
+        self._emit = emit
+        self._on_version = on_version
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
         self._has_just_renewed = False
-        self._error: LeaseExpired | None = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def register(self) -> None:
+        """Take the lease, unless there is one."""
+        with self._lock:
+            if self._lease is None:
+                self._lease = self._coordinator.register(*self._who)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def check(self) -> None:
+    def renew(self, lost: LeaseExpired) -> None:
         """
-        Raise what made the heartbeat give up, if anything did.
+        Register again, unless another thread has done so since.
 
-        Raises:
-            LeaseExpired: Another worker of the same name keeps taking the lease.
+        Args:
+            lost: What a call was refused with.
         """
-        if self._error is not None:
-            raise self._error
+        with self._lock:
+            assert self._lease is not None
+            if 0 < int(lost.lease_epoch) < self._lease.lease_epoch:
+                return
+            self._lease = self._coordinator.register(*self._who)
+            self._emit(WorkerEvent.LEASE_RENEWED, lease_epoch=self._lease.lease_epoch)
 
     def beat(self) -> None:
         """
-        Keep the lease now; register again when it has ended.
+        Keep the lease now; register where there is none, and again when it has ended.
 
         Raises:
             LeaseExpired: It has, twice in a row.
             TransportError: The coordinator does not answer.
         """
+        self.register()
         try:
-            self._coordinator.heartbeat()
-        except LeaseExpired:
+            self._on_version(self._coordinator.heartbeat().current_version)
+        except LeaseExpired as error:
             if self._has_just_renewed:
                 raise
             self._has_just_renewed = True
-            self._on_renewed(self._coordinator.register())
+            self.renew(error)
         else:
             self._has_just_renewed = False
 
-    def _run(self) -> None:
-        while self._error is None and not self._stopped.wait(self._seconds):
-            self._try_beat()
+    def run(self) -> None:
+        """Beat until the contact is closed."""
+        while not self._contact.wait(self._lease_seconds / BEATS_PER_LEASE):
+            self._contact.insist(self.beat)
 
-    def _try_beat(self) -> None:
-        with contextlib.suppress(TransportError):
-            try:
-                self.beat()
-            except LeaseExpired as error:
-                self._error = error
+    @property
+    def _lease_seconds(self) -> float:
+        return 0.0 if self._lease is None else self._lease.duration_seconds

@@ -1,5 +1,6 @@
 """The journal: what a worker notes of its tasks, on disk after every entry, and tells as events."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from worker.stream import TaskStream
 
 class Journal:
     """
-    The results of one worker.
+    The results of one worker; what notes and asks may be another thread than the loop's.
 
     Args:
         stream: Whose results.
@@ -35,6 +36,8 @@ class Journal:
         self.emit = emit
         self._disk = disk
         self._workdir = workdir
+        self._lock = threading.RLock()
+        self._task_ids = {task.id for task in stream.tasks}
         earlier = WorkerResults.load(workdir)
         if earlier is not None and not resume:
             raise StreamError(
@@ -50,8 +53,9 @@ class Journal:
 
     @property
     def learnt_ids(self) -> set[str]:
-        """Tasks whose training has ended."""
-        return {each.task_id for each in self.results.tasks if each.learnt is not None}
+        """Tasks of the stream whose training has ended."""
+        learnt = {each.task_id for each in self.results.tasks if each.learnt is not None}
+        return learnt & self._task_ids
 
     def of(self, task_id: str) -> TaskResult:
         """What is noted of a task that was begun."""
@@ -61,12 +65,14 @@ class Journal:
 
     def put(self, result: TaskResult) -> None:
         """Note a task's result, in place of an earlier one."""
-        self.results = self.results.with_task(result)
-        self._disk.insist(lambda: self.results.save(self._workdir))
+        with self._lock:
+            self.results = self.results.with_task(result)
+            self._disk.insist(lambda: self.results.save(self._workdir))
 
     def amend(self, task_id: str, **fields: object) -> None:
         """Note more of a task."""
-        self.put(self.of(task_id).model_copy(update=fields))
+        with self._lock:
+            self.put(self.of(task_id).model_copy(update=fields))
 
     def note_learnt(
         self, update: TaskUpdate, scores: Scores, best_epoch: int, seconds: dict[str, float]
@@ -99,8 +105,9 @@ class Journal:
 
     def note_scored(self, task_id: str, version: int, num_learnt: int, scores: Scores) -> None:
         """A task's score under a version, when so many tasks of the worker were learnt."""
-        result = self.of(task_id)
-        self.put(result.scored(version, num_learnt, scores.main, scores.to_dict()))
+        with self._lock:
+            result = self.of(task_id)
+            self.put(result.scored(version, num_learnt, scores.main, scores.to_dict()))
 
 
 class Due:

@@ -21,6 +21,7 @@ from worker.moving import Move, moved
 from worker.objective import Scores, pack_head
 from worker.prepared import PreparedTask, frozen_baseline, prepare
 from worker.progress import Emit, WorkerEvent
+from worker.restating import factors_of
 from worker.results import TaskResult
 from worker.rows import DrawnRows
 from worker.stream import Task, TaskStream
@@ -46,7 +47,7 @@ class Learner:
         disk: Writes checkpoints.
         load: Brings the rows of a task.
         before_step: Called before every step; raises to stop training there.
-        newer: Asked between two epochs for a version newer than this number; never waits.
+        newer: Asked between two epochs for another version than the one held; never waits.
         compare: Also train each task's own LoRA.
         newest: Tells the newest version that is known of.
     """
@@ -57,7 +58,7 @@ class Learner:
     disk: Disk
     load: Callable[[Task, Path], DrawnRows]
     before_step: Callable[[], None]
-    newer: Callable[[int], Subspace | None] = lambda _: None
+    newer: Callable[[], Subspace | None] = lambda: None
     compare: bool = False
     newest: Callable[[], int] = lambda: 0
     _prepared: dict[str, PreparedTask] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class Learner:
         injected: InjectedModel,
         checkpoint: TaskCheckpoint,
         begin: Callable[[], TrainingState | None],
-    ) -> TaskUpdate:
+    ) -> None:
         """
         Learn a task, and keep its update in the checkpoint.
 
@@ -102,6 +103,7 @@ class Learner:
         laps.end("score")
         update = self._make_update(prepared, injected, head, scores)
         self.journal.note_learnt(update, scores, state.best_epoch, laps.seconds)
+        self.disk.insist(lambda: checkpoint.save_factors(factors_of(update, injected.subspace)))
         self.disk.insist(lambda: checkpoint.save_update(update))
         self.journal.emit(
             WorkerEvent.TASK_LEARNT,
@@ -110,7 +112,6 @@ class Learner:
             score=scores.main,
             best_epoch=state.best_epoch,
         )
-        return update
 
     def evaluate(self, prepared: PreparedTask, head: nn.Module) -> Scores:
         """Score a head on a task's test rows, with whatever is active in the backbone."""
@@ -185,7 +186,7 @@ class Learner:
     def _move(self, task: Task, injected: InjectedModel, state: TrainingState) -> Move | None:
         """Go on in the newest version that is at hand."""
         old = injected.subspace
-        new = self.newer(old.version)
+        new = self.newer()
         if new is None:
             return None
         injected.use_subspace(new)

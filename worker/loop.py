@@ -1,27 +1,25 @@
 """
-The loop of one worker: pull, train, push, follow the new version, score its own old tasks again.
+The loop of one worker: learn task after task, and score the old ones under the newest version.
 
 ```
-movies    pull 0   train   push -> pending      (tweets of another worker is merged: 1)
-          merged in version 2, lag 1            movies is now said in version 2
-author    pull 2   train   push -> merged in 4  movies is scored as the coordinator serves it
+movies    learn in 0        put into the outbox
+tweets    learn in 0        movies is pushed and merged: 1 (of another worker: 2)
+          ... in 2          an epoch has ended, and 2 was at hand
+author    movies is scored as 2 has it; learn in 2 ...
 ```
 
-It never waits for another worker. It takes its ports as arguments and knows
-neither gRPC nor Ray; after every step it can be killed, and goes on from its
-checkpoints.
+It waits neither for another worker nor for the coordinator. It takes its ports as arguments and
+knows neither gRPC nor Ray; after every step it can be killed, and goes on from its checkpoints.
 """
 
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from share_dist.adapters import InjectedModel, inject
-from share_dist.core.values import Subspace, TaskUpdate
-from share_dist.errors import VersionError
+from share_dist.core.values import Subspace
 from share_dist.wire.records import PulledTask
 from worker.backbone import Backbone
 from worker.checkpoint import TaskCheckpoint, lesson_digest
@@ -31,6 +29,7 @@ from worker.journal import Journal
 from worker.learner import Learner
 from worker.objective import unpack_head
 from worker.ports import Coordinator
+from worker.prefetch import Edition
 from worker.progress import Emit, WorkerEvent, silent
 from worker.results import WorkerResults
 from worker.rows import DrawnRows
@@ -51,13 +50,13 @@ class LoopOptions:
     Args:
         compare: Also train each task's own LoRA.
         resume: Go on from earlier work in the folder; without it, earlier work is an error.
-        merge_patience_seconds: How long to wait for a version that has the
-            update that was just pushed, before going on without it.
+        in_sequence: Begin each task in a version that holds all earlier ones, and wait for it: to
+            measure what tasks learn from each other, whatever that costs in time.
     """
 
     compare: bool = False
     resume: bool = False
-    merge_patience_seconds: float = 20.0
+    in_sequence: bool = False
 
 
 @dataclass
@@ -109,139 +108,93 @@ class TaskLoop:
 
     def run(self) -> WorkerResults:
         """
-        Learn every task of the stream that is not learnt yet.
+        Learn every task of the stream that is not learnt yet, and push what is learnt.
 
         Raises:
             Stopped: It was told to.
             LeaseExpired: Another worker of this name took over.
             TrainingDiverged, StreamError: A task cannot be learnt.
-            TransportError: The coordinator was gone for too long.
+            CoordinatorUnreachable: No coordinator has ever answered.
+            ShareError: The coordinator will not have an update, or this worker.
         """
-        with self._registered() as self._exchange, self._pulled() as self._injected:
+        with self._joined() as self._exchange, self._injection() as self._injected:
             self._tell(WorkerEvent.STARTED)
             for index, task in enumerate(self.stream.tasks):
-                self._take(index, task)
+                self._follow(self._next_edition(), index)
+                self._take(task)
+            self._exchange.outbox.wait_empty(self._exchange.check)
             self._tell(WorkerEvent.FINISHED)
         return self.results
 
     def rescore(self) -> WorkerResults:
-        """Score every own task under the newest version, where that is not its last score's."""
-        with self._registered() as self._exchange, self._pulled() as self._injected:
-            self._follow(len(self.stream.tasks), unscored=())
+        """
+        Score every own task under the newest version, where that is not its last score's.
+
+        Raises:
+            Stopped: It was told to.
+            ShareError: As ``run`` does.
+        """
+        with self._joined() as self._exchange, self._injection() as self._injected:
+            for checkpoint in map(self._checkpoint, self.stream.tasks):
+                if checkpoint.has_update:
+                    self._exchange.outbox.put(checkpoint)
+            self._follow(self._exchange.settle(), len(self.stream.tasks))
         return self.results
 
-    def _registered(self) -> Exchange:
-        fingerprint = self.backbone.fingerprint()
-        return Exchange(self.coordinator, self.stream.worker_id, fingerprint, self.emit)
+    def _joined(self) -> Exchange:
+        return Exchange(
+            self.coordinator,
+            self.backbone.fingerprint(),
+            self._journal,
+            self._disk,
+            self.workdir,
+            self._stop_if_told,
+            is_resumed=self.options.resume,
+        )
 
-    def _pulled(self) -> InjectedModel:
-        return inject(self.backbone.model, self._exchange.pull())
+    def _injection(self) -> InjectedModel:
+        return inject(self.backbone.model, self._exchange.start)
 
-    def _take(self, index: int, task: Task) -> None:
-        """Bring one task to where it is pushed and followed, whatever of that is done already."""
-        checkpoint = TaskCheckpoint(self.workdir, task.id, lesson_digest(self.stream, task))
-        update_id = checkpoint.pushed_update_id()
-        if update_id is None:
-            update = checkpoint.load_update() or self._learn(task, checkpoint)
-            update_id = self._push(update, checkpoint)
-        self._exchange.wait_merged(update_id, self.options.merge_patience_seconds, self.should_stop)
-        self._follow(index + 1, unscored=(task.id,))
+    def _checkpoint(self, task: Task) -> TaskCheckpoint:
+        return TaskCheckpoint(self.workdir, task.id, lesson_digest(self.stream, task))
 
-    def _learn(self, task: Task, checkpoint: TaskCheckpoint) -> TaskUpdate:
-        def begin() -> TrainingState | None:
-            return self._begin(checkpoint)
+    def _next_edition(self) -> Edition:
+        return self._exchange.settle() if self.options.in_sequence else self._exchange.newest()
 
-        return self._learner.learn(task, self._injected, checkpoint, begin)
+    def _take(self, task: Task) -> None:
+        """Bring one task into the outbox, whatever of that is done already."""
+        checkpoint = self._checkpoint(task)
+        if not checkpoint.has_update:
+            self._learner.learn(task, self._injected, checkpoint, lambda: self._begin(checkpoint))
+            self._injected.drop_task(task.id)
+        self._exchange.outbox.put(checkpoint)
 
     def _begin(self, checkpoint: TaskCheckpoint) -> TrainingState | None:
         """Go on in the version of the checkpoint, or begin in the newest."""
         saved = checkpoint.load_state()
         if saved is not None:
-            subspace = self._exchange.pull_older(saved.base_version, saved.base_digest)
+            subspace = self._exchange.older(saved.base_version, saved.base_digest)
             if subspace is not None:
                 self._injected.use_subspace(subspace)
                 return saved.state
-        self._injected.use_subspace(self._exchange.pull())
+        self._injected.use_subspace(self._exchange.newest().subspace)
         return None
 
-    def _push(self, update: TaskUpdate, checkpoint: TaskCheckpoint) -> str:
-        """Push until the coordinator has it, and note so."""
-        if not update.base_digest:
-            self.emit(
-                WorkerEvent.BASE_UNCHECKED,
-                task_id=update.task_id,
-                base_version=update.base_version,
-            )
-        try:
-            receipt = self._exchange.push(update)
-        except VersionError as error:
-            self.emit(
-                WorkerEvent.BASE_REFUSED,
-                task_id=update.task_id,
-                base_version=update.base_version,
-                reason=error.message,
-            )
-            update = self._in_newest_version(update, checkpoint)
-            receipt = self._exchange.push(update)
-        self._disk.insist(lambda: checkpoint.save_pushed(update.update_id))
-        self._journal.amend(
-            update.task_id,
-            update_id=update.update_id,
-            base_version=update.base_version,
-            state=receipt.state.value,
-        )
-        self.emit(
-            WorkerEvent.UPDATE_PUSHED,
-            task_id=update.task_id,
-            update_id=update.update_id,
-            base_version=update.base_version,
-            state=receipt.state.value,
-        )
-        return update.update_id
+    def _newer(self) -> Subspace | None:
+        newest = self._exchange.newest().subspace
+        return None if _is_same(newest, self._injected.subspace) else newest
 
-    def _in_newest_version(self, update: TaskUpdate, checkpoint: TaskCheckpoint) -> TaskUpdate:
-        """
-        Say a task in the newest version, under a new id, as its own base version is not there.
-
-        A worker that was started anew does not hold the task, and learns it again.
-        """
-        task = next(each for each in self.stream.tasks if each.id == update.task_id)
-        if update.task_id not in self._injected.task_ids:
-            checkpoint.discard()
-            return self._learn(task, checkpoint)
-        self._injected.use_subspace(self._exchange.pull())
-        rebased = replace(
-            update,
-            update_id=uuid.uuid4().hex,
-            base_version=self._injected.subspace.version,
-            base_digest=self._injected.subspace.digest,
-            layers=self._injected.layer_updates(update.task_id),
-        )
-        self._disk.insist(lambda: checkpoint.save_update(rebased))
-        return rebased
-
-    def _follow(self, num_learnt: int, unscored: Sequence[str]) -> None:
-        """Take the newest version, with own tasks as the coordinator serves them, and score these."""
-        merged = self._exchange.merged_tasks(self._own_ids())
-        pulled = self._exchange.pull_tasks(sorted(merged), self._injected.subspace)
-        subspace = next((each.subspace for each in pulled.values()), None)
-        self._injected.use_subspace(
-            subspace or self._exchange.pull(),
-            {task_id: each.coefficients for task_id, each in pulled.items()},
-        )
+    def _follow(self, edition: Edition, num_learnt: int) -> None:
+        """Take up a version, and score own tasks as the coordinator serves them in it."""
+        self._injected.use_subspace(edition.subspace)
         self.emit(
             WorkerEvent.VERSION_FOLLOWED,
-            version=self._injected.subspace.version,
-            task_ids=sorted(pulled),
+            version=edition.subspace.version,
+            task_ids=sorted(edition.tasks),
         )
-        for task_id, each in pulled.items():
-            self._journal.note_merged(each.summary)
-            if task_id not in unscored:
-                self._score_again(each, num_learnt)
-        self._injected.activate(None)
-
-    def _own_ids(self) -> set[str]:
-        return {task.id for task in self.stream.tasks} & self._journal.learnt_ids
+        for pulled in edition.tasks.values():
+            self._journal.note_merged(pulled.summary)
+            self._score_again(pulled, num_learnt)
 
     def _score_again(self, pulled: PulledTask, num_learnt: int) -> None:
         task_id, version = pulled.summary.task_id, pulled.subspace.version
@@ -249,9 +202,10 @@ class TaskLoop:
             return
         task = next(each for each in self.stream.tasks if each.id == task_id)
         prepared = self._learner.prepare(task)
+        self._injected.set_coefficients(task_id, pulled.coefficients)
         self._injected.activate(task_id)
-        head = unpack_head(pulled.head, self.backbone)
-        scores = self._learner.evaluate(prepared, head)
+        scores = self._learner.evaluate(prepared, unpack_head(pulled.head, self.backbone))
+        self._injected.drop_task(task_id)
         self._journal.note_scored(task_id, version, num_learnt, scores)
         self.emit(
             WorkerEvent.TASK_RESCORED,
@@ -263,14 +217,13 @@ class TaskLoop:
             drift=pulled.summary.cumulative_drift,
         )
 
-    def _newer(self, version: int) -> Subspace | None:
-        return self._exchange.newer(version)
-
     def _before_step(self) -> None:
-        if self.should_stop():
-            self._tell(WorkerEvent.STOPPED)
-            raise Stopped
         self._exchange.check()
+
+    def _stop_if_told(self) -> None:
+        if self.should_stop():
+            self.emit(WorkerEvent.STOPPED)
+            raise Stopped
 
     def _tell(self, event: WorkerEvent) -> None:
         self.emit(
@@ -280,3 +233,9 @@ class TaskLoop:
             device=str(self.backbone.device),
             num_threads=torch.get_num_threads(),
         )
+
+
+def _is_same(one: Subspace, other: Subspace) -> bool:
+    """Whether two versions are the same; by number alone where a digest is not known."""
+    is_other = "" not in {one.digest, other.digest} and one.digest != other.digest
+    return one.version == other.version and not is_other

@@ -25,7 +25,14 @@ class VersionWatch(Protocol):
 
 
 class Coordinator(Protocol):
-    """What a worker asks of a coordinator; ``share_dist.client.ShareClient`` is one."""
+    """
+    What a worker asks of a coordinator; ``share_dist.client.ShareClient`` is one.
+
+    Attributes:
+        timeout_seconds: How long a call may take; a worker for whose bytes that is too short gives more.
+    """
+
+    timeout_seconds: float
 
     def register(
         self, worker_id: str | None = None, fingerprint: Fingerprint | None = None
@@ -47,8 +54,8 @@ class Coordinator(Protocol):
         """Send an update."""
         ...
 
-    def watch(self, after_version: int | None = None) -> VersionWatch:
-        """Follow versions."""
+    def watch(self, after_version: int | None = None, *, after_digest: str = "") -> VersionWatch:
+        """Follow versions; without a number those after the current one."""
         ...
 
     def tasks(self) -> list[TaskSummary]:

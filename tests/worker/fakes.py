@@ -9,7 +9,13 @@ from datetime import datetime, timezone
 from share_dist.core.merge import merge
 from share_dist.core.metrics import update_bytes
 from share_dist.core.values import MergedTask, Subspace
-from share_dist.errors import LeaseExpired, UnknownTask, VersionCompacted
+from share_dist.errors import (
+    BaseVersionTooOld,
+    LeaseExpired,
+    UnknownTask,
+    VersionCompacted,
+    VersionMismatch,
+)
 from share_dist.wire.records import (
     Lease,
     PulledTask,
@@ -56,6 +62,7 @@ class FakeCoordinator:
     """
 
     def __init__(self):
+        self.timeout_seconds = 10.0
         self.fingerprint = None
         self.versions = {}
         self.merged: dict[str, MergedTask] = {}
@@ -98,7 +105,7 @@ class FakeCoordinator:
     def _require_lease(self):
         if self.expired:
             self.expired -= 1
-            raise LeaseExpired("the lease has ended: register again")
+            raise LeaseExpired("the lease has ended: register again", lease_epoch=self.lease_epoch)
 
     def register(self, worker_id=None, fingerprint=None):
         self._reach("register", "before")
@@ -129,6 +136,7 @@ class FakeCoordinator:
         self._reach("push", "before")
         if update.update_id not in self.updates:
             self._require_lease()
+            self._require_base(update)
             with self.changed:
                 self.updates[update.update_id] = update
                 if not self.is_holding:
@@ -136,6 +144,13 @@ class FakeCoordinator:
         self._reach("push", "after")
         state = UpdateState.MERGED if update.update_id in self.merged_in else UpdateState.PENDING
         return Receipt(update.update_id, state)
+
+    def _require_base(self, update):
+        base = self.versions.get(update.base_version)
+        if base is None:
+            raise BaseVersionTooOld("no longer kept: pull, rebase, push again")
+        if update.base_digest not in {"", base.digest}:
+            raise VersionMismatch("this version is another one here")
 
     def merge_pending(self) -> None:
         pending = [each for key, each in self.updates.items() if key not in self.merged_in]
@@ -158,8 +173,8 @@ class FakeCoordinator:
             )
             self.changed.notify_all()
 
-    def watch(self, after_version=None):
-        return FakeWatch(self, after_version)
+    def watch(self, after_version=None, *, after_digest=""):
+        return FakeWatch(self, self.current.version if after_version is None else after_version)
 
     def tasks(self):
         self._reach("tasks", "before")

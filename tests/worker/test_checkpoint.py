@@ -111,7 +111,7 @@ def test_a_write_that_fails_leaves_what_was_there(checkpoint, monkeypatch):
         checkpoint.save_state(state(2, 1), 5, DIGEST)
     monkeypatch.undo()
     assert checkpoint.load_state().state.epochs_done == 1
-    assert len(list(checkpoint._folder.iterdir())) == 1
+    assert len(list(checkpoint.folder.iterdir())) == 1
 
 
 def test_a_damaged_update_is_noticed(checkpoint):
@@ -133,14 +133,20 @@ def test_another_lesson_is_noticed(checkpoint, tmp_path):
             read()
 
 
-def test_discard_forgets_all(checkpoint):
-    """After discard a task is as if it had never been begun; again is no error."""
+def test_what_an_update_stands_for_comes_back(checkpoint):
+    """Factors are read as they were written, and are missing where an earlier release wrote none."""
+    assert checkpoint.load_factors() is None
+    checkpoint.save_factors({"q/a": torch.ones(4, 3)})
+    assert torch.equal(checkpoint.load_factors()["q/a"], torch.ones(4, 3))
+
+
+def test_a_receipt_can_be_taken_back(checkpoint):
+    """A push that the coordinator no longer knows has no receipt, and its update is there still."""
     checkpoint.save_update(update())
     checkpoint.save_pushed("u1")
-    checkpoint.discard()
-    checkpoint.discard()
-    assert checkpoint.load_update() is None
+    checkpoint.forget_pushed()
     assert checkpoint.pushed_update_id() is None
+    assert checkpoint.has_update
 
 
 def test_receipts_are_plain_json(checkpoint):

@@ -1,5 +1,6 @@
 import io
 import json
+from datetime import datetime
 
 import pytest
 from rich.console import Console
@@ -84,6 +85,29 @@ def test_the_table_shows_where_every_worker_is():
         assert cell in north
     for cell in ("tweets", "0.900", "rescored", "4", "1"):
         assert cell in south
+
+
+def test_an_absence_stays_in_the_line_while_training_goes_on():
+    """Since when the coordinator is away and how many updates wait is there beside the step, until it is back."""
+    away = {"event": "coordinator_away", "worker_id": "north", "since": "2026-01-01T12:00:00+00:00"}
+    away |= {"num_waiting": 2, "reason": "nobody answers", "seconds": 11.0}
+    back = {"event": "coordinator_back", "worker_id": "north", "seconds": 12.0}
+    back |= {"away_seconds": 3600.0, "num_waiting": 2}
+    clock = f"{datetime.fromisoformat(away['since']).astimezone():%H:%M:%S}"
+    text = io.StringIO()
+    console = Console(file=text, width=200, force_terminal=False)
+    with ProgressDisplay(["north"], as_json=False, console=console) as display:
+        display.show([EVENTS[0], away, EVENTS[1]])
+        console.print(display.table())
+        display.show([back])
+        console.print(display.table())
+    said, between, after = text.getvalue().partition("back after 3600 s")
+    assert f"north: coordinator away since {clock}, updates waiting: 2" in said
+    row = next(line for line in said.splitlines() if "| north" in line or "│ north" in line)
+    assert "5/81" in row
+    assert f"away since {clock}, updates waiting: 2" in row
+    assert between
+    assert "away" not in after
 
 
 def test_json_is_one_event_a_line(capsys):

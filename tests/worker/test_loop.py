@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import threading
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 
 from share_dist.errors import (
     BaseVersionTooOld,
-    CoordinatorUnreachable,
     LeaseExpired,
     StreamError,
     WorkerError,
@@ -53,7 +53,7 @@ def make_loop(tmp_path, backbone, coordinator):
             backbone,
             coordinator,
             tmp_path / workdir / stream.worker_id,
-            LoopOptions(**{"merge_patience_seconds": 5.0, **options}),
+            LoopOptions(**options),
             emit or Recorder(),
             should_stop,
         )
@@ -64,23 +64,25 @@ def make_loop(tmp_path, backbone, coordinator):
 def test_learns_pushes_and_rescores_every_task(make_loop, make_stream, coordinator, tmp_path):
     """A stream of three tasks ends with three merged updates and every old task scored under each version."""
     recorder = Recorder()
-    results = make_loop(make_stream("mood", "food", "motion"), recorder).run()
+    loop = make_loop(make_stream("mood", "food", "motion"), recorder, in_sequence=True)
+    loop.run()
+    results = loop.rescore()
     assert set(coordinator.merged) == {"mood", "food", "motion"}
     assert [update.base_version for update in coordinator.updates.values()] == [0, 1, 2]
     mood = results.task("mood")
-    assert [(each.version, each.after) for each in mood.history] == [(2, 2), (3, 3)]
+    assert [(each.version, each.after) for each in mood.history] == [(1, 1), (2, 2), (3, 3)]
     assert mood.final_version == 3
     assert mood.learnt > mood.majority
     # nothing was truncated, so what is served is what was learnt
     assert mood.final == pytest.approx(mood.learnt, abs=0.05)
     assert mood.adapter_bytes < mood.lora_bytes
-    assert results.task("motion").history == ()
+    assert [each.version for each in results.task("motion").history] == [3]
     assert all(not update.head.label_names for update in coordinator.updates.values())
     assert len(recorder.named(WorkerEvent.FINISHED)) == 1
     saved = json.loads((tmp_path / "work/north/results.json").read_text())
     assert [len(row) for row in saved["accuracy_matrix"]] == [3, 3, 3]
     assert saved["scores"]["average_accuracy"] == pytest.approx(
-        (mood.final + results.task("food").final + results.task("motion").learnt) / 3
+        sum(each.final for each in results.tasks) / 3
     )
 
 
@@ -97,7 +99,7 @@ def test_an_update_that_is_not_merged_yet_does_not_hold_up_the_stream(
 ):
     """A worker goes on to its next task when no version takes its update in."""
     coordinator.is_holding = True
-    results = make_loop(make_stream("mood", "food"), merge_patience_seconds=0.0).run()
+    results = make_loop(make_stream("mood", "food")).run()
     assert [each.base_version for each in results.tasks] == [0, 0]
     coordinator.merge_pending()
     results = make_loop(make_stream("mood", "food"), resume=True).rescore()
@@ -124,7 +126,7 @@ def test_a_version_that_comes_while_a_task_is_trained_is_gone_on_in(
     def merge_once(event):
         if event is WorkerEvent.TASK_PROGRESSED and not coordinator.updates:
             coordinator.push(other)
-            wait_until(lambda: loop._exchange._prefetch._ready is not None)
+            wait_until(lambda: loop._exchange._prefetch._edition.subspace.version == 1)
 
     together = loop.run()
     (moved,) = recorder.named(WorkerEvent.MOVED)
@@ -210,49 +212,49 @@ def test_a_task_killed_in_the_middle_ends_as_if_it_had_not_been(
 def test_resumes_in_the_version_of_its_checkpoint(make_loop, make_stream, coordinator):
     """A task that was begun on version 0 goes on there, although a newer version exists by then."""
     stream = make_stream("mood")
-
-    def late(event, fields):
-        return event is WorkerEvent.TASK_PROGRESSED and fields["step"] == fields["num_steps"]
-
     with pytest.raises(Killed):
         make_loop(stream, Recorder(late)).run()
     make_loop(make_stream("food", worker_id="south")).run()
-    results = make_loop(stream, resume=True).run()
-    assert (results.task("mood").base_version, results.task("mood").lag) == (0, 1)
+    loop = make_loop(stream, resume=True)
+    loop.run()
+    mood = loop.rescore().task("mood")
+    assert (mood.base_version, mood.lag) == (0, 1)
 
 
-def test_starts_anew_when_the_version_of_its_checkpoint_is_gone(
+def late(event, fields):
+    return event is WorkerEvent.TASK_PROGRESSED and fields["step"] == fields["num_steps"]
+
+
+def test_goes_on_in_a_version_that_the_coordinator_no_longer_has(
     make_loop, make_stream, coordinator
 ):
-    """With its base version compacted away, a half-trained task begins again on the newest."""
+    """With its base version gone or another one there, a half-trained task goes on, and is said in the newest."""
     stream = make_stream("mood")
-
-    def late(event, fields):
-        return event is WorkerEvent.TASK_PROGRESSED and fields["step"] == fields["num_steps"]
-
     with pytest.raises(Killed):
         make_loop(stream, Recorder(late)).run()
     make_loop(make_stream("food", worker_id="south")).run()
     coordinator.forget(0)
-    assert make_loop(stream, resume=True).run().task("mood").base_version == 1
+    recorder = Recorder()
+    mood = make_loop(stream, recorder, resume=True).run().task("mood")
+    assert recorder.named(WorkerEvent.TASK_STARTED)[0]["resumed_epochs"] == 1
+    assert recorder.named(WorkerEvent.BASE_REFUSED)[0]["base_version"] == 0
+    assert mood.base_version == 1
 
 
-def test_starts_anew_when_the_version_of_its_checkpoint_is_another_one(
-    make_loop, make_stream, coordinator
+def test_starts_anew_when_nobody_has_the_version_of_its_checkpoint(
+    make_loop, make_stream, coordinator, tmp_path
 ):
-    """Where the number of its base version has another content now, a half-trained task begins again."""
+    """With its base version neither on disk nor at the coordinator, a half-trained task begins again on the newest."""
     stream = make_stream("mood")
-
-    def late(event, fields):
-        return event is WorkerEvent.TASK_PROGRESSED and fields["step"] == fields["num_steps"]
-
     with pytest.raises(Killed):
         make_loop(stream, Recorder(late)).run()
-    coordinator.versions[0] = dataclasses.replace(coordinator.versions[0], digest="0" * 64)
+    make_loop(make_stream("food", worker_id="south")).run()
+    coordinator.forget(0)
+    shutil.rmtree(tmp_path / "work/north/versions")
     recorder = Recorder()
-    make_loop(stream, recorder, resume=True).run()
+    mood = make_loop(stream, recorder, resume=True).run().task("mood")
     assert recorder.named(WorkerEvent.TASK_STARTED)[0]["resumed_epochs"] == 0
-    assert [each.base_digest for each in coordinator.updates.values()] == ["0" * 64]
+    assert mood.base_version == 1
 
 
 def test_an_update_without_a_digest_is_pushed_unchecked_and_told(
@@ -277,24 +279,35 @@ def test_an_update_without_a_digest_is_pushed_unchecked_and_told(
 def test_says_its_task_in_the_newest_version_when_its_own_is_refused(
     make_loop, make_stream, coordinator
 ):
-    """An update whose base version is too old is rebased and pushed under a new id."""
-    coordinator.fail("push", "before", BaseVersionTooOld("too old", current_version=1))
-    make_loop(make_stream("mood")).run()
-    assert len(coordinator.updates) == 1
-    assert coordinator.calls["push"] == 2
-
-
-def test_learns_anew_what_cannot_be_rebased(make_loop, make_stream, coordinator):
-    """A restarted worker whose finished update is too old to merge trains the task again."""
+    """An update whose base version is not there any more is said in the newest, untrained, and pushed under a new id."""
     stream = make_stream("mood")
     coordinator.fail("push", "before", Killed())
     with pytest.raises(Killed):
         make_loop(stream).run()
     coordinator.fail("push", "before", BaseVersionTooOld("too old", current_version=1))
     recorder = Recorder()
-    make_loop(stream, recorder, resume=True).run()
-    assert len(recorder.named(WorkerEvent.TASK_STARTED)) == 1
-    assert set(coordinator.merged) == {"mood"}
+    loop = make_loop(stream, recorder, resume=True)
+    learnt = loop.run().task("mood").learnt
+    (refused,) = recorder.named(WorkerEvent.BASE_REFUSED)
+    assert (refused["task_id"], refused["base_version"]) == ("mood", 0)
+    assert not recorder.named(WorkerEvent.TASK_STARTED)
+    assert list(coordinator.updates) == [loop.results.task("mood").update_id]
+    assert loop.rescore().task("mood").final == pytest.approx(learnt, abs=0.05)
+
+
+def test_what_an_earlier_release_learnt_on_a_lost_version_is_an_error(
+    make_loop, make_stream, coordinator, tmp_path
+):
+    """Without the factors that later releases keep, the error names the task and the folder to delete."""
+    stream = make_stream("mood")
+    coordinator.fail("push", "before", Killed())
+    with pytest.raises(Killed):
+        make_loop(stream).run()
+    (tmp_path / "work/north/tasks/mood/factors.safetensors").unlink()
+    coordinator.fail("push", "before", BaseVersionTooOld("too old", current_version=1))
+    with pytest.raises(StreamError, match=r"delete .*tasks/mood to learn it again") as caught:
+        make_loop(stream, resume=True).run()
+    assert caught.value.task_id == "mood"
 
 
 def test_registers_again_once_when_its_lease_has_ended(make_loop, make_stream, coordinator):
@@ -419,15 +432,6 @@ def test_the_model_is_left_as_it_was(make_loop, make_stream, backbone):
     after = backbone.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(module._forward_hooks for module in backbone.model.modules())
-
-
-def test_a_gone_coordinator_is_raised(make_loop, make_stream, coordinator):
-    """A push that no coordinator answers ends the loop; resumed, it pushes what it has."""
-    coordinator.fail("push", "before", CoordinatorUnreachable("nobody answers"))
-    with pytest.raises(CoordinatorUnreachable):
-        make_loop(make_stream("mood")).run()
-    make_loop(make_stream("mood"), resume=True).run()
-    assert set(coordinator.merged) == {"mood"}
 
 
 def test_compare_trains_a_lora_of_its_own(make_loop, make_stream):

@@ -7,7 +7,7 @@ import pytest
 from share_dist.core.values import Subspace
 from share_dist.errors import VersionMismatch
 from share_dist.wire.records import UpdateState
-from tests.coordinator.support import client_of, make_config, make_update, running
+from tests.coordinator.support import client_of, make_config, make_update, running, wait_until
 from worker.checkpoint import TaskCheckpoint, lesson_digest
 from worker.loop import LoopOptions, TaskLoop
 from worker.progress import WorkerEvent
@@ -51,10 +51,10 @@ def learn(stream, backbone, address, workdir, **options):
     return [fields for event, fields in events if event is WorkerEvent.BASE_REFUSED]
 
 
-def test_what_was_learnt_on_another_store_is_refused_and_learnt_anew(
+def test_what_was_learnt_on_another_store_is_refused_and_said_anew(
     addresses, backbone, make_stream, tmp_path
 ):
-    """Killed before its push and started before another store, a worker says its version's digest, is refused, and learns again."""
+    """Killed before its push and started before another store, a worker says its version's digest, is refused, and says the same in that store's version."""
     stream, workdir = make_stream("mood"), tmp_path / "work"
     one, two = addresses
     learn(stream, backbone, one, workdir, kill_at=WorkerEvent.TASK_LEARNT)
@@ -70,6 +70,7 @@ def test_what_was_learnt_on_another_store_is_refused_and_learnt_anew(
         assert (refused["task_id"], refused["base_version"]) == ("mood", 1)
         assert "came from another store" in refused["reason"]
         assert client.pull(1).digest == caught.value.expected
+        wait_until(lambda: client.status().num_pending == 0)
         (mood,) = [task for task in client.tasks() if task.task_id == "mood"]
     assert mood.state is UpdateState.MERGED
     assert mood.update_id != learnt.update_id

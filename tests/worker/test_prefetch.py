@@ -1,11 +1,22 @@
-"""A version that is at hand: pulled once, taken once, never waited for."""
+"""A version that is at hand: pulled when it is due, taken when it suits, never waited for."""
 
 import threading
+from contextlib import contextmanager
 
+import pytest
+
+from share_dist.client import RetryPolicy
 from share_dist.core.values import Subspace
-from share_dist.errors import CoordinatorUnreachable
+from share_dist.errors import CoordinatorUnreachable, UnknownTask
 from tests.coordinator.support import wait_until
-from worker.prefetch import Prefetch
+from worker.contact import Contact
+from worker.prefetch import Edition, Prefetch
+from worker.progress import silent
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr("worker.contact.POLICY", RetryPolicy(0.01, 0.02))
 
 
 class Source:
@@ -15,75 +26,101 @@ class Source:
         self.version = 5
         self.pulls = 0
         self.may_go = threading.Semaphore(0)
-        self.error = None
+        self.errors = []
 
     def pull(self):
         self.may_go.acquire()
+        if self.errors:
+            raise self.errors.pop(0)
         self.pulls += 1
-        if self.error:
-            raise self.error
-        return Subspace({}, version=self.version)
+        return Edition(Subspace({}, version=self.version))
 
 
-def taken(prefetch, held):
-    """Wait until something is at hand, and take it."""
-    found = []
-    wait_until(lambda: found.append(prefetch.take(held)) or found[-1] is not None)
-    return found[-1].version
+@contextmanager
+def prefetching(source, held=4):
+    contact = Contact(silent)
+    prefetch = Prefetch(contact, source.pull)
+    prefetch.begin(Edition(Subspace({}, version=held)))
+    thread = threading.Thread(target=prefetch.run)
+    thread.start()
+    yield prefetch
+    contact.close()
+    prefetch.close()
+    source.may_go.release()
+    thread.join()
+
+
+def version_of(prefetch):
+    return prefetch._edition.subspace.version
 
 
 def test_nothing_is_pulled_until_a_version_is_told():
-    """And who asks meanwhile gets nothing, at once."""
+    """And who asks meanwhile gets what the worker began with, at once."""
     source = Source()
-    with Prefetch(source.pull, 4) as prefetch:
-        assert prefetch.take(4) is None
+    with prefetching(source) as prefetch:
+        prefetch.tell(4)
+        assert prefetch.take().subspace.version == 4
+        assert source.pulls == 0
         source.may_go.release()
         prefetch.tell(5)
-        assert taken(prefetch, 4) == 5
-        assert prefetch.take(5) is None
-    assert source.pulls == 1
+        wait_until(lambda: version_of(prefetch) == 5)
+        assert prefetch.take() is prefetch.take()
+        prefetch.tell(5)
+        assert source.pulls == 1
+        assert prefetch.told_version == 5
 
 
 def test_one_waits_and_no_more_are_pulled_meanwhile():
     """Of many versions that came to be, one is pulled before it is taken, and the newest after."""
     source = Source()
-    with Prefetch(source.pull, 4) as prefetch:
+    with prefetching(source) as prefetch:
         prefetch.tell(5)
         source.may_go.release()
-        wait_until(lambda: prefetch._ready is not None)
+        wait_until(lambda: version_of(prefetch) == 5)
         for source.version in range(6, 20):
             prefetch.tell(source.version)
             source.may_go.release()
         assert source.pulls == 1
-        assert taken(prefetch, 4) == 5
-        assert taken(prefetch, 5) == 19
+        assert prefetch.take().subspace.version == 5
+        wait_until(lambda: version_of(prefetch) == 19)
         assert source.pulls == 2
 
 
-def test_what_the_worker_got_otherwise_is_not_given_again():
-    """A version that is no newer than what is held is dropped, and the next one is pulled."""
+def test_another_version_under_the_same_number_is_pulled_when_asked_for():
+    """After a restore a number says nothing: who asks gets what is there now, also under a lower number."""
     source = Source()
-    with Prefetch(source.pull, 4) as prefetch:
-        prefetch.tell(5)
+    with prefetching(source, held=7) as prefetch:
+        source.version = 6
         source.may_go.release()
-        wait_until(lambda: prefetch._ready is not None)
-        assert prefetch.take(6) is None
-        source.version = 7
-        prefetch.tell(7)
-        source.may_go.release()
-        assert taken(prefetch, 6) == 7
+        assert prefetch.fetch(lambda: None).subspace.version == 6
 
 
-def test_a_version_that_cannot_be_pulled_is_left_out():
-    """The worker goes on where it is, and the next version is another chance."""
+def test_what_cannot_be_pulled_now_is_pulled_later():
+    """A coordinator that is away, or a task that is removed meanwhile, makes another try and no error."""
     source = Source()
-    source.error = CoordinatorUnreachable("gone", address="a:1")
-    with Prefetch(source.pull, 4) as prefetch:
+    source.errors = [CoordinatorUnreachable("gone"), UnknownTask("removed")]
+    with prefetching(source) as prefetch:
+        source.may_go.release(3)
+        assert prefetch.fetch(lambda: None).subspace.version == 5
+
+
+def test_a_wait_can_be_ended():
+    """What ``check`` raises ends the wait for the newest version."""
+    with prefetching(Source()) as prefetch, pytest.raises(KeyError):
+        prefetch.fetch(lambda: {}["stopped"])
+
+
+def test_a_wish_in_the_middle_of_a_pull_is_another_pull():
+    """Who asks while an older wish is being answered gets what was pulled after asking."""
+    source = Source()
+    with prefetching(source) as prefetch:
         prefetch.tell(5)
-        source.may_go.release()
-        wait_until(lambda: source.pulls == 1)
-        assert prefetch.take(4) is None
-        source.error, source.version = None, 6
-        prefetch.tell(6)
-        source.may_go.release()
-        assert taken(prefetch, 4) == 6
+        wait_until(lambda: source.may_go._value == 0 and prefetch._is_due())
+        wishing = threading.Thread(target=prefetch.fetch, args=(lambda: None,))
+        wishing.start()
+        wait_until(lambda: prefetch._wished == 2)
+        source.version = 6
+        source.may_go.release(2)
+        wishing.join(20)
+        assert not wishing.is_alive()
+        assert source.pulls == 2

@@ -1,104 +1,147 @@
+"""What works beside the loop: the lease that is kept, the versions that are heard of, and what ends a thread."""
+
 import threading
 
 import pytest
 
-from share_dist.errors import CoordinatorUnreachable, LeaseExpired, VersionCompacted
+from share_dist.client import RetryPolicy
+from share_dist.core.values import Subspace
+from share_dist.errors import CoordinatorUnreachable, LeaseExpired, NotPermitted, VersionMismatch
 from share_dist.wire.records import Lease
+from worker.contact import Contact
+from worker.crew import Crew
 from worker.follower import Follower
 from worker.heartbeat import Heartbeat
+from worker.progress import WorkerEvent, silent
 
-LEASE = Lease("north", 1, 0.03, 0, None)
+GONE = CoordinatorUnreachable("nobody answers")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr("worker.contact.POLICY", RetryPolicy(0.01, 0.02))
 
 
 class Scripted:
-    """Answers heartbeats from a script, and says when it is used up."""
+    """Answers heartbeats from a script, and closes the contact when it is used up."""
 
-    def __init__(self, *answers):
+    def __init__(self, contact, *answers):
+        self.contact = contact
         self.answers = list(answers)
-        self.registered = 0
-        self.done = threading.Event()
+        self.lease_epoch = 0
 
     def heartbeat(self):
         if not self.answers:
-            self.done.set()
-            return LEASE
+            self.contact.close()
+            return self.lease()
         answer = self.answers.pop(0)
         if answer is not None:
             raise answer
-        return LEASE
+        return self.lease()
 
-    def register(self):
-        self.registered += 1
-        return LEASE
+    def register(self, worker_id, fingerprint):
+        self.lease_epoch += 1
+        return self.lease()
+
+    def lease(self):
+        return Lease("north", self.lease_epoch, 0.03, 7, None)
 
 
-def run(coordinator):
-    heartbeat = Heartbeat(coordinator, LEASE)
-    with heartbeat:
-        coordinator.done.wait(timeout=20)
-    return heartbeat
+def beating(*answers, emit=silent):
+    contact, versions = Contact(silent), []
+    coordinator = Scripted(contact, *answers)
+    heartbeat = Heartbeat(contact, coordinator, "north", None, emit, versions.append)
+    return heartbeat, coordinator, versions
 
 
 def test_a_lost_lease_is_taken_anew_once():
-    """Leases that end with a good heartbeat in between are each taken anew."""
-    coordinator = Scripted(LeaseExpired("ended"), None, LeaseExpired("ended"), None)
-    run(coordinator).check()
-    assert coordinator.registered == 2
+    """Leases that end with a good heartbeat in between are each taken anew, and told."""
+    told = []
+    heartbeat, coordinator, _ = beating(
+        LeaseExpired("ended"), None, LeaseExpired("ended"), None,
+        emit=lambda event, **fields: told.append((event, fields["lease_epoch"])),
+    )  # fmt: skip
+    heartbeat.run()
+    assert coordinator.lease_epoch == 3
+    assert told == [(WorkerEvent.LEASE_RENEWED, 2), (WorkerEvent.LEASE_RENEWED, 3)]
 
 
-def test_transport_errors_are_waited_out():
-    """A coordinator that does not answer for a while does not end the heartbeat."""
-    gone = CoordinatorUnreachable("nobody answers")
-    coordinator = Scripted(gone, gone, None)
-    run(coordinator).check()
-    assert coordinator.done.is_set()
+def test_a_coordinator_that_is_away_is_waited_for():
+    """Heartbeats that nobody answers end nothing, and each answer tells the newest version."""
+    heartbeat, coordinator, versions = beating(GONE, GONE, None)
+    heartbeat.run()
+    assert coordinator.lease_epoch == 1
+    assert versions == [7, 7]
 
 
 def test_two_workers_of_one_name_are_an_error():
-    """A lease that ends twice in a row is not fought for: the check raises."""
-    coordinator = Scripted(LeaseExpired("one"), LeaseExpired("two"))
-    heartbeat = Heartbeat(coordinator, LEASE)
-    heartbeat.beat()
+    """A lease that ends twice in a row is not fought for."""
+    heartbeat, coordinator, _ = beating(LeaseExpired("one"), LeaseExpired("two"))
     with pytest.raises(LeaseExpired, match="two"):
-        heartbeat.beat()
-    assert coordinator.registered == 1
+        heartbeat.run()
+    assert coordinator.lease_epoch == 2
 
 
-def test_the_heartbeat_thread_hands_its_error_over():
-    """What ended the thread is raised by check, in the thread that trains."""
-    coordinator = Scripted(LeaseExpired("one"), LeaseExpired("two"))
-    heartbeat = Heartbeat(coordinator, LEASE)
-    with heartbeat:
-        heartbeat._thread.join(timeout=20)
-    with pytest.raises(LeaseExpired, match="two"):
-        heartbeat.check()
+def test_a_lease_that_another_thread_took_anew_is_not_taken_again():
+    """A call that was refused under an older lease than the present one needs no other."""
+    heartbeat, coordinator, _ = beating()
+    heartbeat.register()
+    heartbeat.renew(LeaseExpired("ended", lease_epoch=1))
+    heartbeat.renew(LeaseExpired("ended", lease_epoch=1))
+    assert coordinator.lease_epoch == 2
 
 
-class WatchesFail:
-    """Watches that raise what they are told to, one after another."""
+def test_what_ends_a_thread_is_raised_in_the_loop():
+    """The crew's check raises it as itself; a thread that goes on is not waited for beyond its time."""
+    stop = threading.Event()
 
-    def __init__(self, *errors):
-        self.errors = list(errors)
+    def fails():
+        raise NotPermitted("not yours")
+
+    crew = Crew(fails=fails, goes_on=stop.wait)
+    crew.check()
+    crew.start()
+    crew.join(0.1)
+    with pytest.raises(NotPermitted):
+        crew.check()
+    stop.set()
+
+
+class Watches:
+    """Watches that end as they are told to, one after another; then the contact is closed."""
+
+    def __init__(self, contact, *ends):
+        self.contact = contact
+        self.ends = list(ends)
         self.watched_after = []
 
-    def watch(self, after_version):
-        self.watched_after.append(after_version)
+    def watch(self, after_version=None, *, after_digest=""):
+        self.watched_after.append((after_version, after_digest))
         return self
 
     def __iter__(self):
-        raise self.errors.pop(0)
+        if not self.ends:
+            self.contact.close()
+            return iter(())
+        raise self.ends.pop(0)
 
     def close(self):
         pass
 
 
-def test_the_follower_watches_again_after_a_cut():
-    """A watch that lost its coordinator is opened again; what cannot be waited out is raised."""
-    coordinator = WatchesFail(
-        CoordinatorUnreachable("gone"), VersionCompacted("no longer kept", current_version=9)
-    )
-    with Follower(coordinator, after_version=3) as follower:
-        follower._thread.join(timeout=20)
-        with pytest.raises(VersionCompacted):
-            follower.wait_for("u1", seconds=20)
-    assert coordinator.watched_after == [3, 3]
+def test_the_follower_outlasts_cuts_and_other_versions():
+    """A watch that was cut is gone on with; where versions are other ones it begins at the current, and says so."""
+    contact, others = Contact(silent), []
+    coordinator = Watches(contact, GONE, VersionMismatch("another 3"), GONE)
+    follower = Follower(contact, coordinator, lambda _: None, lambda: others.append(1))
+    follower.run(Subspace({}, version=3, digest="d3"))
+    assert coordinator.watched_after == [(3, "d3"), (None, "")]
+    assert others == [1]
+
+
+def test_what_is_not_outlasted_ends_the_follower():
+    """A token that was revoked is raised."""
+    contact = Contact(silent)
+    follower = Follower(contact, Watches(contact, NotPermitted("revoked")), print, print)
+    with pytest.raises(NotPermitted):
+        follower.run(Subspace({}, version=3))
