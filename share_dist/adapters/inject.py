@@ -1,7 +1,7 @@
 """Injection: a subspace inside a model, and the tasks that are said in it."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -14,7 +14,7 @@ from share_dist.adapters.config import AdapterConfig
 from share_dist.adapters.layer import AdaptedLayer
 from share_dist.adapters.starts import carry_over, cold_start, gradient_start, warm_start
 from share_dist.adapters.targets import find_targets
-from share_dist.adapters.terms import MixedTerm, ProbeTerm, TaskTerm, Term
+from share_dist.adapters.terms import CoordinatesTerm, MixedTerm, ProbeTerm, TaskTerm, Term
 from share_dist.core.temporary import fold
 from share_dist.core.values import (
     Coefficients,
@@ -297,6 +297,31 @@ class InjectedModel:
             self._show()
             for name, probe in probes.items():
                 gathered[name] = torch.zeros_like(probe) if probe.grad is None else probe.grad
+
+    @contextmanager
+    def watch_coordinates(self) -> Iterator[Callable[[], Tensor]]:
+        """
+        Let the plain base be run, and tell where its adapted layers' inputs lie in the subspace.
+
+        Returns:
+            A function that gives the coordinates of the last batch: ``V_A' x`` of every layer side by
+            side, sorted by layer, ``(..., c)`` with the leading dimensions of what the layers were given.
+
+        Raises:
+            ConfigError: A task is merged into the base weights.
+        """
+        self._require_unmerged("watch coordinates")
+        terms = [CoordinatesTerm(layer.bases.a) for layer in self._layers.values()]
+        for term, layer in zip(terms, self._layers.values(), strict=True):
+            layer.term = term
+
+        def last() -> Tensor:
+            return torch.cat([term.last for term in terms if term.last is not None], dim=-1)
+
+        try:
+            yield last
+        finally:
+            self._show()
 
     def trainable_parameters(self, task_id: str) -> list[nn.Parameter]:
         """

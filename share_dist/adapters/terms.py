@@ -80,6 +80,21 @@ class ProbeTerm:
         return output + inputs @ self.change.to(inputs.dtype).mT
 
 
+@dataclass(slots=True)
+class CoordinatesTerm:
+    """Adds nothing, and keeps what the layer was last given, said in the principal factors of side A."""
+
+    basis: Tensor
+    """``V_A``, ``(d, k)``."""
+    last: Tensor | None = None
+    """``(..., k)``; None before the first call."""
+
+    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """Return ``output``."""
+        self.last = inputs.float() @ self.basis
+        return output
+
+
 @dataclass(frozen=True, slots=True)
 class MixedTerm:
     """

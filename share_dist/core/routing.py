@@ -1,0 +1,101 @@
+"""
+Routing: which task an input belongs to, where nobody says it, told from the subspace itself.
+
+An input's *coordinates* are what the frozen model's adapted layers are given, said in the principal factors
+of side A: ``z = V_A' x``, the mean over a row's tokens, layers side by side. Every task needs them anyway; one pass of
+the base model gives them for all tasks. Tasks differ in where their inputs lie there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from share_dist.errors import ShapeMismatch
+
+
+@dataclass(frozen=True)
+class Router:
+    """
+    Tasks as normal distributions of coordinates that share a covariance.
+
+    Args:
+        task_ids: ``t`` tasks.
+        means: ``(t, c)``, of each task's coordinates, whitened.
+        whitening: ``(c, c)``; coordinates times it have covariance one within a task.
+        center: ``(c,)``, subtracted before.
+        temperature: What squared distances are divided by, calibrated on rows that nothing was fitted to.
+        farthest: Beyond this distance from every task an input is of none of them.
+    """
+
+    task_ids: tuple[str, ...]
+    means: Tensor
+    whitening: Tensor
+    center: Tensor
+    temperature: float
+    farthest: float
+
+    def __post_init__(self) -> None:
+        size = len(self.center)
+        if self.means.shape != (len(self.task_ids), size) or self.whitening.shape != (size, size):
+            raise ShapeMismatch(
+                f"a router of {len(self.task_ids)} tasks and {size} coordinates needs means of as "
+                f"many, got {tuple(self.means.shape)} and {tuple(self.whitening.shape)}"
+            )
+
+    def distances(self, coordinates: Float[Tensor, "rows c"]) -> Float[Tensor, "rows t"]:
+        """
+        Tell how far each row is from each task: Mahalanobis distances, in standard deviations.
+
+        Raises:
+            ShapeMismatch: Rows have another number of coordinates than the router.
+        """
+        if coordinates.shape[1] != len(self.center):
+            raise ShapeMismatch(
+                f"rows of {len(self.center)} coordinates are routed here, got {tuple(coordinates.shape)}: "
+                "gather them in the version that the router was fitted in"
+            )
+        whitened = (coordinates.to(self.center) - self.center) @ self.whitening
+        return torch.cdist(whitened, self.means, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def probabilities(self, coordinates: Float[Tensor, "rows c"]) -> Float[Tensor, "rows t"]:
+        """Tell how likely each task is, all being as likely before; rows sum to one."""
+        return torch.softmax(-self.distances(coordinates).square() / (2 * self.temperature), dim=1)
+
+    def choose(self, coordinates: Float[Tensor, "rows c"]) -> list[str | None]:
+        """
+        Choose the nearest task of each row; None, the plain base model, where none is near.
+
+        Examples:
+            >>> router = Router(("left", "right"), torch.tensor([[-3.0], [3.0]]), torch.eye(1), torch.zeros(1), 1.0, 2.5)
+            >>> router.choose(torch.tensor([[-2.0], [2.0], [9.0]]))
+            ['left', 'right', None]
+        """
+        nearest = self.distances(coordinates).min(dim=1)
+        return [
+            self.task_ids[task] if distance <= self.farthest else None
+            for distance, task in zip(
+                nearest.values.tolist(), nearest.indices.tolist(), strict=True
+            )
+        ]
+
+
+def calibrated_temperature(
+    distances: Float[Tensor, "rows t"], tasks: Sequence[int], among: Sequence[float]
+) -> float:
+    """
+    Choose what squared distances are divided by: the least mean negative log-likelihood of the true tasks.
+
+    Args:
+        distances: Of rows that nothing was fitted to.
+        tasks: The true task of each row.
+        among: Temperatures to choose from.
+    """
+    truth = torch.tensor(tasks)
+    losses = [
+        float(torch.nn.functional.cross_entropy(-distances.square() / (2 * each), truth))
+        for each in among
+    ]
+    return among[min(range(len(losses)), key=losses.__getitem__)]

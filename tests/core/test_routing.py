@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from share_dist.core.routing import Router, calibrated_temperature
+from share_dist.errors import ShapeMismatch
+
+
+def router(**changes):
+    fields = {
+        "task_ids": ("left", "right"),
+        "means": torch.tensor([[-3.0, 0.0], [3.0, 0.0]]),
+        "whitening": torch.diag(torch.tensor([1.0, 0.5])),
+        "center": torch.tensor([1.0, 0.0]),
+        "temperature": 1.0,
+        "farthest": 2.0,
+    }
+    return Router(**{**fields, **changes})
+
+
+def test_distances_are_mahalanobis():
+    """Coordinates are centred and whitened, and a distance is Euclidean then."""
+    found = router().distances(torch.tensor([[4.0, 4.0]]))
+    assert found.tolist() == [[pytest.approx(40**0.5), pytest.approx(2.0)]]
+
+
+def test_the_nearest_task_is_chosen_or_none():
+    """At the bound a row is a task's still; beyond it nobody's."""
+    rows = torch.tensor([[-2.0, 0.0], [4.0, 4.0], [4.0, 4.1], [1.0, 0.0]])
+    assert router().choose(rows) == ["left", "right", None, None]
+
+
+def test_probabilities_sum_to_one_and_soften_with_temperature():
+    """A higher temperature is less sure, and never changes which task is likeliest."""
+    rows = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    sure, unsure = (router(temperature=each).probabilities(rows) for each in (1.0, 16.0))
+    assert torch.allclose(sure.sum(1), torch.ones(50))
+    assert torch.equal(sure.argmax(1), unsure.argmax(1))
+    assert (unsure.amax(1) <= sure.amax(1) + 1e-6).all()
+
+
+def test_the_temperature_chosen_makes_probabilities_frequencies():
+    """Distances that overstate by a factor of four in their squares are divided by four."""
+    generator = torch.Generator().manual_seed(1)
+    tasks = torch.randint(2, (4000,), generator=generator)
+    rows = torch.randn(4000, 1, generator=generator) + torch.where(tasks == 1, 1.0, -1.0)[:, None]
+    overstated = 2 * torch.cdist(rows, torch.tensor([[-1.0], [1.0]]))
+    assert calibrated_temperature(overstated, tasks.tolist(), (1.0, 2.0, 4.0, 8.0, 16.0)) == 4.0
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(3, 3), torch.zeros(2, 1)])
+def test_coordinates_of_another_version_are_refused(rows):
+    """A row of another size is told with both."""
+    with pytest.raises(ShapeMismatch, match="rows of 2 coordinates"):
+        router().choose(rows)
+
+
+def test_a_router_must_fit_together():
+    """Means for another number of tasks are refused when it is made."""
+    with pytest.raises(ShapeMismatch, match="router of 3 tasks"):
+        router(task_ids=("left", "right", "middle"))

@@ -1,0 +1,79 @@
+"""Routing for a worker: coordinates of its rows, and a router fitted to them."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from share_dist.adapters import InjectedModel
+from share_dist.core.routing import Router, calibrated_temperature
+from worker.backbone import SCORING_BATCH, Backbone
+
+TEMPERATURES = tuple(2.0**power for power in range(8))
+"""Among which one is chosen: coordinates of different layers say much the same, so that distances overstate."""
+
+KEPT_SHARE = 0.95
+"""Share of the tasks' own held-out rows that lie near enough to be taken for a task's."""
+
+
+@torch.no_grad()
+def coordinates_of(injected: InjectedModel, backbone: Backbone, rows: Sequence[Tensor]) -> Tensor:
+    """
+    Where inputs lie in the subspace, as the frozen model's layers are given them.
+
+    Args:
+        injected: The frozen model with the subspace in it.
+        backbone: The same model: makes batches, and one vector of a row's tokens.
+        rows: Prepared inputs.
+
+    Returns:
+        ``(rows, c)``.
+    """
+    was_training = backbone.model.training
+    backbone.model.eval()
+    pieces = []
+    with injected.watch_coordinates() as last:
+        for at in range(0, len(rows), SCORING_BATCH):
+            batch = backbone.modality.collate(rows[at : at + SCORING_BATCH])
+            backbone.pooled(rows[at : at + SCORING_BATCH])
+            seen = SimpleNamespace(last_hidden_state=last().cpu())
+            pieces.append(backbone.modality.pool(seen, batch))
+    backbone.model.train(was_training)
+    return torch.cat(pieces)
+
+
+def fit_router(fit: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> Router:
+    """
+    Fit a router to coordinates of tasks' rows.
+
+    The covariance within tasks is shrunk as Ledoit and Wolf say. What is calibrated
+    is calibrated on rows that nothing was fitted to: how sure a choice is, and how far is too far.
+
+    Args:
+        fit: Task -> ``(rows, c)`` to fit to.
+        held_out: The same tasks' other rows.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    task_ids = tuple(fit)
+    center = torch.cat(list(fit.values())).double().mean(0)
+    means = torch.stack([fit[each].double().mean(0) - center for each in task_ids])
+    within = torch.cat([each.double() - each.double().mean(0) for each in fit.values()])
+    covariance = torch.from_numpy(ledoit_wolf(within.numpy(), assume_centered=True)[0])
+    values, vectors = torch.linalg.eigh(covariance)
+    whitening = vectors / values.clamp_min(1e-12 * float(values[-1])).sqrt()
+    router = Router(task_ids, means @ whitening, whitening, center, 1.0, float("inf"))
+    distances = [router.distances(held_out[each]) for each in task_ids]
+    truth = [number for number, each in enumerate(distances) for _ in range(len(each))]
+    temperature = calibrated_temperature(torch.cat(distances), truth, TEMPERATURES)
+    farthest = float(torch.cat(distances).min(dim=1).values.quantile(KEPT_SHARE))
+    return Router(task_ids, router.means, whitening, center, temperature, farthest)
+
+
+def shares_right(router: Router, coordinates: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of each task's rows that are taken for that task's."""
+    return {
+        task_id: sum(each == task_id for each in router.choose(rows)) / len(rows)
+        for task_id, rows in coordinates.items()
+    }
