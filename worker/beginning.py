@@ -13,31 +13,19 @@ GRADIENT_ROWS = 256
 """Rows from which the first gradient is taken: a few batches settle its leading directions."""
 
 
-def begin_task(
-    injected: InjectedModel, task_id: str, lesson: Lesson, head: nn.Module, num_temporary: int
-) -> None:
+def starting_gradients(
+    injected: InjectedModel, lesson: Lesson, head: nn.Module
+) -> Mapping[str, Tensor] | None:
     """
-    Hold a task that computes what the frozen model computes, and let it be active.
+    What a task of this lesson starts from: the first gradient, or None for a random start.
 
     Args:
         injected: The frozen model with a subspace.
-        task_id: Its name there.
-        lesson: What will be learnt, and how: ``start`` decides where it begins.
-        head: Of the frozen model: the first gradient is that of its loss.
-        num_temporary: ``f``.
+        lesson: What will be learnt, and how: its setting ``start`` decides.
+        head: Of the frozen model: the gradient is that of its loss.
     """
-    settings = lesson.settings
-    gradients = None
-    if settings.start == "gradient":
-        gradients = first_gradients(injected, lesson, head)
-    injected.add_task(
-        task_id,
-        pseudo_rank=settings.pseudo_rank,
-        num_temporary=num_temporary,
-        seed=lesson.seed,
-        gradients=gradients,
-    )
-    injected.activate(task_id)
+    is_wanted = lesson.settings.start == "gradient"
+    return first_gradients(injected, lesson, head) if is_wanted else None
 
 
 def first_gradients(

@@ -13,6 +13,7 @@ from share_dist.core.metrics import lora_bytes
 from share_dist.core.values import Subspace, TaskUpdate
 from worker.backbone import Backbone
 from worker.baselines import LORA_RANK, lora_baseline
+from worker.beginning import starting_gradients
 from worker.checkpoint import TaskCheckpoint
 from worker.disk import Disk
 from worker.evaluate import evaluate
@@ -95,7 +96,7 @@ class Learner:
         head = self._baselines(prepared, injected)
         laps.end("baselines")
         resume = begin()
-        self._hold(task, injected)
+        self._hold(prepared, injected, head, resume)
         self._tell_started(prepared, injected, resume)
         state = self._train(prepared, injected, head, checkpoint, resume)
         laps.end("train")
@@ -146,15 +147,25 @@ class Learner:
             learning_rate=lora.learning_rate,
         )
 
-    def _hold(self, task: Task, injected: InjectedModel) -> None:
-        training = self.stream.training
+    def _hold(
+        self,
+        prepared: PreparedTask,
+        injected: InjectedModel,
+        head: nn.Module,
+        resume: TrainingState | None,
+    ) -> None:
+        training, task_id = self.stream.training, prepared.task.id
+        gradients = None
+        if resume is None:  # values that are gone on from take the place of any start
+            gradients = starting_gradients(injected, self._lesson(prepared), head)
         injected.add_task(
-            task.id,
+            task_id,
             pseudo_rank=training.pseudo_rank,
             num_temporary=training.num_temporary,
             seed=training.seed,
+            gradients=gradients,
         )
-        injected.activate(task.id)
+        injected.activate(task_id)
 
     def _train(
         self,

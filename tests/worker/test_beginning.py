@@ -1,11 +1,16 @@
+import dataclasses
+
 import pytest
 import torch
 
 from share_dist.adapters import inject
 from share_dist.core.values import Subspace
 from tests.worker import toys
-from worker.beginning import begin_task, first_gradients
+from tests.worker.fakes import FakeCoordinator
+from worker.backbone import load_backbone
+from worker.beginning import first_gradients, starting_gradients
 from worker.evaluate import evaluate
+from worker.loop import TaskLoop
 from worker.prepared import frozen_baseline, prepare
 from worker.rows import draw_rows
 from worker.trainer import Lesson, train, trainee_of
@@ -24,12 +29,18 @@ def begun(make_stream, backbone):
     return lesson, prepared, frozen_baseline(prepared, backbone).start.head
 
 
+def begin(injected, lesson, head):
+    gradients = starting_gradients(injected, lesson, head)
+    injected.add_task("mood", num_temporary=2, seed=lesson.seed, gradients=gradients)
+    injected.activate("mood")
+
+
 def test_a_start_by_gradients_scores_as_the_frozen_model(begun, backbone):
     """Where a task begins it computes what the frozen model computes, and it can be trained from there."""
     lesson, prepared, head = begun
     frozen = evaluate(backbone, lesson.objective, head, prepared.test)
     with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
-        begin_task(injected, "mood", lesson, head, num_temporary=2)
+        begin(injected, lesson, head)
         assert evaluate(backbone, lesson.objective, head, prepared.test) == frozen
         state = train(lesson, trainee_of(injected, "mood", lesson.settings), head)
     assert state.best_epoch == 0
@@ -42,7 +53,7 @@ def test_equal_seeds_begin_equally(begun, backbone):
     for seed in (1, 2):
         torch.manual_seed(seed)
         with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
-            begin_task(injected, "mood", lesson, head, num_temporary=2)
+            begin(injected, lesson, head)
             starts.append(injected.named_trainable_parameters("mood"))
     first, second = starts
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -56,3 +67,25 @@ def test_the_first_gradient_leaves_head_and_model_alone(begun, backbone):
     assert all(gradient.any() for gradient in gradients.values())
     assert all(each.grad is None for each in (*head.parameters(), *backbone.model.parameters()))
     assert all(each.requires_grad for each in head.parameters())
+
+
+def test_a_random_start_asks_for_no_gradient(begun, backbone):
+    """Unless the stream says so nothing is run backward before training."""
+    lesson, _, head = begun
+    settings = lesson.settings.model_copy(update={"start": "random"})
+    with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
+        plain = dataclasses.replace(lesson, settings=settings)
+        assert starting_gradients(injected, plain, head) is None
+
+
+def test_a_stream_that_starts_by_gradients_is_learnt(make_stream, tmp_path):
+    """The whole loop learns by such a start, and its update is another than that of a random one."""
+    found = []
+    for number, start in enumerate(("random", "gradient")):
+        stream = make_stream("mood", training=f'start = "{start}"')
+        backbone = load_backbone(stream, torch.device("cpu"))
+        loop = TaskLoop(stream, backbone, FakeCoordinator(), tmp_path / str(number))
+        found.append(loop.run())
+    scores = [each.task("mood").learnt for each in found]
+    assert all(score is not None for score in scores)
+    assert found[0].training["start"] != found[1].training["start"]

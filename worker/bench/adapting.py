@@ -14,7 +14,7 @@ from torch import nn
 from share_dist.adapters import inject, load_lora, subspace_from_adapters
 from share_dist.core.temporary import propose_temporary
 from share_dist.core.values import Basis, LayerShape, LayerSubspace, Subspace
-from worker.beginning import begin_task
+from worker.beginning import starting_gradients
 from worker.bench.methods import Method
 from worker.optimizer import Trainee
 from worker.stream import ModelSettings
@@ -80,7 +80,14 @@ def _coefficients(
     settings = lesson.settings.model_copy(update={"learning_rate": rate})
     with inject(lesson.backbone.model, subspace) as injected:
         learnt = replace(lesson, settings=settings)
-        begin_task(injected, TASK, learnt, head, num_temporary=0)
+        injected.add_task(
+            TASK,
+            pseudo_rank=settings.pseudo_rank,
+            num_temporary=0,
+            seed=lesson.seed,
+            gradients=starting_gradients(injected, learnt, head),
+        )
+        injected.activate(TASK)
         yield Adapted(learnt, trainee_of(injected, TASK, settings))
 
 
