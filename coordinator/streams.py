@@ -18,8 +18,11 @@ from share_dist.pb import coordinator_pb2 as pb
 from share_dist.wire import codec, frames
 from share_dist.wire.chunks import require_sound
 
-_PIECES_WAITING = 4
-"""How many chunks of a push may wait to be written, beside those that are being written."""
+_PIECES_AT_ONCE = 8
+"""How many chunks of a push are written at once; twice as many may wait for it."""
+
+_COMPANY_SECONDS = 0.02
+"""How long a chunk waits for others to be written with."""
 
 ResultT = TypeVar("ResultT")
 _P = ParamSpec("_P")
@@ -168,10 +171,11 @@ async def receiving(
             config = call.coordinator.config
             with Patience(config, "PushUpdate: no chunk came") as patience:
                 payload = await _receive(header, upload, requests, patience)
+            # before it is read: the disk takes longer than all else that is left
+            file = await held.enter_async_context(_handed_over(upload))
             # in a thread: reading the tensors of a large update would stop all other calls
             update = await asyncio.to_thread(codec.update_from_wire, header, payload)
             is_done = True
-            file = await held.enter_async_context(_handed_over(upload))
             yield handlers.Push(
                 update=update,
                 payload=payload,
@@ -183,7 +187,8 @@ async def receiving(
                 file=file,
             )
         finally:
-            await _unless_small(header, upload.close, is_done=is_done)
+            # whoever is cancelled once more must not take it back while it waits for a thread
+            await asyncio.shield(_unless_small(header, upload.close, is_done=is_done))
 
 
 async def _unless_small(
@@ -203,35 +208,68 @@ async def _receive(
 ) -> memoryview:
     is_small = header.payload.num_chunks < 2
     chunk_bytes = header.payload.num_bytes // max(header.payload.num_chunks, 1)
-    keeping: asyncio.Future[None] | None = None
-    waiting: list[Piece] = []
+    keeping = _Keeping(upload)
     try:
         async for request in requests:
             chunk = frames.chunk_of(request)
             if chunk is None:
                 raise MalformedMessage("after its header a push has chunks only", field="chunk")
-            # hashed here, a millisecond, as to change threads would cost as much; written in a
-            # thread, as a disk may keep one waiting
-            waiting.append(upload.join(chunk))
-            is_free = keeping is None or keeping.done()
-            if not is_small and (is_free or len(waiting) == _PIECES_WAITING):
-                await _done(keeping)
-                keeping = asyncio.ensure_future(_keep_all(upload, waiting))
+            # hashed here, half a millisecond, as to change threads would cost as much
+            if is_small:
+                upload.add(chunk)
+            else:
+                await keeping.add(upload.check(chunk))
             patience.renew(chunk_bytes)
-        await _done(keeping)
     finally:
-        if keeping:
-            # its error too is taken: a push that is cut off has one already
-            await asyncio.gather(keeping, return_exceptions=True)
+        # also of a push that is cut off: it may go on from there
+        await keeping.finish()
     return upload.finish()
 
 
-async def _keep_all(upload: Upload, waiting: list[Piece]) -> None:
-    """Keep what waits until nothing does."""
-    while waiting:
-        pieces = waiting.copy()
-        waiting.clear()
-        await asyncio.to_thread(upload.keep, pieces)
+class _Keeping:
+    """
+    Joins and writes what was checked, in a thread, as a disk may keep one waiting.
+
+    Several chunks at a time, as to change threads costs as much as to write one; none waits for
+    others longer than a moment.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Piece] = []
+        self._writing: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def add(self, piece: Piece) -> None:
+        """Have a chunk kept; waits while too many do."""
+        self._waiting.append(piece)
+        if len(self._waiting) >= 2 * _PIECES_AT_ONCE:
+            await _done(self._writing)
+        if len(self._waiting) >= _PIECES_AT_ONCE:
+            self._begin()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(_COMPANY_SECONDS, self._begin)
+
+    async def finish(self) -> None:
+        """Keep what waits, and wait for it."""
+        self._stop()
+        await _done(self._writing)
+        self._begin()
+        await _done(self._writing)
+
+    def _begin(self) -> None:
+        self._stop()
+        if self._writing is not None and not self._writing.done():
+            self._timer = self._loop.call_later(_COMPANY_SECONDS, self._begin)
+        elif self._waiting:
+            pieces, self._waiting = self._waiting, []
+            self._writing = self._loop.run_in_executor(None, self._upload.keep, pieces)
+
+    def _stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
 
 
 async def _done(work: "asyncio.Future[None] | None") -> None:
@@ -253,8 +291,12 @@ async def _handed_over(upload: Upload) -> AsyncIterator[WholeFile | None]:
     try:
         yield file
     finally:
-        await asyncio.wait([syncing])
-        file.discard()
+        await asyncio.shield(_discarded(file, syncing))
+
+
+async def _discarded(file: WholeFile, syncing: "asyncio.Future[bool]") -> None:
+    await asyncio.wait([syncing])
+    file.discard()
 
 
 def _reserved(call: Call, served: ServedPayload | None) -> contextlib.AbstractContextManager[None]:

@@ -273,9 +273,10 @@ class UploadSpool:
 
 
 class Piece(NamedTuple):
-    """A chunk that was joined: its place, its bytes, and whether its sender said their digest."""
+    """A chunk that was checked: its place, where it begins, its bytes, and whether its sender said their digest."""
 
     place: int
+    start: int
     data: Buffer
     is_sure: bool
 
@@ -302,17 +303,18 @@ class Upload:
         self._file: BinaryIO | None = None
 
     def add(self, chunk: PayloadChunk) -> None:
-        """Take the next chunk and keep it; raises what ``ChunkJoiner.add`` raises."""
-        self.keep([self.join(chunk)])
+        """Take the next chunk, join it and keep it; raises what ``ChunkJoiner.check`` raises."""
+        self.keep([self.check(chunk)])
 
-    def join(self, chunk: PayloadChunk) -> Piece:
-        """Take the next chunk, which is yet to be kept; raises what ``ChunkJoiner.add`` raises."""
-        place, is_sure = chunk.index, bool(chunk.prefix_sha256)
-        return Piece(place, self._joiner.add(chunk), is_sure)
+    def check(self, chunk: PayloadChunk) -> Piece:
+        """Take the next chunk, which is yet to be kept; raises what ``ChunkJoiner.check`` raises."""
+        place, start, is_sure = chunk.index, self._joiner.num_bytes, bool(chunk.prefix_sha256)
+        return Piece(place, start, self._joiner.check(chunk), is_sure)
 
     def keep(self, pieces: Iterable[Piece]) -> None:
-        """Write what was joined, in order; a disk that fails ends the keeping, and not the push."""
+        """Join and write what was checked, in order; a disk that fails ends the writing, and not the push."""
         for piece in pieces:
+            self._joiner.put(piece.start, piece.data)
             if self._is_keeping and self._kept and self._spool:
                 try:
                     self._keep(self._spool, self._kept, piece)
@@ -358,7 +360,7 @@ class Upload:
             self._spool.remove(self._kept)
 
     def _keep(self, spool: UploadSpool, kept: _Kept, piece: Piece) -> None:
-        place, data, is_sure = piece
+        place, _, data, is_sure = piece
         with kept.lock:
             if place == 0 and kept.writer is self:
                 self._begin_anew(kept, len(data))

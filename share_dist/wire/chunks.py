@@ -21,8 +21,9 @@ from share_dist.errors import (
     UnsupportedWireVersion,
 )
 from share_dist.pb import tensor_pb2 as pb
-from share_dist.wire.buffers import room_for
+from share_dist.wire.buffers import copy_into, room_for
 from share_dist.wire.frames import LentChunk, PayloadChunk, chunk_message
+from share_dist.wire.tensors import Buffer
 
 PayloadHeader: TypeAlias = pb.PayloadHeader
 """What comes before the chunks, by a name for those who do not see generated code."""
@@ -160,12 +161,20 @@ class ChunkJoiner:
         self._digest = hashlib.sha256(held)
         self._room = room_for(header.num_bytes)
         self._room[: len(held)] = held
-        self._num_bytes = len(held)
+        self.num_bytes = len(held)
         self._num_chunks = num_held_chunks
 
-    def add(self, chunk: PayloadChunk) -> bytes | memoryview:
+    def add(self, chunk: PayloadChunk) -> None:
+        """Take the next chunk and put it in its place; raises what ``check`` raises."""
+        self.put(self.num_bytes, self.check(chunk))
+
+    def put(self, start: int, data: Buffer) -> None:
+        """Put what was checked in its place, from any thread; ``finish`` waits for nobody."""
+        copy_into(self._room, start, data)
+
+    def check(self, chunk: PayloadChunk) -> bytes | memoryview:
         """
-        Take the next chunk.
+        Take the next chunk, which is yet to be put in its place.
 
         Returns:
             Its bytes.
@@ -177,7 +186,7 @@ class ChunkJoiner:
             StreamTruncated: It goes on after the announced end.
         """
         data = chunk.data  # read once: each access copies
-        received, num_bytes = self._num_chunks, self._num_bytes + len(data)
+        received, num_bytes = self._num_chunks, self.num_bytes + len(data)
         if received == self._expected_chunks or num_bytes > self._expected_bytes:
             raise self._wrong_length(received + 1, num_bytes)
         if chunk.index != received:
@@ -197,8 +206,7 @@ class ChunkJoiner:
         self._digest.update(data)
         if chunk.prefix_sha256:
             self._require_digest(chunk.prefix_sha256, f"up to the end of chunk {received}")
-        self._room[self._num_bytes : num_bytes] = data
-        self._num_bytes = num_bytes
+        self.num_bytes = num_bytes
         self._num_chunks += 1
         return data
 
@@ -214,8 +222,8 @@ class ChunkJoiner:
             ChecksumMismatch: The payload is not the one that was announced.
         """
         announced = (self._expected_chunks, self._expected_bytes)
-        if (self._num_chunks, self._num_bytes) != announced:
-            raise self._wrong_length(self._num_chunks, self._num_bytes)
+        if (self._num_chunks, self.num_bytes) != announced:
+            raise self._wrong_length(self._num_chunks, self.num_bytes)
         self._require_digest(self._expected_digest, "as a whole")
         return self._room
 
