@@ -23,12 +23,15 @@ _GAUGES: Final = {
     "version": "The version that the worker holds.",
     "lag": "Versions that have come to be since that one.",
     "updates_waiting": "Updates that this process has learnt and the coordinator has not acknowledged.",
+    "coordinator_away": "1 while the coordinator does not answer, else 0.",
 }
 
 _COUNTERS: Final = {
     "steps": "Steps of training, those that were rolled back included.",
     "samples": "Rows that were trained on, each as often as it was.",
     "updates_pushed": "Updates that the coordinator has acknowledged.",
+    "updates_set_aside": "Updates that it has and does not merge until a person lets it.",
+    "updates_lost": "Updates that it no longer knew, and that were pushed again.",
     "tasks_learnt": "Tasks whose training has ended.",
     "rollbacks": "Returns to the last good state, because a loss was not finite.",
     "leases_renewed": "Leases that had ended and were taken anew.",
@@ -36,6 +39,8 @@ _COUNTERS: Final = {
 
 _COUNTED: Final = {
     WorkerEvent.UPDATE_PUSHED: "updates_pushed",
+    WorkerEvent.UPDATE_SET_ASIDE: "updates_set_aside",
+    WorkerEvent.UPDATE_LOST: "updates_lost",
     WorkerEvent.TASK_LEARNT: "tasks_learnt",
     WorkerEvent.ROLLED_BACK: "rollbacks",
     WorkerEvent.LEASE_RENEWED: "leases_renewed",
@@ -89,8 +94,12 @@ class ActorMetrics:
             case WorkerEvent.TASK_LEARNT:
                 self._waiting.add(event["task_id"])
                 self._set(eta_seconds=0)
+            case WorkerEvent.UPDATE_LOST:
+                self._waiting.add(event["task_id"])
             case WorkerEvent.UPDATE_PUSHED:
                 self._waiting.discard(event["task_id"])
+            case WorkerEvent.COORDINATOR_AWAY | WorkerEvent.COORDINATOR_BACK:
+                self._set(coordinator_away=kind is WorkerEvent.COORDINATOR_AWAY)
             case _:
                 pass
 
