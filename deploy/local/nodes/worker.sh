@@ -8,16 +8,20 @@ set -euo pipefail
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 pid_file=$folder/watch.pid
 
+# When a process began, in ticks since the machine did: after a restart of the machine a number that was
+# written down is another process's.
+began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+
 start() {
-  if pid=$(cat "$pid_file" 2>/dev/null); then
-    pkill -TERM -s "$pid" 2>/dev/null || true
+  if read -r pid ticks 2>/dev/null <"$pid_file"; then
+    [ "$(began "$pid")" != "$ticks" ] || pkill -TERM -s "$pid" || true
     rm -f "$pid_file"
   fi
   ray stop
   for attempt in 1 2 3; do
     if ray start "$@"; then
       setsid bash "${BASH_SOURCE[0]}" watch </dev/null >"$folder/watch.log" 2>&1 &
-      echo $! >"$pid_file"
+      echo "$! $(began $!)" >"$pid_file"
       return 0
     fi
     echo "Ray has not started here in attempt $attempt of 3" >&2

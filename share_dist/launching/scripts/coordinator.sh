@@ -9,9 +9,14 @@ log=$folder/coordinator.log
 pid_file=$folder/keeper.pid
 port_file=$folder/port
 
+# When a process began, in ticks since the machine did: after a restart of the machine a number that was
+# written down is another process's.
+began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+
 stop() {
-  local pid
-  pid=$(cat "$pid_file" 2>/dev/null) || return 0
+  local pid ticks
+  read -r pid ticks 2>/dev/null <"$pid_file" || return 0
+  [ "$(began "$pid")" = "$ticks" ] || { rm -f "$pid_file"; return 0; }
   kill -TERM "$pid" 2>/dev/null || return 0
   for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.1; done
   echo "the coordinator (process $pid) has not ended in 30 s: see $log" >&2
@@ -35,7 +40,7 @@ start() {
 }
 
 keep() {
-  echo $$ >"$pid_file"
+  echo "$$ $(began $$)" >"$pid_file"
   cd "$HOME"
   local head child ended
   head=$(pgrep -n -u "$(id -u)" gcs_server) || { echo "Ray's head does not run here"; exit 1; }
