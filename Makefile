@@ -26,7 +26,7 @@ help:
 	@echo 'make system      real processes, killed in the middle of their work'
 	@echo 'make bench       ratios against named baselines; bench-gpu the same on a GPU'
 	@echo 'make soak        workers, kills and hostile bytes for minutes (SECONDS=600, INPUTS=1000000)'
-	@echo 'make chaos       the system tests, repeated (ROUNDS=n)'
+	@echo 'make chaos       actors, nodes and the coordinator killed for minutes (SECONDS=600)'
 	@echo 'make protos      generate $(PB) from protos/'
 	@echo 'make clean       remove .venv, runs/ and caches'
 
@@ -94,6 +94,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.init_from_many --output $(RESULTS)/init_from_many.json
 	$(BIN)/python -m tests.benchmarks.training_step --output $(RESULTS)/training_step.json
 	$(BIN)/python -m tests.benchmarks.memory --output $(RESULTS)/memory.json
+	$(BIN)/python -m tests.benchmarks.actor_overhead --output $(RESULTS)/actor_overhead.json
+	$(BIN)/python -m tests.benchmarks.no_barrier --output $(RESULTS)/no_barrier.json
 	$(BIN)/python -m tests.benchmarks.streaming_quality --output $(RESULTS)/streaming_quality.json
 	$(BIN)/python -m tests.benchmarks.merge_quality $(ADAPTERS) --output $(RESULTS)/merge_quality.json
 	$(BIN)/python -m tests.benchmarks.byte_budget $(ADAPTERS) --output $(RESULTS)/byte_budget.json
@@ -114,9 +116,9 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --output $(RESULTS)/fuzz.json
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) --output $(RESULTS)/soak.json
 
-ROUNDS ?= 3
-chaos: $(VENV)/.dev
-	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -m system --timeout 1800 tests/system || exit 1; done
+chaos: $(VENV)/.quickstart $(VENV)/.dev
+	$(BIN)/share-dist kit fetch
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --output $(RESULTS)/chaos.json
 
 protos: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/$(PB)/*.proto

@@ -48,6 +48,13 @@ def main() -> None:
         help="whose memory: folders, kit:model, or large (BERT-large's shape)",
     )
     parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=["time", "memory"],
+        default=["time", "memory"],
+        help="what is not measured stays as it stands in --output",
+    )
+    parser.add_argument(
         "--plain", type=Path, nargs=2, metavar=("STREAM", "WORKDIR"), help="learn in this process"
     )
     parser.add_argument(
@@ -71,11 +78,11 @@ def _measure(options: argparse.Namespace) -> None:
             report |= _times(Path(folder), options)
             write(report, output)
         if "memory" in options.parts:
-            report["memory"] = [
-                _memory(Path(folder, f"memory-{number}"), model, options.actors)
-                for number, model in enumerate(options.models)
-            ]
-            write(report, output)
+            report["memory"] = []
+            for number, model in enumerate(options.models):
+                found = _memory(Path(folder, f"memory-{number}"), model, options.actors)
+                report["memory"].append(found)
+                write(report, output)
     print(json.dumps(report, indent=2))
 
 

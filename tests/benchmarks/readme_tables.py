@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import quality_tables, simulation_tables
+from tests.benchmarks import actor_tables, quality_tables, simulation_tables
 from tests.house.readme_tables import block, table
 
 FOLDER = Path(__file__).parent
@@ -186,6 +186,7 @@ TABLES = {
     "memory": memory,
     **quality_tables.TABLES,
     **simulation_tables.TABLES,
+    **actor_tables.TABLES,
 }
 
 
