@@ -19,6 +19,7 @@ from share_dist.client.credentials import Credentials
 from share_dist.wire.records import DEFAULT_SUBSPACE
 from worker.backbone import Backbone, load_backbone
 from worker.journal import Laps
+from worker.lives import begin_life
 from worker.loop import LoopOptions, Stopped, TaskLoop
 from worker.progress import WorkerEvent
 from worker.stream import TaskStream, read_stream
@@ -97,6 +98,8 @@ class WorkerActor:
         from share_dist.client import ShareClient
 
         options, workdir = self._config.options, Path(self._config.workdir) / self._stream.worker_id
+        if self._is_restarted:
+            begin_life(workdir)
         self._listen(workdir)
         return TaskLoop(
             self._stream,

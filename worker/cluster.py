@@ -16,7 +16,7 @@ LOCAL_OBJECT_STORE_BYTES = 100_000_000
 """Results and events are all that passes through it."""
 
 _CALLS_AT_ONCE = 4
-_RESTARTS = 3
+_FOR_EVER = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,8 @@ def place_actor(config: WorkerConfig, place: Place) -> Any:
     """
     Put one worker into the cluster.
 
-    Ray starts it again when its process or its machine is lost, and calls
-    ``run`` again: it goes on from its checkpoints.
+    Ray starts it again whenever its process or its machine is lost, and calls
+    ``run`` again: it goes on from its checkpoints, for as long as there are more of them each time.
     """
     import ray
 
@@ -160,8 +160,8 @@ def place_actor(config: WorkerConfig, place: Place) -> Any:
         num_cpus=place.num_cpus,
         num_gpus=place.num_gpus,
         max_concurrency=_CALLS_AT_ONCE,
-        max_restarts=_RESTARTS,
-        max_task_retries=_RESTARTS,
+        max_restarts=_FOR_EVER,
+        max_task_retries=_FOR_EVER,
         scheduling_strategy="SPREAD",
     )
     return remote.remote(config)

@@ -106,6 +106,7 @@ class Driver:
     as_json: bool = False
     _actors: dict[str, Any] = field(default_factory=dict)
     _running: dict[Any, str] = field(default_factory=dict)
+    _draining: dict[Any, str] = field(default_factory=dict)
 
     def run(self) -> ExitCode:
         """
@@ -174,9 +175,14 @@ class Driver:
     def _show(self, display: ProgressDisplay, worker_ids: Iterable[str]) -> None:
         import ray
 
-        calls = [self._actors[worker_id].drain.remote() for worker_id in worker_ids]
+        for worker_id in set(worker_ids) - set(self._draining.values()):
+            # tried again it would bring the same events to nobody
+            drain = self._actors[worker_id].drain.options(max_task_retries=0)
+            self._draining[drain.remote()] = worker_id
+        calls = list(self._draining)
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=POLL_SECONDS)
         for call in ready:
+            del self._draining[call]
             # an actor that is being started anew or has failed: its run will say so
             with contextlib.suppress(ray.exceptions.RayError):
                 display.show(ray.get(call))

@@ -4,64 +4,26 @@ What a worker does while its coordinator cannot be reached, and when it can be a
 No test waits for an hour: bounds of waits and calls are shrunk, and nothing in a worker counts how long it was.
 """
 
-import os
-import socket
 import threading
-from collections import Counter
 
 import pytest
 
 from coordinator.store import tools
 from coordinator.store.place import Place
 from share_dist.client import RetryPolicy, ShareClient
+from share_dist.client.admin import AdminClient
 from share_dist.errors import CoordinatorUnreachable, FingerprintMismatch, NotPermitted
 from share_dist.wire.records import UpdateState
-from tests.coordinator.support import CoordinatorProcess, client_of, make_update, wait_until
+from tests.coordinator.support import client_of, make_update, wait_until
+from tests.worker.afield import Coordinator, Worker, check_all_is_merged_once
 from tests.worker.proxy import Proxy
-from worker.loop import LoopOptions, Stopped, TaskLoop
+from worker.loop import Stopped
 from worker.progress import WorkerEvent
-
-
-def shorten_leases():
-    """In the coordinator's process."""
-    os.environ["SHARE_DIST_LEASE_SECONDS"] = "2"
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     monkeypatch.setattr("worker.contact.POLICY", RetryPolicy(0.05, 0.2))
-
-
-class Coordinator:
-    """One address, at which there is a coordinator now and then."""
-
-    def __init__(self, folder):
-        self.store = folder / "store"
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self._process = None
-
-    def start(self):
-        flags = ("--listen", self.address, "--num-factors", "32")
-        self._process = CoordinatorProcess(self.store, *flags, prepare=shorten_leases)
-        assert self._process.ready, self._process.stderr
-
-    def kill(self):
-        if self._process is not None:
-            self._process.__exit__()
-            self._process = None
-
-    def ask(self, **options):
-        return ShareClient(self.address, **options)
-
-    def merged(self):
-        """How often each update was merged, and which task's it was last."""
-        with self.ask() as client, client.watch(after_version=0) as watch:
-            events = [next(watch) for _ in range(client.status().current_version)]
-            tasks = client.tasks()
-        assert {each.state for each in tasks} <= {UpdateState.MERGED}
-        times = Counter(update_id for event in events for update_id in event.update_ids)
-        return times, {each.task_id: each.update_id for each in tasks}
 
 
 @pytest.fixture
@@ -71,57 +33,11 @@ def coordinator(tmp_path):
     made.kill()
 
 
-class Worker:
-    """A loop, what it tells, and what a test does at some event."""
-
-    def __init__(self, stream, backbone, address, workdir):
-        self.parts = stream, backbone
-        self.address, self.workdir = address, workdir
-        self.told = []
-        self.at = {}
-        self.stopped = threading.Event()
-
-    def emit(self, event, **fields):
-        self.told.append((event, fields))
-        if (act := self.at.pop((event, fields.get("task_id")), None)) is not None:
-            act()
-
-    def named(self, event):
-        return [fields for name, fields in self.told if name is event]
-
-    def learn(self, *, resume=False, rescores=True, **options):
-        """Run and rescore, as an actor does."""
-        client = ShareClient(
-            self.address, timeout_seconds=1.0, retry=RetryPolicy(0.05, 0.2), **options
-        )
-        with client:
-            loop = TaskLoop(
-                *self.parts, client, self.workdir, LoopOptions(resume=resume), self.emit, self.stopped.is_set
-            )  # fmt: skip
-            loop.run()
-            return loop.rescore() if rescores else loop.results
-
-    def in_background(self, **options):
-        thread = threading.Thread(target=self.learn, kwargs=options)
-        thread.start()
-        return thread
-
-
 @pytest.fixture
 def worker(make_stream, backbone, coordinator, tmp_path):
     return Worker(
         make_stream("mood", "food", "motion"), backbone, coordinator.address, tmp_path / "work"
     )
-
-
-def check_all_is_merged_once(coordinator, worker, num_updates=3):
-    times, tasks = coordinator.merged()
-    assert len(times) == num_updates
-    assert set(times.values()) == {1}
-    assert sorted(tasks) == ["food", "mood", "motion"]
-    assert set(tasks.values()) <= set(times)
-    pushed = [each["update_id"] for each in worker.named(WorkerEvent.UPDATE_PUSHED)]
-    assert set(tasks.values()) <= set(pushed)
 
 
 def test_a_stream_is_learnt_while_the_coordinator_is_away(coordinator, worker):
@@ -229,6 +145,28 @@ def test_a_coordinator_that_is_back_with_an_older_backup_loses_nothing(
     assert {each.state for each in results.tasks} == {"merged"}
     for each in results.tasks:
         assert each.final == pytest.approx(each.learnt, abs=0.1)
+
+
+def test_what_an_operator_took_out_stays_out(coordinator, worker):
+    """A task that was removed meanwhile is not pushed again, by this run or one that resumes, and the worker tells of it."""
+    coordinator.start()
+    taken = []
+
+    def take_out():
+        with coordinator.ask() as client, AdminClient(coordinator.address) as operator:
+            wait_until(lambda: client.status().current_version >= 1)
+            taken.append(operator.remove_task("mood"))
+
+    worker.at[WorkerEvent.TASK_STARTED, "motion"] = take_out
+    worker.learn()
+    worker.learn(resume=True)
+    with coordinator.ask() as client:
+        states = {each.task_id: each.state for each in client.tasks()}
+    assert len(taken) == 1
+    assert states["mood"] is UpdateState.DROPPED
+    assert {states["food"], states["motion"]} == {UpdateState.MERGED}
+    assert worker.named(WorkerEvent.UPDATE_LOST) == []
+    assert worker.named(WorkerEvent.UPDATE_SET_ASIDE)[0]["task_id"] == "mood"
 
 
 def test_a_cut_that_nobody_is_told_of_costs_no_training(coordinator, worker):
