@@ -89,7 +89,10 @@ class SideBlock:
     def picked(self, indices: Sequence[int]) -> "SideBlock":
         """Take some tasks out of it."""
         which = torch.tensor(indices, dtype=torch.long, device=self.rows.device)
-        return SideBlock(*(tensor.index_select(0, which) for tensor in self._tensors))
+        block = SideBlock(*(tensor.index_select(0, which) for tensor in self._tensors))
+        if "cut_energy" in vars(self):
+            vars(block)["cut_energy"] = self.cut_energy.index_select(0, which)
+        return block
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
