@@ -146,7 +146,7 @@ def _learn(folder: Path, model: Path, address: str) -> dict[str, WorkerResults]:
             load_backbone(stream, torch.device("cpu")),
             client,
             folder / "work" / worker_id,
-            LoopOptions(),
+            LoopOptions(in_sequence=True),
             meeting.emit_of(worker_id),
         )
     with ThreadPoolExecutor(len(loops)) as pool:
