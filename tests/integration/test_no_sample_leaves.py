@@ -104,7 +104,9 @@ def _learnt(
     with running(make_config(folder / "store")) as app, Recorder(app.address) as recorder:
         connections: list[Any] = []
         with _sockets_listed(connections):
-            config = WorkerConfig(str(stream), recorder.address, str(workdir), LoopOptions(), 1)
+            config = WorkerConfig(
+                str(stream), recorder.address, str(workdir), LoopOptions(in_sequence=True), 1
+            )
             actor = WorkerActor(config)
             actor.run()
             actor.rescore()
