@@ -27,6 +27,9 @@ only, not task by task. A removal itself so leaves a residue of ``2 a b + b^2`` 
 tasks that stay: it is added to what was cut meanwhile of each of them, beside the moments of later
 cuts, and the bound holds for any sequence of merges, replacements and removals.
 
+A merge that gives credit adds columns ``K`` that nobody sent: those of one more task that always stays, and of which the truth
+has none. By the triangle inequality their moment's norm ``|K K.T|`` joins ``c``.
+
 Accuracy:
     To the rounding of the coefficients, in their dtype; where nothing was cut, all of this is 0.
 """

@@ -14,7 +14,7 @@ Source: the merge of sketches, Ghashami et al., 2016, with plain truncation inst
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +26,7 @@ from share_dist.core.drift import squared_difference
 from share_dist.core.linalg import rank_tolerance, thin_svd
 from share_dist.core.outcome import SideReport
 from share_dist.core.sides import MergedSide, SideSpectrum
+from share_dist.core.table import TaskTable
 from share_dist.core.truncation import Truncation
 from share_dist.core.values import (
     SIDES,
@@ -82,6 +83,7 @@ def merge_subspaces(
     energy: float | None = None,
     *,
     oversample: int = 0,
+    max_bytes: int | None = None,
 ) -> Fusion:
     """
     Merge what several coordinators have learnt into one subspace.
@@ -92,6 +94,7 @@ def merge_subspaces(
         energy: Instead, or as well: the least ``k`` per side that explains this share of
             the energy of everything merged, what was cut before included.
         oversample: ``o``; columns kept beyond ``k`` for the sake of later merges.
+        max_bytes: As ``merge`` takes it.
 
     Returns:
         A sketch that goes on like any other: it can be merged into, tasks can be removed from it, and
@@ -104,16 +107,17 @@ def merge_subspaces(
     Raises:
         ShapeMismatch: There is no sketch, or two of them hold a task of the same name.
         FingerprintMismatch: They do not belong to the same model, layers and metric.
-        ConfigError: An option is out of range.
+        ConfigError: An option is out of range, or ``max_bytes`` do not hold a factor of every side.
     """
-    truncation = Truncation(num_factors, energy, oversample)
+    truncation = Truncation(num_factors, energy, oversample, max_bytes=max_bytes)
     _require_together(sketches)
     stacks = {
         name: Pair(*(_stacked([sketch.subspace.layers[name][side] for sketch in sketches]) for side in SIDES))
         for name in sketches[0].subspace.layers
     }  # fmt: skip
+    chosen = truncation.choose_all(stacks, {} if max_bytes is None else _importance(sketches))
     merged = {
-        name: Pair(*(side.cut(*truncation.choose(side)) for _, side in stack))
+        name: Pair(*(side.cut(*chosen[name][which]) for which, side in stack))
         for name, stack in stacks.items()
     }
     fused = Subspace(
@@ -169,6 +173,16 @@ def _require_own_subspace(sketch: Sketch, index: int) -> None:
             f"{len(sketch.fingerprint.layers)} layers, its subspace has metric {own.metric!r} and "
             f"{len(own.layers)} layers or other features: give each subspace its own fingerprint"
         )
+
+
+def _importance(sketches: Sequence[Sketch]) -> Mapping[str, float]:
+    """Layer name -> its share in the squared size of each task, summed by weight over the tasks of all."""
+    found: dict[str, float] = defaultdict(float)
+    for sketch in sketches:
+        table = TaskTable.of(sketch.tasks, sketch.subspace.version)
+        for name, claim in table.claims(()).items():
+            found[name] += claim
+    return {name: found[name] if found else 1.0 for name in sketches[0].subspace.layers}
 
 
 def _stacked(bases: Sequence[Basis]) -> SideSpectrum:

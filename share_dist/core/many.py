@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from share_dist.core.drift import squared_difference
 from share_dist.core.prepared import prepare_merge
-from share_dist.core.subspace import check_layers
+from share_dist.core.subspace import all_temporary, check_layers
 from share_dist.core.truncation import Truncation
 from share_dist.core.values import (
     SIDES,
@@ -17,7 +17,6 @@ from share_dist.core.values import (
     LayerSubspace,
     LayerUpdate,
     Metric,
-    SideUpdate,
     Subspace,
     TaskUpdate,
 )
@@ -172,12 +171,7 @@ def _update(empty: Subspace, name: str, factors: Factors) -> TaskUpdate:
     except ShapeMismatch as error:
         raise ShapeMismatch(f"{name}: {error.message}", **error.details) from error
     layers = {
-        layer: LayerUpdate(*(
-            SideUpdate(
-                factor.new_zeros(0, factor.shape[1]), factor, torch.eye(factor.shape[1]).to(factor)
-            )
-            for _, factor in both
-        ))
+        layer: LayerUpdate(*(all_temporary(factor, 0) for _, factor in both))
         for layer, both in factors.items()
-    }  # fmt: skip
+    }
     return TaskUpdate(name, name, empty.version, layers)

@@ -40,6 +40,7 @@ def merge(
     oversample: int = 0,
     max_bytes: int | None = None,
     bases: Mapping[int, Subspace] | None = None,
+    gives_credit: bool = False,
 ) -> MergeOutcome:
     """
     Merge task updates into a subspace.
@@ -57,13 +58,16 @@ def merge(
             is then the most that a side gets, and each gets as many as explain most.
         bases: Version -> subspace, for updates that were trained on an older
             version. They are merged exactly: being late loses nothing.
+        gives_credit: Credit each direction that comes anew with about what truncation has cut of a direction
+            so far, on average: else those that came first keep others out for ever, where tasks come sorted by theme. The
+            energies then hold an estimate beside what is known; a task that is taken out does not take it along.
 
     Returns:
         The next version, all tasks said in it, the rotation and a report.
 
     Accuracy:
         The leading columns are those of the SVD of everything merged since
-        version 0, exactly while nothing is truncated; what a truncation cuts
+        version 0, exactly while nothing is truncated, with ``gives_credit`` too; what a truncation cuts
         is in the report. Taking out a replaced task is exact while nothing
         was truncated since it came; ``report.residue_bound`` bounds it otherwise.
 
@@ -76,4 +80,6 @@ def merge(
             ``max_bytes`` do not hold a factor of every side.
     """
     truncation = Truncation(num_factors, energy, oversample, max_bytes=max_bytes)
-    return prepare_merge(subspace, tasks, updates, bases=bases).cut(truncation)
+    return prepare_merge(subspace, tasks, updates, bases=bases, gives_credit=gives_credit).cut(
+        truncation
+    )

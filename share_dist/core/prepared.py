@@ -199,6 +199,7 @@ def prepare_merge(
     *,
     bases: Mapping[int, Subspace] | None = None,
     removed: Collection[str] = (),
+    gives_credit: bool = False,
 ) -> PreparedMerge:
     """
     Do everything of a merge that does not depend on how many columns are kept.
@@ -209,6 +210,7 @@ def prepare_merge(
         updates: At most one per task.
         bases: Version -> subspace, for updates that were trained on an older version.
         removed: Tasks of ``tasks`` to take out.
+        gives_credit: As ``merge`` says it.
 
     Raises:
         ShapeMismatch: An update does not fit the subspace, or names a task twice.
@@ -234,7 +236,7 @@ def prepare_merge(
         updates=updates,
         bases=bases_used,
         newcomers=newcomers,
-        sides=side_spectra(subspace, newcomers, list(leaving.values())),
+        sides=side_spectra(subspace, newcomers, list(leaving.values()), gives_credit=gives_credit),
         removed_task_ids=tuple(sorted(removed)),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from share_dist.core.account import TakenOut, taken_out
@@ -27,6 +27,9 @@ _BYTES_AT_ONCE = 2**21
 
 _MERGES_BETWEEN_CHECKS = 64
 """Rounding turns columns by less than 1e-6 meanwhile: a look at every merge would cost a third of it."""
+
+_CREDIT, _DOUBT = 1.5, 0.5
+"""How much of the mean loss a new direction is credited with, and how fast: found on streams sorted by theme."""
 
 _CROOKED = 1e-6
 """Entry of ``V.T V - I`` from which on columns are straightened; 1e-5 is what is promised."""
@@ -67,6 +70,7 @@ class SideSpectrum:
         rank: How many singular values are more than rounding.
         taken_out: The tasks whose former contribution is no longer in it.
         past: ``H``, ``(m, m)``; ``V H H.T V.T`` is the second moment of the tasks that stay.
+        credit: Energy that each of the new directions is credited with, as ``merge`` says it.
     """
 
     old: Basis
@@ -77,13 +81,14 @@ class SideSpectrum:
     rank: int
     taken_out: TakenOut
     past: Tensor
+    credit: float = 0.0
 
     @property
     def cut_before(self) -> float:
-        """Energy of the tasks that stay which earlier merges have cut."""
-        left = self.old.cut_energy - self.taken_out.cut
-        # both are sums of the same numbers: less than their rounding is nothing
-        return left if left > 1e-12 * self.old.cut_energy else 0.0
+        """Energy of the tasks that stay which earlier merges have cut, but for what is credited."""
+        return max(
+            0.0, _cut_before(self.old, self.taken_out) - self.credit * self.directions.shape[1]
+        )
 
     def cut(self, k: int, columns: int, *, shrinks: bool = False) -> MergedSide:
         """
@@ -115,7 +120,8 @@ class SideSpectrum:
                 moved=self._moved(k),
             ),
             lost=self.matrix[:, columns : self.rank],
-            cut_moment=float(torch.linalg.vector_norm(torch.cat([beyond, shrunk.expand(columns)]))),
+            cut_moment=float(torch.linalg.vector_norm(torch.cat([beyond, shrunk.expand(columns)])))
+            + self.credit * math.sqrt(self.directions.shape[1]),
         )
 
     def _turned(self, columns: int) -> tuple[Tensor, Tensor]:
@@ -147,6 +153,8 @@ def side_spectra(
     subspace: Subspace,
     newcomers: Mapping[str, Mapping[str, Newcomer]],
     leaving: Sequence[MergedTask],
+    *,
+    gives_credit: bool = False,
 ) -> dict[str, Pair[SideSpectrum]]:
     """
     Decompose every side of every layer: the past less the tasks that go, beside the newcomers.
@@ -155,6 +163,7 @@ def side_spectra(
         subspace: The current version.
         newcomers: Update -> its layers as weighted columns.
         leaving: Tasks whose contribution is taken out first.
+        gives_credit: Credit directions that come anew, as ``merge`` says it.
     """
     done: dict[tuple[str, Side], SideSpectrum] = {}
     straightens = subspace.version % _MERGES_BETWEEN_CHECKS == _MERGES_BETWEEN_CHECKS - 1
@@ -166,7 +175,7 @@ def side_spectra(
             for basis, (name, side, *_), out in zip(old, members, gone, strict=True)
         ]
         F, mixes = [F for *_, F, _ in members], [mix for *_, mix in members]
-        results = _decompose(old, torch.stack(pasts), torch.stack(F), torch.stack(mixes), gone, straightens=straightens)  # fmt: skip
+        results = _decompose(old, torch.stack(pasts), torch.stack(F), torch.stack(mixes), gone, straightens=straightens, gives_credit=gives_credit)  # fmt: skip
         done |= {(name, side): result for (name, side, *_), result in zip(members, results, strict=True)}  # fmt: skip
     return {name: Pair(done[name, "a"], done[name, "b"]) for name in subspace.layers}
 
@@ -232,6 +241,7 @@ def _decompose(
     gone: Sequence[TakenOut],
     *,
     straightens: bool,
+    gives_credit: bool,
 ) -> list[SideSpectrum]:
     V = torch.stack([basis.vectors for basis in old])
     m = V.shape[-1]
@@ -253,11 +263,18 @@ def _decompose(
 
     incoming = torch.cat([C + D, S], dim=-2)
     held = torch.cat([past, S.new_zeros(*S.shape[:-1], m)], dim=-2)
-    U, sigma = left_svd(torch.cat([held, incoming], dim=-1), is_single=V.dtype == torch.float32)
+    is_live = (S != 0).any(dim=-1)  # directions that bring nothing come last
+    columns, credit = [held, incoming], [0.0] * len(old)
+    if gives_credit:
+        found = _credit([_cut_before(*each) for each in zip(old, gone, strict=True)], V, S, is_live)
+        credit = found.tolist()
+        on_their_own = torch.diag_embed(is_live * found.sqrt().unsqueeze(-1))
+        columns.append(torch.cat([S.new_zeros(len(old), m, S.shape[-2]), on_their_own], dim=-2))
+    U, sigma = left_svd(torch.cat(columns, dim=-1), is_single=V.dtype == torch.float32)
     floors = torch.maximum(floor, sigma[..., 0] * 1e-14) if sigma.shape[-1] else floor
     if upright is not None:
         U = torch.cat([upright @ U[..., :m, :], U[..., m:, :]], dim=-2)
-    live = (S != 0).any(dim=-1).sum(dim=-1).tolist()  # directions that bring nothing come last
+    live = is_live.sum(dim=-1).tolist()
     return [
         SideSpectrum(
             old=basis,
@@ -268,9 +285,37 @@ def _decompose(
             rank=int((sigma[index] > floors[index]).sum()),
             taken_out=gone[index],
             past=past[index],
+            credit=credit[index],
         )
         for index, basis in enumerate(old)
     ]
+
+
+def _cut_before(old: Basis, gone: TakenOut) -> float:
+    left = old.cut_energy - gone.cut
+    # both are sums of the same numbers: less than their rounding is nothing
+    return left if left > 1e-12 * old.cut_energy else 0.0
+
+
+def _credit(
+    cut: Sequence[float],
+    V: Float[Tensor, "b d m"],
+    S: Float[Tensor, "b c q"],
+    is_live: Bool[Tensor, "b c"],
+) -> Float[Tensor, " b"]:
+    """
+    Find what each new direction is credited with: ``1.5 a^2 / (a + e / 2)``.
+
+    ``a`` is the energy cut so far over the directions that are not kept: what one of them has lost, on average. Those
+    that tasks use come back, so it is rather more; but less while it is no more than ``e``, the energy that a new direction brings
+    itself: then few have come, and most directions are new for the first time.
+    """
+    lost, count = S.new_tensor(cut), is_live.sum(dim=-1).clamp_min(1)
+    a = lost / max(1, V.shape[-2] - V.shape[-1])
+    e = S.square().sum(dim=(-2, -1)) / count
+    credit = _CREDIT * a.square() / (a + _DOUBT * e)
+    # no more than was cut; and nothing where neither was anything cut nor anything comes
+    return torch.minimum(torch.where(a > 0, credit, 0.0), lost / count)
 
 
 def _upright(V: Float[Tensor, "b d m"]) -> Float[Tensor, "b m m"] | None:

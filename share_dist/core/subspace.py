@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from share_dist.core.linalg import thin_svd
 from share_dist.core.merge import merge
@@ -115,7 +117,7 @@ def subspace_from_factors(
     dtype = torch.float64 if first is not None and first.a.dtype == torch.float64 else torch.float32
     empty = Subspace.empty({name: layer.shape for name, layer in factors[0].items()}, metric, dtype)
     updates = [
-        update_from_factors(empty, adapter, f"adapter-{index:06d}")
+        update_from_factors(empty, adapter, f"adapter-{index:06d}", folds=False)
         for index, adapter in enumerate(factors)
     ]
     return merge(empty, {}, updates, num_factors=num_factors, energy=energy).subspace
@@ -170,7 +172,7 @@ def augment(subspace: Subspace, num_random: int, generator: torch.Generator) -> 
 
 
 def update_from_factors(
-    subspace: Subspace, factors: Factors, task_id: str, update_id: str = ""
+    subspace: Subspace, factors: Factors, task_id: str, update_id: str = "", *, folds: bool = True
 ) -> TaskUpdate:
     """
     Say an adapter that was trained elsewhere as a task update; nothing of it is lost.
@@ -182,6 +184,8 @@ def update_from_factors(
         factors: The adapter.
         task_id: What to call it.
         update_id: Defaults to ``task_id``.
+        folds: False leaves all of it temporary factors. A merge makes the same of them, and it takes a sixth of
+            the time; an update that is sent is smaller folded.
 
     Raises:
         ShapeMismatch: The adapter's layers are not those of the subspace.
@@ -192,18 +196,26 @@ def update_from_factors(
         sides = []
         for side, factor in evenly_split(layer) if subspace.metric == "delta" else layer:
             basis = subspace.layers[name][side].leading
-            raw = factor.to(basis.dtype)
-            rank = raw.shape[1]
-            nothing_yet = SideUpdate(
-                raw.new_zeros(basis.shape[1], rank),
-                raw,
-                torch.eye(rank, dtype=raw.dtype, device=raw.device),
-            )
-            sides.append(fold(basis, nothing_yet))
+            raw = all_temporary(factor.to(basis.dtype), basis.shape[1])
+            sides.append(fold(basis, raw) if folds else raw)
         layers[name] = LayerUpdate(*sides)
     return TaskUpdate(
         update_id or task_id, task_id, subspace.version, layers, base_digest=subspace.digest
     )
+
+
+def all_temporary(factor: Float[Tensor, "d p"], num_factors: int) -> SideUpdate:
+    """
+    Say a factor with no coefficients in the ``k`` principal factors: ``E = 0``, ``T = F`` and ``tau = I``.
+
+    Examples:
+        >>> said = all_temporary(torch.tensor([[3.0], [4.0]]), num_factors=2)
+        >>> said.coefficients.tolist(), said.temporary_coefficients.tolist()
+        ([[0.0], [0.0]], [[1.0]])
+    """
+    rank = factor.shape[1]
+    identity = torch.eye(rank, dtype=factor.dtype, device=factor.device)
+    return SideUpdate(factor.new_zeros(num_factors, rank), factor, identity)
 
 
 def evenly_split(layer: LayerFactors) -> LayerFactors:

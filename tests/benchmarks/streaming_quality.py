@@ -5,7 +5,7 @@ Adapters of pseudo-rank 8, in a layer with 768 features, come one by one and up 
 columns have singular values that decay exactly as a power of their number. For each decay, number ``o`` of
 extra columns and order of arrival it tells the energy that the 32 leading columns capture over that of the leading 32 of the
 batch SVD. Theme by theme is the hardest order: eight groups, each strong where others are weak, come one group
-after the other. Frequent-Directions shrinkage stands beside it, with its error in the direction where it is largest
+after the other. Merges that credit new directions with what was cut before stand beside them; Frequent-Directions shrinkage too, with its error in the direction where it is largest
 and the bound that is proven for it, both as shares of the whole energy.
 """
 
@@ -66,10 +66,17 @@ def _rows(num_arrivals: int, seed: int, decay: float, order: str) -> list[dict[s
     moment = stack @ stack.mT
     said = {"arrivals": num_arrivals, "seed": seed, "decay": decay, "order": order}
     rows: list[dict[str, object]] = []
-    for oversample, shrink in (*((o, False) for o in OVERSAMPLES), (max(OVERSAMPLES), True)):
+    most = max(OVERSAMPLES)
+    for oversample, how in (*((o, "") for o in OVERSAMPLES), (most, "credit"), (most, "shrink")):
+        gives_credit, shrink = how == "credit", how == "shrink"
         truncation = Truncation(NUM_FACTORS, oversample=oversample, shrink=shrink)
-        basis = _streamed(arrivals, truncation, seed)
-        row = {"oversample": oversample, "shrink": shrink, "captured": _captured(basis, moment)}
+        basis = _streamed(arrivals, truncation, seed, gives_credit=gives_credit)
+        row = {
+            "oversample": oversample,
+            "gives_credit": gives_credit,
+            "shrink": shrink,
+            "captured": _captured(basis, moment),
+        }
         rows.append(said | row | (_shrinkage(basis, moment) if shrink else {}))
     return rows
 
@@ -107,7 +114,9 @@ def _update(base: Subspace, columns: Tensor, task_id: str) -> TaskUpdate:
     return replace(update, weight=float(columns.square().sum()))
 
 
-def _streamed(arrivals: Sequence[Tensor], truncation: Truncation, seed: int) -> Basis:
+def _streamed(
+    arrivals: Sequence[Tensor], truncation: Truncation, seed: int, *, gives_credit: bool
+) -> Basis:
     """Merge one after the other, each as trained up to 15 versions ago; tasks are not needed for it."""
     late = random.Random(seed)
     versions = [Subspace.empty({LAYER: LayerShape(FEATURES, PSEUDO_RANK)})]
@@ -115,7 +124,7 @@ def _streamed(arrivals: Sequence[Tensor], truncation: Truncation, seed: int) -> 
         lag = late.randint(0, min(MOST_LAG, len(versions) - 1))
         update = _update(versions[-1 - lag], columns, f"task-{index:04d}")
         bases = {each.version: each for each in versions}
-        prepared = prepare_merge(versions[-1], {}, [update], bases=bases)
+        prepared = prepare_merge(versions[-1], {}, [update], bases=bases, gives_credit=gives_credit)
         versions = [*versions[-MOST_LAG:], prepared.cut(truncation).subspace]
     return versions[-1].layers[LAYER].a
 

@@ -11,7 +11,7 @@ from share_dist.core.fusion import Sketch, merge_subspaces
 from share_dist.core.merge import merge
 from share_dist.core.removal import remove_tasks
 from share_dist.core.subspace import update_from_factors
-from share_dist.core.values import Fingerprint, LayerShape, Subspace
+from share_dist.core.values import Fingerprint, LayerFactors, LayerShape, Subspace
 from share_dist.errors import ConfigError, FingerprintMismatch, ShapeMismatch
 from tests.core.adapters import (
     METRICS,
@@ -247,3 +247,25 @@ class TestRefused:
         """As a merge refuses them."""
         with pytest.raises(ConfigError):
             merge_subspaces([sketch_of(adapters_of(0, 1))], num_factors=0)
+
+
+@everywhere
+def test_a_byte_budget_is_shared_out_as_one_merge_of_everything_does(metric):
+    """The same ``k`` for every side, in no more bytes than allowed; a budget without room for all sides is refused."""
+    left, right = adapters_of(0, 3), adapters_of(3, 3)
+    # of one layer the tasks have a tenth: it counts less, and by how much only the tasks tell
+    for adapter in (left | right).values():
+        adapter["q"] = LayerFactors(adapter["q"].a * 0.1, adapter["q"].b)
+    max_bytes = 8 * 4 * sum(sum(shape) for shape in SMALL.values())
+    sketches = [sketch_of(each, metric) for each in (left, right)]
+    fused = merge_subspaces(sketches, oversample=2, max_bytes=max_bytes).sketch.subspace
+    empty = Subspace.empty(SMALL, metric, torch.float64)
+    updates = [update_from_factors(empty, each, name) for name, each in (left | right).items()]
+    at_once = merge(empty, {}, updates, oversample=2, max_bytes=max_bytes).subspace
+    ks = {place: fused.layers[place[0]][place[1]].num_factors for place in SIDES}
+    assert ks == {place: at_once.layers[place[0]][place[1]].num_factors for place in SIDES}
+    assert len(set(ks.values())) > 1
+    spent = sum(8 * SMALL[name].features(side) * k for (name, side), k in ks.items())
+    assert spent <= max_bytes
+    with pytest.raises(ConfigError, match="max_bytes is 100"):
+        merge_subspaces(sketches, max_bytes=100)

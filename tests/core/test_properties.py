@@ -17,6 +17,7 @@ from share_dist.core.subspace import (
 )
 from share_dist.core.values import SIDES, LayerFactors, Subspace
 from tests.core.adapters import (
+    METRICS,
     delta_weights,
     distance,
     kept_columns,
@@ -24,8 +25,9 @@ from tests.core.adapters import (
     metric_columns,
     norm,
     projector,
+    random_factors,
 )
-from tests.strategies import SMALL, SPECTRA, adapters, seeds
+from tests.strategies import SMALL, SPECTRA, Adapters, adapters, seeds
 
 properties = settings(max_examples=12, deadline=None)
 PLACES = [(name, side) for name in SMALL for side in SIDES]
@@ -323,25 +325,87 @@ def test_p17_the_order_effect_of_truncated_merges_is_small_and_measured(drawn, s
     assert effect < 0.1
 
 
-@properties
-@given(drawn=adapters(count=3, of_metrics=st.just("delta")), seed=seeds)
-def test_p18_the_split_between_the_factors_does_not_matter(drawn, seed):
-    """P18: (B, A) and (B M, M^-1 A) merge to the same dW, truncated; of metric delta, for the other looks at the split."""
-    generator = torch.Generator().manual_seed(seed)
-    mix = 3 * torch.eye(4, dtype=torch.float64) + torch.rand(4, 4, generator=generator).double()
-    resplit = [
+def resplit(drawn, mix):
+    """The same dW, each as ``(B M, M^-1 A)``."""
+    return [
         {
             name: LayerFactors(layer.a @ torch.linalg.inv(mix).mT, layer.b @ mix)
             for name, layer in each.items()
         }
         for each in drawn.factors
     ]
-    one = merge_in_sequence(drawn.factors, "delta", num_factors=5)[-1][2]
-    other = merge_in_sequence(resplit, "delta", num_factors=5)[-1][2]
+
+
+def assert_merge_alike(drawn, others, num_factors):
+    """Two sets of adapters merge to the same dW of every task."""
+    one, other = (
+        merge_in_sequence(factors, drawn.metric, num_factors)[-1][2]
+        for factors in (drawn.factors, others)
+    )
     mine = delta_weights(one.subspace, one.tasks)
     theirs = delta_weights(other.subspace, other.tasks)
     for task_id, weights in mine.items():
         assert distance(weights, theirs[task_id]) < 1e-7 * norm(trained_as(drawn, task_id))
+
+
+def general_mix(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.eye(4, dtype=torch.float64) + torch.rand(4, 4, generator=generator).double()
+
+
+@properties
+@given(drawn=adapters(count=3), seed=seeds, k=st.none() | st.just(5))
+def test_p18_the_split_between_the_factors_does_not_matter(drawn, seed, k):
+    """
+    P18: (B, A) and (B M, M^-1 A) merge to the same dW: of metric ``delta`` for any M, truncated or not; of ``factors``,
+    which weighs the factors as they are split, for any M where nothing is truncated.
+    """
+    num_factors = None if drawn.metric == "factors" else k
+    assert_merge_alike(drawn, resplit(drawn, general_mix(seed)), num_factors)
+
+
+@properties
+@given(drawn=adapters(count=3), seed=seeds)
+def test_p18_a_turned_split_does_not_matter_to_either_metric(drawn, seed):
+    """P18: truncated, for either metric, (B M, M^-1 A) with an orthogonal M merges to the same dW."""
+    turn = torch.linalg.qr(general_mix(seed)).Q
+    assert_merge_alike(drawn, resplit(drawn, turn), num_factors=5)
+
+
+def test_p18_the_metric_factors_looks_at_the_split():
+    """Why more is not promised of it: a factor of ten between the columns of one adapter moves the truncated merge."""
+    factors = [random_factors(seed, shapes=SMALL) for seed in range(3)]
+    mix = torch.diag(torch.tensor([10.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    moved = {}
+    for metric in METRICS:
+        drawn = Adapters(metric, "random", factors)
+        finals = [
+            merge_in_sequence(each, metric, 5)[-1][2] for each in (factors, resplit(drawn, mix))
+        ]
+        one, other = (delta_weights(final.subspace, final.tasks)["task-000"] for final in finals)
+        moved[metric] = distance(one, other) / norm(dense(factors[0]))
+    assert moved["delta"] < 1e-7
+    assert moved["factors"] > 1e-2
+
+
+@properties
+@given(drawn=adapters(), k=st.none() | st.integers(1, 10))
+def test_an_update_that_is_not_folded_merges_to_the_same(drawn, k):
+    """An adapter as temporary factors alone gives the bases, energies and dW of the same one folded."""
+    *_, (current, tasks, _) = merge_in_sequence(drawn.factors, drawn.metric, k)
+    folded, raw = (
+        merge(
+            current, tasks, [update_from_factors(current, drawn.factors[-1], "new", folds=folds)], k
+        )
+        for folds in (True, False)
+    )
+    for name, side in PLACES:
+        mine, theirs = (each.subspace.layers[name][side] for each in (raw, folded))
+        assert torch.allclose(mine.energies, theirs.energies, rtol=1e-6, atol=1e-10)
+    served = [
+        delta_weights(each.subspace, {"new": each.tasks["new"]})["new"] for each in (raw, folded)
+    ]
+    assert distance(*served) < 1e-7 * norm(dense(drawn.factors[-1]))
 
 
 @properties

@@ -121,10 +121,13 @@ def push(subspace, task_id, adapter, weight, update_id):
     k=st.integers(1, 7),
     oversample=st.integers(0, 4),
     dtype=st.sampled_from([torch.float64, torch.float32]),
+    gives_credit=st.booleans(),
 )
-def test_the_residue_is_within_its_bound(seed, metric, spectrum, k, oversample, dtype):
+def test_the_residue_is_within_its_bound(
+    seed, metric, spectrum, k, oversample, dtype, gives_credit
+):
     """
-    Whatever was merged late, replaced and removed meanwhile: what stays differs from what would
+    Whatever was merged late, with credit or without, replaced and removed meanwhile: what stays differs from what would
     have been without the tasks removed, and without any cut since they came, by no more than the bound.
     """
     rng = random.Random(seed)
@@ -145,7 +148,7 @@ def test_the_residue_is_within_its_bound(seed, metric, spectrum, k, oversample, 
             weight = rng.choice([0.1, 1.0, 5.0])
             updates.append(push(base, name, adapter, weight, f"{index}-{name}"))
             reference.put(name, adapter, metric, weight)
-        outcome = merge(subspace, tasks, updates, k, oversample=oversample, bases=older)
+        outcome = merge(subspace, tasks, updates, k, oversample=oversample, bases=older, gives_credit=gives_credit)  # fmt: skip
         subspace, tasks = outcome.subspace, outcome.tasks
         others = sorted(tasks.keys() - watched)
         if index > 2 and others and rng.random() < 0.3:

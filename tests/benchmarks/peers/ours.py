@@ -59,7 +59,9 @@ class Ours:
         return load_lora(folder).factors
 
     def add(self, state: State, name: str, adapter: Factors) -> State:
-        return self._merged(state, [update_from_factors(state.subspace, adapter, name)])
+        return self._merged(
+            state, [update_from_factors(state.subspace, adapter, name, folds=False)]
+        )
 
     def factors(self, state: State, name: str) -> Factors:
         return reconstruct(state.subspace, state.tasks[name].served(state.subspace))
