@@ -187,6 +187,7 @@ class Exchange:
         """Ask for all that a worker wants to know, all of it in one version."""
         pushed = self.outbox.pushed_ids()
         listed = self._coordinator.tasks()
+        self.outbox.note_decided(listed)
         self.outbox.push_again(pushed - {each.update_id for each in listed})
         own = [each for each in listed if each.task_id in self._journal.learnt_ids]
         merged = sorted(each.task_id for each in own if each.state is UpdateState.MERGED)

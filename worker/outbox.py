@@ -17,12 +17,12 @@ have is said in the newest one, losing nothing, and pushed under a new id.
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from share_dist.core.values import Subspace, TaskUpdate
 from share_dist.errors import LeaseExpired, ShareError, StreamError, VersionError
-from share_dist.wire.records import Receipt, UpdateState
+from share_dist.wire.records import Receipt, TaskSummary, UpdateState
 from worker.checkpoint import TaskCheckpoint
 from worker.contact import AWAY, PASSING, Contact, with_growing_time
 from worker.disk import Disk
@@ -96,6 +96,17 @@ class Outbox:
         """Updates that the coordinator has answered for."""
         with self._changed:
             return set(self._pushed)
+
+    def note_decided(self, summaries: Iterable[TaskSummary]) -> None:
+        """Let go of updates that somebody has set aside, rolled back or removed: they are not lost."""
+        for each in summaries:
+            with self._changed:
+                is_news = each.update_id in self._pushed and each.state not in _ON_THEIR_WAY
+                if is_news:
+                    del self._pushed[each.update_id]
+            if is_news:
+                self._journal.amend(each.task_id, state=each.state.value)
+                self._tell_set_aside(each.task_id, each.update_id, each.state, each.reason)
 
     def push_again(self, update_ids: Collection[str]) -> None:
         """Put updates again that the coordinator no longer knows, as after its store was restored."""
@@ -194,13 +205,7 @@ class Outbox:
         self._journal.amend(update.task_id, **said)
         self._journal.emit(WorkerEvent.UPDATE_PUSHED, task_id=update.task_id, **said)
         if receipt.state not in _ON_THEIR_WAY:
-            self._journal.emit(
-                WorkerEvent.UPDATE_SET_ASIDE,
-                task_id=update.task_id,
-                update_id=update.update_id,
-                state=receipt.state.value,
-                reason=receipt.reason,
-            )
+            self._tell_set_aside(update.task_id, update.update_id, receipt.state, receipt.reason)
         with self._changed:
             self._waiting.popleft()
             if receipt.state in _ON_THEIR_WAY:
@@ -211,6 +216,17 @@ class Outbox:
         with self._changed:
             self._changed.notify_all()
             self._contact.note_waiting(len(self._waiting))
+
+    def _tell_set_aside(
+        self, task_id: str, update_id: str, state: UpdateState, reason: str
+    ) -> None:
+        self._journal.emit(
+            WorkerEvent.UPDATE_SET_ASIDE,
+            task_id=task_id,
+            update_id=update_id,
+            state=state.value,
+            reason=reason,
+        )
 
     def _tell_unchecked(self, update: TaskUpdate) -> None:
         if not update.base_digest:
