@@ -44,7 +44,7 @@ def download(
 def _join(messages: Iterator[Any], joiner: ChunkJoiner) -> memoryview:
     """Join chunks in a thread of their own: while one is hashed, the next one comes."""
     with ThreadPoolExecutor(1) as joining:
-        joined: Future[bytes | memoryview] | None = None
+        joined: Future[None] | None = None
         for message in messages:
             chunk = chunk_of(message)
             if chunk is None:

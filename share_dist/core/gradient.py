@@ -81,7 +81,7 @@ def leading_outside(
     # what was proposed fills up, and the basis is taken out once more: digits are lost near its span
     columns = torch.cat([kept, proposed], dim=1)
     columns = columns - basis @ (basis.mT @ columns)
-    directions, _ = torch.linalg.qr(columns)
+    directions: Tensor = torch.linalg.qr(columns).Q
     return directions[:, :num_temporary]
 
 
