@@ -59,6 +59,11 @@ class SubspaceConfig(BaseModel):
         description="Bytes of all factors that are broadcast, at most: shared out among layers and "
         "sides by what each factor explains, up to num_factors for each side",
     )
+    gives_credit: bool = Field(
+        default=False,
+        description="Credit what comes anew with what truncation has cut of others until then, on average: "
+        "where tasks come sorted by theme, those that came first else keep later ones out",
+    )
     metric: Metric = Field(
         "delta", description="What a merge keeps best: weight changes, or factors as in the paper"
     )

@@ -80,6 +80,7 @@ def screen(
         _budget(current, config),
         truncation_of(config),
         bases=bases,
+        gives_credit=config.gives_credit,
     )
     tasks = {update.update_id: update.task_id for update in left}
     parked = {
@@ -98,9 +99,10 @@ def merge_of(
     config: SubspaceConfig,
 ) -> MergeOutcome:
     """Merge updates as they are; raises what ``merge`` raises."""
-    return prepare_merge(current.subspace, current.tasks, updates, bases=bases).cut(
-        truncation_of(config)
+    prepared = prepare_merge(
+        current.subspace, current.tasks, updates, bases=bases, gives_credit=config.gives_credit
     )
+    return prepared.cut(truncation_of(config))
 
 
 def truncation_of(config: SubspaceConfig) -> Truncation:

@@ -118,6 +118,7 @@ def merge_within_budget(
     truncation: Truncation,
     *,
     bases: Mapping[int, Subspace] | None = None,
+    gives_credit: bool = False,
 ) -> BudgetedMerge:
     """
     Merge, with as many more columns as keep every task within its drift budget.
@@ -138,6 +139,7 @@ def merge_within_budget(
         budget: How far tasks may be moved, and at what cost.
         truncation: How many columns to keep where nobody is moved too far.
         bases: Version -> subspace, for updates that were trained on an older version.
+        gives_credit: As ``merge`` says it.
 
     Returns:
         The merge, and who goes beyond the budget all the same: ``park_for_budget`` then
@@ -146,7 +148,7 @@ def merge_within_budget(
     Raises:
         ShareError: As ``merge`` does.
     """
-    prepared = prepare_merge(subspace, tasks, updates, bases=bases)
+    prepared = prepare_merge(subspace, tasks, updates, bases=bases, gives_credit=gives_credit)
     held, is_shared_out = replace(truncation, keeps_factors=True), truncation.max_bytes is not None
     norms = task_norms(subspace, prepared.tasks)
 
@@ -173,6 +175,7 @@ def park_for_budget(
     truncation: Truncation,
     *,
     bases: Mapping[int, Subspace] | None = None,
+    gives_credit: bool = False,
 ) -> ParkedMerge:
     """
     Merge what keeps within the budget, and name the updates that have to wait.
@@ -187,13 +190,16 @@ def park_for_budget(
         budget: How far tasks may be moved, and at what cost.
         truncation: How many columns to keep where nobody is moved too far.
         bases: Version -> subspace, for updates that were trained on an older version.
+        gives_credit: As ``merge`` says it.
 
     Raises:
         ShareError: As ``merge`` does.
     """
 
     def merged(which: Sequence[TaskUpdate]) -> BudgetedMerge:
-        return merge_within_budget(subspace, tasks, which, budget, truncation, bases=bases)
+        return merge_within_budget(
+            subspace, tasks, which, budget, truncation, bases=bases, gives_credit=gives_credit
+        )
 
     together = merged(updates)
     if not together.excess:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from coordinator.config import SubspaceConfig
 from coordinator.screening import merge_of, screen
@@ -135,3 +136,40 @@ def _square(update, base, name) -> float:
         for side, learnt in update.layers[name]
     )
     return float((b @ a.mT).square().sum())
+
+
+@pytest.mark.parametrize("drift_budget", [None, 10.0])
+def test_credit_is_given_where_the_configuration_says_so(drift_budget):
+    """With and without a drift budget a merge is that of the core with credit, once something was cut."""
+    truncated = Snapshot(*_two_cut_to_one(), {})
+    for gives_credit in (True, False):
+        config = SubspaceConfig(
+            num_factors=1, oversample=0, drift_budget=drift_budget, gives_credit=gives_credit
+        )
+        found = screen([lightly("cats", 1.0)], truncated, {0: EMPTY}, set(), config).outcome
+        expected = merge(
+            truncated.subspace,
+            truncated.tasks,
+            [lightly("cats", 1.0)],
+            1,
+            bases={0: EMPTY},
+            gives_credit=gives_credit,
+        )
+        for name, layer in expected.subspace.layers.items():
+            for side, basis in layer:
+                assert torch.equal(basis.energies, found.subspace.layers[name][side].energies)
+    credited, plain = (
+        merge(truncated.subspace, truncated.tasks, [lightly("cats", 1.0)], 1, bases={0: EMPTY}, gives_credit=each)
+        for each in (True, False)
+    )  # fmt: skip
+    assert any(
+        not torch.equal(basis.energies, plain.subspace.layers[name][side].energies)
+        for name, layer in credited.subspace.layers.items()
+        for side, basis in layer
+    )
+
+
+def _two_cut_to_one():
+    updates = [make_update(name, f"u-{name}", pseudo_rank=1) for name in ("ants", "bees")]
+    outcome = merge(EMPTY, {}, updates, 1)
+    return outcome.subspace, outcome.tasks
