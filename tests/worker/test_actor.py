@@ -94,8 +94,8 @@ def test_two_actors_learn_into_one_subspace_and_one_is_killed(
     ray.kill(south, no_restart=False)
     assert [_result(call).state for call in calls] == ["finished", "finished"]
     with ShareClient(address) as client:
+        wait_for(lambda: client.status().num_pending == 0)
         tasks = {each.task_id: each for each in client.tasks()}
-        assert client.status().num_pending == 0
     assert {name: each.worker_id for name, each in tasks.items()} == {
         "mood": "north",
         "food": "south",
