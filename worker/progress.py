@@ -40,7 +40,7 @@ class WorkerEvent(str, enum.Enum):
     UPDATE_PUSHED = "update_pushed"
     """``task_id``, ``update_id``, ``base_version``, ``state``."""
     UPDATE_SET_ASIDE = "update_set_aside"
-    """The coordinator has it and does not merge it, until a person lets it: ``task_id``, ``update_id``, ``state``, ``reason``."""
+    """The coordinator has it and does not merge it until a person lets it, or an operator took it out: ``task_id``, ``update_id``, ``state``, ``reason``."""
     UPDATE_LOST = "update_lost"
     """The coordinator no longer knows it, and it will be pushed again: ``task_id``, ``update_id``."""
     PUSH_POSTPONED = "push_postponed"
