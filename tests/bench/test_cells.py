@@ -29,7 +29,19 @@ def silent(_step, _num_steps):
     pass
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa", "vera", "vb-lora", "full", "random-subspace"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora",
+        "pissa",
+        "vera",
+        "vb-lora",
+        "full",
+        "random-subspace",
+        "weight-subspace",
+        "input-subspace",
+    ],
+)
 def test_a_method_learns_and_leaves_the_model_as_it_was(make_cells, name):
     """Each method of one task is scored by test rows, and changes no bit of the frozen model."""
     _, _, cells = make_cells(name)

@@ -30,7 +30,7 @@ from tests.chaos.site import NODES, Nodes, Site, end_all
 from tests.chaos.streams import WORKERS, task_ids, write_streams
 
 SEEDS = 3
-SECONDS_PER_TASK = 25
+SECONDS_PER_TASK = 75
 """Of one actor, under fire, and rather less: a stream is as long as the fire."""
 
 _END_SECONDS = 1800.0

@@ -116,6 +116,19 @@ METHODS = {
             (5e-3, 1e-2, 2e-2),
         ),
         Method(
+            "weight-subspace",
+            "coefficients only, in the leading singular vectors of the frozen weights: a start without adapters",
+            "task",
+            (5e-3, 1e-2, 2e-2),
+        ),
+        Method(
+            "input-subspace",
+            "coefficients only, in the leading directions of what layers are given and answer: a start without adapters",
+            "task",
+            (5e-3, 1e-2, 2e-2),
+            "side A as in EVA, arXiv 2410.07170",
+        ),
+        Method(
             "share",
             "all tasks in one shared subspace, one after another: what this project does",
             "stream",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from share_dist.adapters.cold import gather_moments, subspace_of_inputs, subspace_of_weights
 from share_dist.core.values import Subspace
 from worker.backbone import Backbone
 from worker.bench.adapting import adapted_by, random_subspace, subspace_of_others
@@ -73,8 +74,8 @@ class TaskCells:
         assert cell.rate is not None, "every method of one task but the frozen model has rates"
         head = copy.deepcopy(frozen.start.head)
         hooks = Hooks(on_step=lambda report: tell(report.step, report.num_steps))
-        subspace, began = self._subspace(work), time.monotonic()
-        lesson = self.lesson(cell, prepared)
+        lesson, began = self.lesson(cell, prepared), time.monotonic()
+        subspace = self._subspace(work, lesson)
         model = self.suite.stream.model
         with adapted_by(method, lesson, head, model, cell.rate, subspace) as adapted:
             state = train(adapted.lesson, adapted.trainee, head, hooks=hooks)
@@ -118,11 +119,18 @@ class TaskCells:
             cell.seed,
         )
 
-    def _subspace(self, work: Work) -> Subspace | None:
+    def _subspace(self, work: Work, lesson: Lesson) -> Subspace | None:
         """In which coefficients are trained, where the method trains those."""
+        model, shapes = self.backbone.model, self.backbone.shapes
         num_factors = self.suite.settings.num_factors
         if work.cell.method == "random-subspace":
-            return random_subspace(self.backbone.shapes, num_factors, work.cell.seed)
+            return random_subspace(shapes, num_factors, work.cell.seed)
+        if work.cell.method == "weight-subspace":
+            return subspace_of_weights(model, shapes, num_factors)
+        if work.cell.method == "input-subspace":
+            with gather_moments(model, shapes) as moments:
+                lesson.backbone.features(lesson.fit.encoded)
+            return subspace_of_inputs(model, shapes, moments, num_factors)
         if not work.sources:
             return None
         return subspace_of_others([self.folder.adapter(each) for each in work.sources], num_factors)
