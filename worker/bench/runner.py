@@ -75,6 +75,8 @@ def run_cells(
     """
     cells = CellFolder(folder, lesson_of(suite))
     plan, context = Plan(suite, cells), multiprocessing.get_context("spawn")
+    if not plan.ready():
+        return
     with context.Manager() as manager:
         progress: DictProxy[str, tuple[int, int]] = manager.dict()
         threads = max(1, len(os.sched_getaffinity(0)) // num_at_once)
