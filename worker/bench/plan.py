@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from share_dist.errors import WorkerError
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.methods import METHODS, Method
 from worker.bench.suite import Suite
@@ -45,14 +46,28 @@ class Plan:
         )
 
     def chosen(self, method: str, task_id: str, seed: int, rows: int | None = None) -> Cell | None:
-        """The cell of a method's best learning rate; None where it is not known yet."""
-        searched = self._search(METHODS[method], task_id, rows)
-        outcomes = [self._folder.load(each) for each in searched]
-        known = [each for each in outcomes if each is not None]
-        if len(known) < len(searched):
+        """
+        The cell of a method's best learning rate; None where it is not known yet.
+
+        Raises:
+            WorkerError: No rate that was tried came to an end.
+        """
+        found = {
+            each: self._folder.load(each) for each in self._search(METHODS[method], task_id, rows)
+        }
+        scores = {
+            cell: outcome.get("validation", 0.0)
+            for cell, outcome in found.items()
+            if outcome is not None and "diverged" not in outcome
+        }
+        if None in found.values():
             return None
-        best = max(range(len(known)), key=lambda at: known[at].get("validation", 0.0))
-        return Cell(method, seed, task_id, searched[best].rate, rows)
+        if not scores:
+            raise WorkerError(
+                f"{method}, {task_id or 'the stream'}: training diverged with each of the learning rates "
+                f"{', '.join(f'{each.rate:g}' for each in found)}: lower the method's rates"
+            )
+        return Cell(method, seed, task_id, max(scores, key=scores.__getitem__).rate, rows)
 
     @property
     def _methods(self) -> list[Method]:

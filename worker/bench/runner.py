@@ -11,9 +11,10 @@ from multiprocessing.managers import DictProxy
 from pathlib import Path
 from typing import Any
 
+from share_dist.errors import TrainingDiverged
 from worker.bench.cell import CellFolder, Work
 from worker.bench.methods import METHODS
-from worker.bench.plan import Plan
+from worker.bench.plan import SEARCH_SEED, Plan
 from worker.bench.suite import Suite
 
 LOOK_SECONDS = 0.5
@@ -80,7 +81,7 @@ def run_cells(
     with context.Manager() as manager:
         progress: DictProxy[str, tuple[int, int]] = manager.dict()
         threads = max(1, len(os.sched_getaffinity(0)) // num_at_once)
-        pool = ProcessPoolExecutor(num_at_once, context, _begin, (suite, folder, threads, progress))
+        pool = ProcessPoolExecutor(num_at_once, context, begin, (suite, folder, threads, progress))
         began, computed = time.monotonic(), 0
         running: dict[Future[dict[str, Any]], Work] = {}
         try:
@@ -116,13 +117,13 @@ def _submit(
         if len(running) == num_at_once:
             return
         if work.cell not in under_way:
-            running[pool.submit(_compute, work)] = work
+            running[pool.submit(compute, work)] = work
 
 
 _STATE: dict[str, Any] = {}
 
 
-def _begin(suite: Suite, folder: Path, threads: int, progress: Any) -> None:
+def begin(suite: Suite, folder: Path, threads: int, progress: Any) -> None:
     """Prepare a process; its model is loaded with its first cell."""
     import torch
 
@@ -144,7 +145,13 @@ def _cells() -> dict[str, Any]:
     return {"task": tasks, "stream": StreamCells(tasks), "shared": SharedCells(suite, backbone)}
 
 
-def _compute(work: Work) -> dict[str, Any]:
+def compute(work: Work) -> dict[str, Any]:
+    """
+    Compute a cell in a process that was begun.
+
+    Raises:
+        ShareError: It cannot be computed. A search that diverges is an outcome.
+    """
     method, progress = METHODS[work.cell.method], _STATE["progress"]
     kind = "shared" if method.scope == "stream" and method.peft is None else method.scope
 
@@ -153,6 +160,11 @@ def _compute(work: Work) -> dict[str, Any]:
 
     try:
         outcome: dict[str, Any] = _cells()[kind].compute(work, tell)
+    except TrainingDiverged as error:
+        if work.cell.seed != SEARCH_SEED or len(method.rates) < 2:
+            raise
+        # too large a rate: the search goes on without it
+        outcome = {"diverged": error.message}
     finally:
         progress.pop(work.cell.name, None)
     return outcome

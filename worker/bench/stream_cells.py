@@ -1,7 +1,6 @@
 """Cells of a whole stream by one adapter: on one task after another, or on all at once."""
 
 import copy
-import math
 import random
 import resource
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from share_dist.errors import TrainingDiverged
 from worker.backbone import grouped_batches
 from worker.bench.adapting import Adapted, adapted_by
 from worker.bench.cell import Cell, Work
@@ -19,10 +19,10 @@ from worker.bench.methods import METHODS
 from worker.bench.task_cells import FLOAT_BYTES, TaskCells
 from worker.evaluate import evaluate
 from worker.optimizer import Optimizer
-from worker.prepared import PreparedTask
 from worker.trainer import Hooks, Lesson, train
 
 Tell = Callable[[int, int], None]
+Matrix = list[list[float | None]]
 
 
 @dataclass
@@ -49,11 +49,13 @@ class StreamCells:
         order = self.cells.suite.order(cell.seed)
         heads = {each: self._first_head(cell, each) for each in order}
         lessons = {each: self._lesson(cell, each) for each in order}
-        model = self.cells.suite.stream.model
-        method, first = METHODS[cell.method], order[0]
+        method, first, model = METHODS[cell.method], order[0], self.cells.suite.stream.model
         with adapted_by(method, lessons[first], heads[first], model, cell.rate) as adapted:
+            inside = {each: _inside(lesson, adapted) for each, lesson in lessons.items()}
+            course = _Course(order, inside, heads, adapted)
             learn = self._jointly if cell.method == "joint" else self._in_sequence
-            matrix, validation = learn(order, lessons, heads, adapted, tell)
+            matrix = learn(course, tell)
+            validation = self._validation(course)
         return {
             "order": order,
             "matrix": matrix,
@@ -73,85 +75,68 @@ class StreamCells:
         one = replace(cell, task_id=task_id)
         return self.cells.lesson(one, self.cells.prepare(one)[0])
 
-    def _in_sequence(
-        self,
-        order: list[str],
-        lessons: Mapping[str, Lesson],
-        heads: Mapping[str, nn.Module],
-        adapted: Adapted,
-        tell: Tell,
-    ) -> tuple[list[list[float | None]], float]:
+    def _in_sequence(self, course: "_Course", tell: Tell) -> Matrix:
         """Learn one task after another; after each, score those that were learnt."""
-        matrix: list[list[float | None]] = []
-        done, steps = 0, sum(each.num_steps for each in lessons.values())
-        for number, task_id in enumerate(order, start=1):
-            lesson = _inside(lessons[task_id], adapted)
+        matrix: Matrix = []
+        done, steps = 0, sum(each.num_steps for each in course.lessons.values())
+        for number, task_id in enumerate(course.order, start=1):
+            lesson = course.lessons[task_id]
             hooks = Hooks(on_step=lambda report, done=done: tell(done + report.step, steps))  # type: ignore[misc]
-            train(lesson, adapted.trainee, heads[task_id], hooks=hooks)
+            train(lesson, course.adapted.trainee, course.heads[task_id], hooks=hooks)
             done += lesson.num_steps
-            scores = [self._score(each, lessons, heads, adapted) for each in order[:number]]
-            matrix.append([*scores, *[None] * (len(order) - number)])
-        return matrix, self._validation(order, lessons, heads, adapted)
+            scores = [self._score(each, course) for each in course.order[:number]]
+            matrix.append([*scores, *[None] * (len(course.order) - number)])
+        return matrix
 
-    def _jointly(
-        self,
-        order: list[str],
-        lessons: Mapping[str, Lesson],
-        heads: Mapping[str, nn.Module],
-        adapted: Adapted,
-        tell: Tell,
-    ) -> tuple[list[list[float | None]], float]:
+    def _jointly(self, course: "_Course", tell: Tell) -> Matrix:
         """Learn all tasks at once, batches of one task each in turn as drawn."""
-        settings, backbone = next(iter(lessons.values())).settings, adapted.lesson.backbone
-        batches = {each: lessons[each].steps_per_epoch for each in order}
-        num_steps = settings.epochs * sum(batches.values())
-        optimizer = Optimizer(
-            adapted.trainee, nn.ModuleDict(heads), settings, num_steps, backbone.device
-        )
-        step = 0
+        first = course.lessons[course.order[0]]
+        settings, backbone = first.settings, first.backbone
+        num_steps = sum(each.num_steps for each in course.lessons.values())
+        heads, trainee = nn.ModuleDict(course.heads), course.adapted.trainee
+        optimizer = Optimizer(trainee, heads, settings, num_steps, backbone.device)
+        batches = [each for epoch in range(settings.epochs) for each in _mixed(course, epoch)]
         backbone.model.train()
         with torch.random.fork_rng():
-            for epoch in range(settings.epochs):
-                for task_id, rows in _mixed(order, lessons, epoch):
-                    loss = _loss(_inside(lessons[task_id], adapted), heads[task_id], rows)
-                    optimizer.zero_grad()
-                    optimizer.backward(loss)
-                    if not optimizer.step(step, loss.detach()):
-                        return [[math.nan for _ in order]], -math.inf
-                    step += 1
-                    tell(step, num_steps)
-        final: list[float | None] = [self._score(each, lessons, heads, adapted) for each in order]
-        return [final], self._validation(order, lessons, heads, adapted)
+            torch.manual_seed(first.seed)
+            for step, (task_id, rows) in enumerate(batches):
+                loss = _loss(course.lessons[task_id], course.heads[task_id], rows)
+                optimizer.zero_grad()
+                optimizer.backward(loss)
+                if not optimizer.step(step, loss.detach()):
+                    raise TrainingDiverged(
+                        f"all tasks at once: loss {float(loss)} is not finite at step {step}: take "
+                        "the largest learning rate out of the search",
+                        task_id=task_id,
+                        step=step,
+                    )
+                tell(step + 1, num_steps)
+        return [[self._score(each, course) for each in course.order]]
 
-    def _score(
-        self,
-        task_id: str,
-        lessons: Mapping[str, Lesson],
-        heads: Mapping[str, nn.Module],
-        adapted: Adapted,
-    ) -> float:
-        lesson, prepared = _inside(lessons[task_id], adapted), self._prepared(lessons[task_id])
-        return evaluate(lesson.backbone, lesson.objective, heads[task_id], prepared.test).main
+    def _score(self, task_id: str, course: "_Course") -> float:
+        lesson = course.lessons[task_id]
+        test = self.cells.prepare(Cell("", 0, task_id))[0].test
+        return evaluate(lesson.backbone, lesson.objective, course.heads[task_id], test).main
 
-    def _prepared(self, lesson: Lesson) -> PreparedTask:
-        return self.cells.prepare(Cell("", 0, lesson.task_id))[0]
-
-    def _validation(
-        self,
-        order: list[str],
-        lessons: Mapping[str, Lesson],
-        heads: Mapping[str, nn.Module],
-        adapted: Adapted,
-    ) -> float:
+    @staticmethod
+    def _validation(course: "_Course") -> float:
         """Mean score on the validation rows of all tasks, in the end."""
         scores = []
-        for task_id in order:
-            lesson = _inside(lessons[task_id], adapted)
+        for task_id, lesson in course.lessons.items():
             features = lesson.backbone.features(lesson.validation.encoded)
-            scores.append(
-                lesson.objective.score(heads[task_id], features, lesson.validation.labels)
-            )
+            head, labels = course.heads[task_id], lesson.validation.labels
+            scores.append(lesson.objective.score(head, features, labels))
         return sum(scores) / len(scores)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """All tasks on the model that has the adapter: in which order, and each one's head."""
+
+    order: list[str]
+    lessons: Mapping[str, Lesson]
+    heads: Mapping[str, nn.Module]
+    adapted: Adapted
 
 
 def _inside(lesson: Lesson, adapted: Adapted) -> Lesson:
@@ -160,18 +145,14 @@ def _inside(lesson: Lesson, adapted: Adapted) -> Lesson:
     return replace(lesson, backbone=backbone)
 
 
-def _mixed(
-    order: list[str], lessons: Mapping[str, Lesson], epoch: int
-) -> list[tuple[str, list[int]]]:
+def _mixed(course: _Course, epoch: int) -> list[tuple[str, list[int]]]:
     """Batches of one pass over all tasks."""
-    seed = lessons[order[0]].seed
+    seed = course.lessons[course.order[0]].seed
     draw = random.Random(f"joint:{seed}:{epoch}")  # noqa: S311  # an order, not a secret
     batches = [
         (task_id, rows)
-        for task_id in order
-        for rows in grouped_batches(
-            lessons[task_id].fit.lengths, lessons[task_id].settings.batch_size, draw
-        )
+        for task_id, lesson in course.lessons.items()
+        for rows in grouped_batches(lesson.fit.lengths, lesson.settings.batch_size, draw)
     ]
     draw.shuffle(batches)
     return batches

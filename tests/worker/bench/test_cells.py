@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from share_dist.adapters import load_lora
+from share_dist.errors import TrainingDiverged, WorkerError
 from worker.backbone import load_backbone
 from worker.bench.adapting import random_subspace
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.methods import METHODS
 from worker.bench.plan import Plan
-from worker.bench.runner import lesson_of
+from worker.bench.runner import begin, compute, lesson_of
 from worker.bench.stream_cells import StreamCells
 from worker.bench.task_cells import TaskCells
 
@@ -174,3 +175,27 @@ def test_a_cell_is_a_file_that_says_what_it_is(make_suite, tmp_path):
     held = json.loads(folder.path(cell).read_text())
     assert folder.path(cell).name == "mood-rows-64-seed-2.json"
     assert Cell(**held["cell"]) == cell
+
+
+def test_a_rate_that_diverges_is_not_chosen(make_suite, tmp_path):
+    """The search goes on without it; where every rate diverges that is an error which names them."""
+    suite = make_suite("lora")
+    folder = CellFolder(tmp_path, lesson_of(suite))
+    rates = METHODS["lora"].rates
+    for rate in rates:
+        diverged = {"diverged": "loss nan"} if rate == rates[-1] else {"validation": 0.5}
+        folder.save(Cell("lora", 0, "mood", rate), diverged)
+        folder.save(Cell("lora", 0, "food", rate), {"diverged": "loss nan"})
+    assert Plan(suite, folder).chosen("lora", "mood", 1).rate == rates[0]
+    with pytest.raises(WorkerError, match=r"lora, food: .* 0\.001, 0\.002, 0\.005"):
+        Plan(suite, folder).chosen("lora", "food", 1)
+
+
+def test_a_diverging_search_is_an_outcome_and_another_seed_an_error(make_suite, tmp_path):
+    """A rate of 1e30 has no end in the search; with a rate that was chosen it stops the benchmark."""
+    suite = make_suite("lora", training="rollbacks = 0")
+    begin(suite, tmp_path, 1, {})
+    found = compute(Work(Cell("lora", 0, "mood", 1e30)))
+    assert "not finite" in found["diverged"]
+    with pytest.raises(TrainingDiverged):
+        compute(Work(Cell("lora", 1, "mood", 1e30)))

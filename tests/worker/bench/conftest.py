@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from tests.worker import toys
 from worker.bench.methods import METHODS
@@ -20,16 +19,6 @@ max_train = 48
 max_test = 24
 methods = []
 """
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory):
-    return toys.make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
