@@ -29,9 +29,9 @@ def run(tmp_path):
             cwd=tmp_path,
         )
         if interrupt_when is not None:
-            wait_until(interrupt_when, 120)
+            wait_until(interrupt_when, 600)
             process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=240)
+        stdout, stderr = process.communicate(timeout=600)
         return process.returncode, stdout, stderr
 
     return run
@@ -41,6 +41,7 @@ def outcomes(folder):
     return {path: path.read_bytes() for path in folder.rglob("cells/**/*.json")}
 
 
+@pytest.mark.system
 def test_a_benchmark_goes_on_where_it_was_interrupted(make_suite, run, tmp_path):
     """Ctrl-C keeps what is done and says what goes on; the second run computes only what is missing, and a third nothing."""
     suite = make_suite("frozen", "lora", "eigenlorax", "share", training="pseudo_rank = 2")
