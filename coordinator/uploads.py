@@ -198,11 +198,14 @@ class UploadSpool:
                     finally:
                         self._forget_unused(kept)
 
-    def forget(self, kept: _Kept) -> bool:
+    def forget(self, kept: _Kept, moved_to: Path | None = None) -> bool:
         """Know of an upload no longer, unless it is another's by now; whether it was this one's."""
         with self._lock:
             if self._kept.get(kept.key) is not kept:
                 return False
+            if moved_to is not None:
+                # before another upload of its name can begin, and write into the same file
+                kept.path.rename(moved_to)
             del self._kept[kept.key]
             return True
 
@@ -336,9 +339,8 @@ class Upload:
             return None
         with kept.lock, contextlib.suppress(OSError):
             is_all = os.fstat(file.fileno()).st_size == self._num_bytes
-            if is_all and kept.writer is self and spool.forget(kept):
-                whole = kept.folder / f"{uuid.uuid4().hex}{_WHOLE}"
-                kept.path.rename(whole)
+            whole = kept.folder / f"{uuid.uuid4().hex}{_WHOLE}"
+            if is_all and kept.writer is self and spool.forget(kept, whole):
                 self._file = None
                 return WholeFile(whole, file)
         return None
