@@ -23,8 +23,9 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -198,24 +199,34 @@ class UploadSpool:
                     finally:
                         self._forget_unused(kept)
 
-    def forget(self, kept: _Kept, moved_to: Path | None = None) -> bool:
-        """Know of an upload no longer, unless it is another's by now; whether it was this one's."""
+    def forget(self, kept: _Kept, first: Callable[[], object]) -> bool:
+        """
+        Know of an upload no longer, unless it is another's by now.
+
+        Args:
+            kept: Which.
+            first: What becomes of its file, before another upload of its name can begin and write into it.
+
+        Returns:
+            Whether it was this one's.
+        """
         with self._lock:
             if self._kept.get(kept.key) is not kept:
                 return False
-            if moved_to is not None:
-                # before another upload of its name can begin, and write into the same file
-                kept.path.rename(moved_to)
+            first()
             del self._kept[kept.key]
             return True
 
     def remove(self, kept: _Kept) -> None:
         """Forget an upload and its file, unless they are another's by now."""
-        if self.forget(kept):
-            with kept.lock:
+
+        def unlink() -> None:
+            with contextlib.suppress(OSError):
+                kept.path.unlink(missing_ok=True)
+
+        with kept.lock:
+            if self.forget(kept, unlink):
                 kept.writer = None
-                with contextlib.suppress(OSError):
-                    kept.path.unlink(missing_ok=True)
 
     def note(self, kept: _Kept, num_bytes: int) -> None:
         """Count what a file has grown to, and make room."""
@@ -340,7 +351,8 @@ class Upload:
         with kept.lock, contextlib.suppress(OSError):
             is_all = os.fstat(file.fileno()).st_size == self._num_bytes
             whole = kept.folder / f"{uuid.uuid4().hex}{_WHOLE}"
-            if is_all and kept.writer is self and spool.forget(kept, whole):
+            move = partial(kept.path.rename, whole)
+            if is_all and kept.writer is self and spool.forget(kept, move):
                 self._file = None
                 return WholeFile(whole, file)
         return None

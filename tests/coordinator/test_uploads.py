@@ -4,6 +4,7 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -336,6 +337,30 @@ def test_many_at_once_hand_over_whole_files(folder, giving):
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(push, range(32))) <= {PAYLOAD, None}
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["rename", "unlink"])
+def test_a_name_is_free_only_once_its_file_is_out_of_the_way(giving, monkeypatch, name):
+    """A push of the same update that begins meanwhile neither empties a file that is handed over, nor loses its own."""
+    act, others = getattr(Path, name), []
+
+    def slowly(path, *arguments, **options):
+        if not others:
+            others.append(threads.submit(send, giving, 0, 2))
+            wait(others, 0.5)
+        return act(path, *arguments, **options)
+
+    with ThreadPoolExecutor(1) as threads:
+        upload = send(giving)
+        upload.finish()
+        monkeypatch.setattr(Path, name, slowly)
+        file = upload.hand_over() if name == "rename" else None
+        upload.close(is_done=True)
+        others[0].result().close(is_done=False)
+    assert giving.progress(KEY).num_chunks == 2
+    if file:
+        assert file.path.read_bytes() == PAYLOAD
+        file.discard()
 
 
 def test_a_kill_after_the_hand_over_leaves_nothing(folder, giving):

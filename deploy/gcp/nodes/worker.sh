@@ -14,7 +14,7 @@ began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
 
 start() {
   if read -r pid ticks 2>/dev/null <"$pid_file"; then
-    [ "$(began "$pid")" != "$ticks" ] || pkill -TERM -s "$pid" || true
+    if [ -n "$ticks" ] && [ "$(began "$pid")" = "$ticks" ]; then pkill -TERM -s "$pid" || true; fi
     rm -f "$pid_file"
   fi
   ray stop
