@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from share_dist.adapters import inject, load_lora, subspace_from_adapters
+from share_dist.adapters import inject, load_lora, lora_start, subspace_from_adapters
+from share_dist.adapters.lora import KEY_PREFIX
 from share_dist.core.temporary import propose_temporary
 from share_dist.core.values import Basis, LayerShape, LayerSubspace, Subspace
 from worker.beginning import starting_gradients
-from worker.bench.methods import Method
+from worker.bench.methods import LORA_RANK, Method
 from worker.optimizer import Trainee
 from worker.stream import ModelSettings
 from worker.trainer import Lesson, trainee_of
@@ -62,13 +63,13 @@ def adapted_by(
         head: Of the frozen model, from which learning starts.
         model: Which layers are adapted.
         rate: Learning rate.
-        subspace: In which coefficients are trained, where the method trains those.
+        subspace: In which the method begins, where it begins in one.
     """
-    if subspace is not None:
+    if method.peft is not None:
+        yield _by_peft(method, lesson, model, rate, subspace)
+    elif subspace is not None:
         with _coefficients(lesson, head, subspace, rate) as adapted:
             yield adapted
-    elif method.peft is not None:
-        yield _by_peft(method, lesson, model, rate)
     else:
         yield _in_full(lesson, rate)
 
@@ -91,7 +92,9 @@ def _coefficients(
         yield Adapted(learnt, trainee_of(injected, TASK, settings))
 
 
-def _by_peft(method: Method, lesson: Lesson, model: ModelSettings, rate: float) -> Adapted:
+def _by_peft(
+    method: Method, lesson: Lesson, model: ModelSettings, rate: float, subspace: Subspace | None
+) -> Adapted:
     from peft import get_peft_model
 
     assert method.peft is not None
@@ -102,8 +105,17 @@ def _by_peft(method: Method, lesson: Lesson, model: ModelSettings, rate: float) 
         torch.manual_seed(lesson.seed)
         # some methods change the frozen weights as well
         adapted = get_peft_model(copy.deepcopy(lesson.backbone.model), method.peft(layers))
+    if subspace is not None:
+        _start_in(adapted, subspace)
     parameters = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
     return Adapted(_inside(lesson, adapted), _at(parameters, rate), adapted)
+
+
+def _start_in(adapted: nn.Module, subspace: Subspace) -> None:
+    """Give a LoRA the principal factors of a subspace as its sides A."""
+    for name, factors in lora_start(subspace, LORA_RANK).factors.items():
+        side_a = adapted.get_parameter(f"{KEY_PREFIX}{name}.lora_A.default.weight")
+        side_a.data.copy_(factors.a.mT)
 
 
 def _in_full(lesson: Lesson, rate: float) -> Adapted:

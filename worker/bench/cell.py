@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,20 @@ class Work:
     sources: tuple[Cell, ...] = ()
 
 
+Lesson = Callable[[Cell], Mapping[str, Any]]
+
+
 class CellFolder:
     """
     Where outcomes of cells are kept.
 
     Args:
         folder: It.
-        lesson: What decides every outcome beside the cell: model, training, rows. Outcomes of another
+        lesson: What decides a cell's outcome beside itself: model, training, rows. Outcomes of another
             lesson are not those of this benchmark, and are computed anew.
     """
 
-    def __init__(self, folder: Path, lesson: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, lesson: Lesson) -> None:
         self._folder = folder
         self._lesson = lesson
         self._loaded: dict[Cell, dict[str, Any]] = {}
@@ -94,8 +97,5 @@ class CellFolder:
         return self._folder / "adapters" / cell.name
 
     def _digest(self, cell: Cell) -> str:
-        """What decides this cell's outcome: of one task nothing of the others."""
-        said = dict(self._lesson)
-        if cell.task_id:
-            said["tasks"] = {cell.task_id: said["tasks"][cell.task_id]}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        said = json.dumps(self._lesson(cell), sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 LORA_RANK = 8
 
 Scope = Literal["task", "stream"]
+Within = Literal["", "others", "random", "weights", "inputs"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Method:
         rates: Learning rates that are tried on validation rows; empty: the suite's own, untuned.
         source: Where it is described.
         needs: A method whose adapters of the other tasks it builds on; empty: none.
+        within: In which subspace it begins: the other tasks' adapters', a random one, that of the frozen
+            weights, or of what layers are given; empty: in none.
+        training: What it changes of the suite's section ``[training]``.
         peft: Its configuration in `peft`, given the adapted layers; None where `peft` has none.
     """
 
@@ -30,7 +34,19 @@ class Method:
     rates: tuple[float, ...] = ()
     source: str = ""
     needs: str = ""
+    within: Within = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
     peft: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a coordinator keeps what its tasks share."""
+        return self.scope == "stream" and self.peft is None
+
+    @property
+    def has_subspace(self) -> bool:
+        """Whether the sizes of a subspace decide its outcomes."""
+        return bool(self.within) or self.is_shared
 
 
 def _lora(layers: Mapping[str, Any]) -> Any:
@@ -58,6 +74,8 @@ def _vb_lora(layers: Mapping[str, Any]) -> Any:
 
 
 _LORA = "LoRA, arXiv 2106.09685"
+_COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2)
+_GRADIENT = {"start": "gradient"}
 
 METHODS = {
     each.name: each
@@ -102,31 +120,62 @@ METHODS = {
             (1e-5, 3e-5, 1e-4),
         ),
         Method(
+            "lora-init",
+            "a rank-8 LoRA of the task's own, started from the principal factors of the other tasks' LoRAs",
+            "task",
+            (1e-3, 2e-3, 5e-3),
+            "EigenLoRAx INIT, arXiv 2502.04700",
+            needs="lora",
+            within="others",
+            peft=_lora,
+        ),
+        Method(
             "eigenlorax",
             "coefficients only, in the subspace of the other tasks' LoRAs",
             "task",
-            (5e-3, 1e-2, 2e-2),
+            _COEFFICIENT_RATES,
             "EigenLoRAx, arXiv 2502.04700",
             needs="lora",
+            within="others",
+        ),
+        Method(
+            "eigenlorax-gradient",
+            "the same, its coefficients started from the first gradient",
+            "task",
+            _COEFFICIENT_RATES,
+            needs="lora",
+            within="others",
+            training=_GRADIENT,
         ),
         Method(
             "random-subspace",
             "coefficients only, in a random subspace of the same size: whether sharing helps at all",
             "task",
-            (5e-3, 1e-2, 2e-2),
+            _COEFFICIENT_RATES,
+            within="random",
+        ),
+        Method(
+            "random-gradient",
+            "the same, its coefficients started from the first gradient",
+            "task",
+            _COEFFICIENT_RATES,
+            within="random",
+            training=_GRADIENT,
         ),
         Method(
             "weight-subspace",
             "coefficients only, in the leading singular vectors of the frozen weights: a start without adapters",
             "task",
-            (5e-3, 1e-2, 2e-2),
+            _COEFFICIENT_RATES,
+            within="weights",
         ),
         Method(
             "input-subspace",
             "coefficients only, in the leading directions of what layers are given and answer: a start without adapters",
             "task",
-            (5e-3, 1e-2, 2e-2),
+            _COEFFICIENT_RATES,
             "side A as in EVA, arXiv 2410.07170",
+            within="inputs",
         ),
         Method(
             "share",
@@ -135,8 +184,14 @@ METHODS = {
             source="Share, arXiv 2602.06043",
         ),
         Method(
+            "share-gradient",
+            "the same, each task's coefficients and temporary factors started from its first gradient",
+            "stream",
+            training=_GRADIENT,
+        ),
+        Method(
             "share-async",
-            "the same by four workers at once, none of which waits for another",
+            "as `share`, by four workers at once, none of which waits for another",
             "stream",
         ),
         Method(

@@ -1,14 +1,12 @@
 """The plan: which cells a benchmark has, and which of them can be computed by now."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from statistics import fmean
 
 from share_dist.errors import WorkerError
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.methods import METHODS, Method
 from worker.bench.suite import Suite
-
-Outcomes = Callable[[Cell], dict[str, Any] | None]
 
 SEARCH_SEED = 0
 """Learning rates are chosen by the validation rows of this seed, and hold for all others."""
@@ -18,8 +16,9 @@ class Plan:
     """
     All cells of a suite.
 
-    A method's learning rate is searched for once, with the first seed; the other seeds take what did
-    best there on validation rows, a task's own for methods of one task.
+    A method's learning rate is searched for once, with the first seed: all tasks and seeds take what
+    did best there on the mean of the suite's search tasks' validation rows. From few rows it is
+    searched for anew.
 
     Args:
         suite: It.
@@ -32,18 +31,16 @@ class Plan:
 
     def ready(self) -> list[Work]:
         """Cells that have no outcome yet, and need nothing that is not there; empty: all is done."""
-        return [
-            work
-            for work in self._known()
-            if self._is_missing(work.cell) and not any(map(self._is_missing, work.sources))
-        ]
+        missing = [work for work in self._known() if self._folder.load(work.cell) is None]
+        wanted = {cell: None for work in missing for cell in work.sources if self._is_gone(cell)}
+        whole = [work for work in missing if wanted.keys().isdisjoint(work.sources)]
+        # an outcome may be there without the adapter, which is not kept with a committed result
+        return [*whole, *(Work(cell) for cell in wanted if self._folder.load(cell) is not None)]
 
     def count(self) -> tuple[int, int]:
         """How many cells are done, and how many there are in all."""
-        done = sum(not self._is_missing(work.cell) for work in self._known())
-        return done, sum(
-            len(list(self._slots(method))) * self._runs(method) for method in self._methods
-        )
+        done = sum(self._folder.load(work.cell) is not None for work in self._known())
+        return done, sum(map(self._num_cells, self._methods))
 
     def chosen(self, method: str, task_id: str, seed: int, rows: int | None = None) -> Cell | None:
         """
@@ -52,58 +49,71 @@ class Plan:
         Raises:
             WorkerError: No rate that was tried came to an end.
         """
-        found = {
-            each: self._folder.load(each) for each in self._search(METHODS[method], task_id, rows)
-        }
-        scores = {
-            cell: outcome.get("validation", 0.0)
-            for cell, outcome in found.items()
-            if outcome is not None and "diverged" not in outcome
-        }
-        if None in found.values():
+        rates = METHODS[method].rates or (None,)
+        rate = rates[0] if len(rates) == 1 else self._best_rate(METHODS[method], rows)
+        if rate is None and METHODS[method].rates:
             return None
-        if not scores:
+        return Cell(method, seed, task_id, rate, rows)
+
+    def _best_rate(self, method: Method, rows: int | None) -> float | None:
+        """The rate of the best mean validation score; None: not all are computed yet."""
+        means: dict[float, float] = {}
+        for rate in method.rates:
+            found = [self._folder.load(each) for each in self._search(method, rate, rows)]
+            if None in found:
+                return None
+            ended = [each for each in found if each is not None and "diverged" not in each]
+            if len(ended) == len(found):
+                means[rate] = fmean(each["validation"] for each in ended)
+        if not means:
             raise WorkerError(
-                f"{method}, {task_id or 'the stream'}: training diverged with each of the learning rates "
-                f"{', '.join(f'{each.rate:g}' for each in found)}: lower the method's rates"
+                f"{method.name}: training diverged with each of the learning rates "
+                f"{', '.join(f'{each:g}' for each in method.rates)}: lower the method's rates"
             )
-        return Cell(method, seed, task_id, max(scores, key=scores.__getitem__).rate, rows)
+        return max(means, key=means.__getitem__)
 
     @property
     def _methods(self) -> list[Method]:
         return [METHODS[name] for name in self._suite.settings.methods]
 
-    def _slots(self, method: Method) -> Iterator[tuple[str, int | None]]:
-        """Task and rows of all cells of a method; an empty task is the stream."""
-        if method.scope == "stream":
-            yield "", None
-            return
-        for rows in dict.fromkeys((None, self._suite.settings.few_rows)):
-            for task_id in self._suite.task_ids:
-                yield task_id, rows
+    def _variants(self, method: Method) -> list[int | None]:
+        """Of how many rows its cells are."""
+        few = self._suite.settings.few_rows
+        return [None] if few is None or method.scope == "stream" else [None, few]
 
-    def _runs(self, method: Method) -> int:
-        """Cells for each of them: the search, and the other seeds."""
-        return max(1, len(method.rates)) + self._suite.settings.seeds - 1
+    def _tasks(self, method: Method) -> list[str]:
+        """Tasks of its cells; an empty one is the stream."""
+        return [""] if method.scope == "stream" else self._suite.task_ids
 
-    def _search(self, method: Method, task_id: str, rows: int | None) -> list[Cell]:
-        rates = method.rates or (None,)
-        return [Cell(method.name, SEARCH_SEED, task_id, rate, rows) for rate in rates]
+    def _num_cells(self, method: Method) -> int:
+        """Cells of a method: the search, and every task and seed that the search has not computed."""
+        searched = len(self._suite.search_tasks) if method.scope == "task" else 1
+        search = searched * (len(method.rates) - 1) if len(method.rates) > 1 else 0
+        each = len(self._tasks(method)) * self._suite.settings.seeds + search
+        return each * len(self._variants(method))
+
+    def _search(self, method: Method, rate: float, rows: int | None) -> list[Cell]:
+        tasks = [""] if method.scope == "stream" else self._suite.search_tasks
+        return [Cell(method.name, SEARCH_SEED, task_id, rate, rows) for task_id in tasks]
 
     def _known(self) -> Iterator[Work]:
-        """All cells whose learning rate is known by now."""
+        """All cells whose learning rate is known by now, each once."""
         for method in self._methods:
-            for task_id, rows in self._slots(method):
-                cells = self._search(method, task_id, rows)
-                chosen = [
-                    self.chosen(method.name, task_id, seed, rows)
-                    for seed in range(self._suite.settings.seeds)
-                    if seed != SEARCH_SEED
-                ]
-                for cell in (*cells, *filter(None, chosen)):
+            for rows in self._variants(method):
+                for cell in dict.fromkeys(self._cells(method, rows)):
                     sources = self._sources(method, cell)
                     if sources is not None:
                         yield Work(cell, sources)
+
+    def _cells(self, method: Method, rows: int | None) -> Iterator[Cell]:
+        if len(method.rates) > 1:
+            for rate in method.rates:
+                yield from self._search(method, rate, rows)
+        for seed in range(self._suite.settings.seeds):
+            for task_id in self._tasks(method):
+                cell = self.chosen(method.name, task_id, seed, rows)
+                if cell is not None:
+                    yield cell
 
     def _sources(self, method: Method, cell: Cell) -> tuple[Cell, ...] | None:
         """On what a cell builds: the other tasks' adapters, of the same seed; None: not known yet."""
@@ -113,8 +123,6 @@ class Plan:
         found = [self.chosen(method.needs, each, cell.seed) for each in others]
         return None if None in found else tuple(filter(None, found))
 
-    def _is_missing(self, cell: Cell) -> bool:
-        if self._folder.load(cell) is None:
-            return True
-        is_source = any(each.needs == cell.method for each in self._methods)
-        return is_source and not self._folder.adapter(cell).is_dir()
+    def _is_gone(self, cell: Cell) -> bool:
+        """Whether a cell cannot be built on yet."""
+        return self._folder.load(cell) is None or not self._folder.adapter(cell).is_dir()

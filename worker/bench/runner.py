@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from share_dist.errors import TrainingDiverged
-from worker.bench.cell import CellFolder, Work
+from worker.bench.cell import Cell, CellFolder, Lesson, Work
 from worker.bench.methods import METHODS
 from worker.bench.plan import SEARCH_SEED, Plan
 from worker.bench.suite import Suite
@@ -40,16 +40,23 @@ class Standing:
     seconds_left: float | None
 
 
-def lesson_of(suite: Suite) -> dict[str, Any]:
+def lesson_of(suite: Suite) -> Lesson:
     """What decides every outcome of a suite."""
-    stream = suite.stream
-    return {
-        "model": stream.model.lesson(),
-        "training": stream.training.lesson(),
-        "tasks": {task.id: task.lesson() for task in stream.tasks},
-        "num_factors": suite.settings.num_factors,
-        "oversample": suite.settings.oversample,
-    }
+    stream, settings = suite.stream, suite.settings
+    sizes = {"num_factors": settings.num_factors, "oversample": settings.oversample}
+
+    def of_cell(cell: Cell) -> dict[str, Any]:
+        method = METHODS[cell.method]
+        lessons = {task.id: task.lesson() for task in stream.tasks}
+        built_on = lessons if method.needs or not cell.task_id else {}
+        return {
+            "model": stream.model.lesson(),
+            "training": suite.training(method, cell.rows).lesson(),
+            "tasks": {cell.task_id: lessons.get(cell.task_id), **built_on},
+            **(sizes if method.has_subspace else {}),
+        }
+
+    return of_cell
 
 
 def run_cells(
@@ -153,7 +160,7 @@ def compute(work: Work) -> dict[str, Any]:
         ShareError: It cannot be computed. A search that diverges is an outcome.
     """
     method, progress = METHODS[work.cell.method], _STATE["progress"]
-    kind = "shared" if method.scope == "stream" and method.peft is None else method.scope
+    kind = "shared" if method.is_shared else method.scope
 
     def tell(step: int, num_steps: int) -> None:
         progress[work.cell.name] = step, num_steps

@@ -17,6 +17,7 @@ from share_dist.core.metrics import basis_bytes, coefficient_bytes
 from share_dist.errors import WorkerError
 from worker.backbone import Backbone
 from worker.bench.cell import Cell, Work
+from worker.bench.methods import METHODS
 from worker.bench.suite import Suite
 from worker.loop import LoopOptions, TaskLoop
 from worker.progress import WorkerEvent
@@ -120,7 +121,7 @@ class SharedCells:
 
     def _stream(self, cell: Cell, worker_id: str, task_ids: list[str]) -> TaskStream:
         stream = self.suite.stream
-        training = stream.training.model_copy(update={"seed": cell.seed})
+        training = self.suite.training(METHODS[cell.method]).model_copy(update={"seed": cell.seed})
         tasks = tuple(self.suite.task(each) for each in task_ids)
         return TaskStream(stream.path, worker_id, stream.model, training, tasks)
 

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from share_dist.errors import ConfigError
-from worker.stream import Task, TaskStream, parse_stream
+from worker.bench.methods import Method
+from worker.stream import Task, TaskStream, TrainingSettings, parse_stream
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,8 +52,12 @@ class BenchSettings(BaseModel):
     """``k`` of the subspace that the tasks share."""
     oversample: int = Field(32, ge=0)
     """``o``, columns that the coordinator keeps beyond."""
+    search_tasks: list[str] = []
+    """On whose validation rows a method's learning rate is chosen, one for all tasks; empty: on all tasks'."""
     few_rows: int | None = Field(None, ge=16)
     """Also learn every task from so many rows only, by the methods of one task."""
+    few_epochs: int | None = Field(None, ge=1)
+    """Passes over those few rows; None: those of ``[training]``."""
     small: Small
     """What ``--small`` leaves."""
 
@@ -81,6 +86,20 @@ class Suite:
         """One of its tasks."""
         return next(task for task in self.stream.tasks if task.id == task_id)
 
+    @property
+    def search_tasks(self) -> list[str]:
+        """Tasks on which learning rates are searched for."""
+        return self.settings.search_tasks or self.task_ids
+
+    def training(self, method: Method, rows: int | None = None) -> TrainingSettings:
+        """How a method learns: from all rows, or from few."""
+        few = (
+            {}
+            if rows is None or self.settings.few_epochs is None
+            else {"epochs": self.settings.few_epochs}
+        )
+        return self.stream.training.model_copy(update={**few, **method.training})
+
     def order(self, seed: int) -> list[str]:
         """In which order a stream of this seed meets the tasks; seed 0: that of the file."""
         ids = self.task_ids
@@ -98,7 +117,12 @@ class Suite:
             f"{self.name}-small",
             TaskStream(self.stream.path, self.stream.worker_id, self.stream.model, training, tasks),
             self.settings.model_copy(
-                update={"methods": small.methods, "seeds": small.seeds, "few_rows": None}
+                update={
+                    "methods": small.methods,
+                    "seeds": small.seeds,
+                    "search_tasks": [],
+                    "few_rows": None,
+                }
             ),
         )
 
@@ -133,6 +157,7 @@ def read_suite(name_or_path: str, methods: Sequence[str]) -> Suite:
     suite = Suite(path.stem, parse_stream(path, document), settings)
     _require_known(path, settings.methods, methods, "method")
     _require_known(path, settings.small.methods, settings.methods, "method of [bench.small]")
+    _require_known(path, settings.search_tasks, suite.task_ids, "task of bench.search_tasks")
     _require_known(path, settings.small.tasks, suite.task_ids, "task of [bench.small]")
     return suite
 

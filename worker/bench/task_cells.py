@@ -81,7 +81,7 @@ class TaskCells:
             state = train(adapted.lesson, adapted.trainee, head, hooks=hooks)
             seconds = time.monotonic() - began
             scores = evaluate(adapted.lesson.backbone, prepared.objective, head, prepared.test)
-            if _is_needed(method):
+            if _is_source(method) and cell.rows is None:
                 adapted.model.save_pretrained(self.folder.adapter(cell))
             return {
                 "test": scores.main,
@@ -115,28 +115,30 @@ class TaskCells:
             prepared.objective,
             prepared.fit,
             prepared.validation,
-            self.suite.stream.training,
+            self.suite.training(METHODS[cell.method], cell.rows),
             cell.seed,
         )
 
     def _subspace(self, work: Work, lesson: Lesson) -> Subspace | None:
-        """In which coefficients are trained, where the method trains those."""
+        """In which the method begins, where it begins in one."""
         model, shapes = self.backbone.model, self.backbone.shapes
         num_factors = self.suite.settings.num_factors
-        if work.cell.method == "random-subspace":
-            return random_subspace(shapes, num_factors, work.cell.seed)
-        if work.cell.method == "weight-subspace":
-            return subspace_of_weights(model, shapes, num_factors)
-        if work.cell.method == "input-subspace":
-            with gather_moments(model, shapes) as moments:
-                lesson.backbone.features(lesson.fit.encoded)
-            return subspace_of_inputs(model, shapes, moments, num_factors)
-        if not work.sources:
-            return None
-        return subspace_of_others([self.folder.adapter(each) for each in work.sources], num_factors)
+        match METHODS[work.cell.method].within:
+            case "others":
+                folders = [self.folder.adapter(each) for each in work.sources]
+                return subspace_of_others(folders, num_factors)
+            case "random":
+                return random_subspace(shapes, num_factors, work.cell.seed)
+            case "weights":
+                return subspace_of_weights(model, shapes, num_factors)
+            case "inputs":
+                with gather_moments(model, shapes) as moments:
+                    lesson.backbone.features(lesson.fit.encoded)
+                return subspace_of_inputs(model, shapes, moments, num_factors)
+        return None
 
 
-def _is_needed(method: Method) -> bool:
+def _is_source(method: Method) -> bool:
     """Whether other cells build on its adapters."""
     return any(each.needs == method.name for each in METHODS.values())
 

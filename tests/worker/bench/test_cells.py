@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from share_dist.adapters import load_lora
 from share_dist.errors import TrainingDiverged, WorkerError
 from worker.backbone import load_backbone
-from worker.bench.adapting import random_subspace
+from worker.bench.adapting import adapted_by, random_subspace, subspace_of_others
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.methods import METHODS
 from worker.bench.plan import Plan
@@ -40,6 +41,7 @@ def silent(_step, _num_steps):
         "full",
         "random-subspace",
         "weight-subspace",
+        "random-gradient",
         "input-subspace",
     ],
 )
@@ -83,6 +85,30 @@ def test_coefficients_are_trained_in_the_subspace_of_the_other_tasks(make_cells)
     assert outcome["num_parameters"] == 4 * 2 * 4 * 2
 
 
+def test_a_lora_starts_in_the_subspace_of_the_other_tasks(make_cells):
+    """``lora-init`` trains as many numbers as a LoRA, and begins where the frozen model is."""
+    suite, folder, cells = make_cells("lora", "lora-init")
+    cells.suite = replace(suite, settings=suite.settings.model_copy(update={"num_factors": 8}))
+    sources = tuple(Cell("lora", 0, each, 2e-3) for each in ("food", "motion"))
+    for each in sources:
+        cells.compute(Work(each), silent)
+    cell = Cell("lora-init", 0, "mood", 2e-3)
+    outcome = cells.compute(Work(cell, sources), silent)
+    assert outcome["num_parameters"] == 4 * 8 * (32 + 32)
+    subspace = subspace_of_others([folder.adapter(each) for each in sources], 8)
+    prepared, frozen = cells.prepare(cell)
+    lesson, model = cells.lesson(cell, prepared), suite.stream.model
+    before = lesson.backbone.features(prepared.test.encoded)
+    with adapted_by(
+        METHODS[cell.method], lesson, frozen.start.head, model, 2e-3, subspace
+    ) as adapted:
+        first = next(each for name, each in adapted.trainee.parameters.items() if "lora_A" in name)
+        leading = next(iter(subspace.layers.values())).a.leading
+        assert torch.allclose(first, leading.mT / 3**0.5, atol=1e-6)
+        after = adapted.lesson.backbone.features(prepared.test.encoded)
+        assert torch.allclose(before, after, atol=1e-6)
+
+
 def test_a_random_subspace_is_orthonormal_and_of_the_size_asked_for(make_cells):
     """The control has the same sizes as a learnt subspace, and its seed decides it."""
     _, _, cells = make_cells("frozen")
@@ -114,13 +140,34 @@ def test_one_adapter_for_all_tasks_is_scored_on_every_task(make_cells, name):
 def test_an_outcome_of_another_lesson_is_not_taken(make_suite, tmp_path):
     """Where training changed, a cell is computed anew; where only another task changed, it is not."""
     suite = make_suite("frozen")
-    cell, lesson = Cell("frozen", 0, "mood"), lesson_of(suite)
-    CellFolder(tmp_path, lesson).save(cell, {"test": 0.5})
-    assert CellFolder(tmp_path, lesson).load(cell) == {"test": 0.5}
-    other_task = {**lesson, "tasks": {**lesson["tasks"], "food": {"id": "food"}}}
-    assert CellFolder(tmp_path, other_task).load(cell) == {"test": 0.5}
-    other_training = {**lesson, "training": {"epochs": 9}}
-    assert CellFolder(tmp_path, other_training).load(cell) is None
+    cell, whole = Cell("frozen", 0, "mood"), Cell("share", 0)
+    for each in (cell, whole):
+        CellFolder(tmp_path, lesson_of(suite)).save(each, {"test": 0.5})
+        assert CellFolder(tmp_path, lesson_of(suite)).load(each) == {"test": 0.5}
+
+    def is_taken(each, **changes):
+        return CellFolder(tmp_path, lesson_of(replace(suite, **changes))).load(each) is not None
+
+    tasks = [each.model_copy(update={"max_train": 9}) for each in suite.stream.tasks]
+    other_task = replace(suite.stream, tasks=(suite.stream.tasks[0], *tasks[1:]))
+    assert is_taken(cell, stream=other_task)
+    assert not is_taken(whole, stream=other_task)
+    training = suite.stream.training.model_copy(update={"epochs": 9})
+    assert not is_taken(cell, stream=replace(suite.stream, training=training))
+    larger = suite.settings.model_copy(update={"num_factors": 9})
+    assert is_taken(cell, settings=larger)
+    assert not is_taken(whole, settings=larger)
+
+
+def test_few_rows_and_a_method_change_how_is_learnt(make_suite):
+    """Few rows are gone through more often; a method's own settings hold over the suite's."""
+    suite = make_suite("frozen")
+    few = replace(
+        suite, settings=suite.settings.model_copy(update={"few_rows": 16, "few_epochs": 7})
+    )
+    assert few.training(METHODS["lora"]).epochs == suite.stream.training.epochs
+    assert few.training(METHODS["lora"], 16).epochs == 7
+    assert few.training(METHODS["eigenlorax-gradient"]).start == "gradient"
 
 
 def test_the_plan_searches_with_the_first_seed_only(make_suite, tmp_path):
@@ -186,9 +233,25 @@ def test_a_rate_that_diverges_is_not_chosen(make_suite, tmp_path):
         diverged = {"diverged": "loss nan"} if rate == rates[-1] else {"validation": 0.5}
         folder.save(Cell("lora", 0, "mood", rate), diverged)
         folder.save(Cell("lora", 0, "food", rate), {"diverged": "loss nan"})
-    assert Plan(suite, folder).chosen("lora", "mood", 1).rate == rates[0]
-    with pytest.raises(WorkerError, match=r"lora, food: .* 0\.001, 0\.002, 0\.005"):
-        Plan(suite, folder).chosen("lora", "food", 1)
+    by_mood = replace(suite, settings=suite.settings.model_copy(update={"search_tasks": ["mood"]}))
+    assert Plan(by_mood, folder).chosen("lora", "food", 1).rate == rates[0]
+    by_food = replace(suite, settings=suite.settings.model_copy(update={"search_tasks": ["food"]}))
+    with pytest.raises(WorkerError, match=r"lora: .* 0\.001, 0\.002, 0\.005"):
+        Plan(by_food, folder).chosen("lora", "food", 1)
+
+
+def test_a_rate_is_searched_for_on_some_tasks_only(make_suite, tmp_path):
+    """The other tasks are learnt with what was chosen: their validation rows choose no rate."""
+    suite = make_suite("lora")
+    suite = replace(suite, settings=suite.settings.model_copy(update={"search_tasks": ["food"]}))
+    folder, rates = CellFolder(tmp_path, lesson_of(suite)), METHODS["lora"].rates
+    plan = Plan(suite, folder)
+    assert [work.cell.task_id for work in plan.ready()] == ["food"] * len(rates)
+    for work in plan.ready():
+        folder.save(work.cell, {"validation": work.cell.rate, "test": 0.5})
+    assert {work.cell.rate for work in plan.ready()} == {max(rates)}
+    assert {work.cell.task_id for work in plan.ready()} == set(suite.task_ids)
+    assert plan.count() == (len(rates), len(rates) + 5)
 
 
 def test_a_diverging_search_is_an_outcome_and_another_seed_an_error(make_suite, tmp_path):
