@@ -91,6 +91,17 @@ class Journal:
             seconds=seconds,
         )
 
+    def note_refined(self, update: TaskUpdate) -> None:
+        """A task that was pushed is sent once more."""
+        size = update_bytes(update)
+        with self._lock:
+            held = self.of(update.task_id)
+            self.amend(
+                update.task_id,
+                adapter_bytes=(held.adapter_bytes or 0) + size.adapter,
+                head_bytes=(held.head_bytes or 0) + size.head,
+            )
+
     def note_merged(self, summary: TaskSummary) -> None:
         """What the coordinator says of a task that it has merged."""
         self.amend(

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from share_dist.adapters import InjectedModel
 from share_dist.core.metrics import lora_bytes
 from share_dist.core.values import Subspace, TaskUpdate
+from share_dist.wire.records import PulledTask
 from worker.backbone import Backbone
 from worker.baselines import LORA_RANK, lora_baseline
 from worker.beginning import starting_gradients
@@ -19,7 +20,7 @@ from worker.disk import Disk
 from worker.evaluate import evaluate
 from worker.journal import Due, Journal, Laps
 from worker.moving import Move, moved
-from worker.objective import Scores, pack_head
+from worker.objective import Scores, pack_head, unpack_head
 from worker.prepared import PreparedTask, frozen_baseline, prepare
 from worker.progress import Emit, WorkerEvent
 from worker.restating import factors_of
@@ -104,8 +105,7 @@ class Learner:
         laps.end("score")
         update = self._make_update(prepared, injected, head, scores)
         self.journal.note_learnt(update, scores, state.best_epoch, laps.seconds)
-        self.disk.insist(lambda: checkpoint.save_factors(factors_of(update, injected.subspace)))
-        self.disk.insist(lambda: checkpoint.save_update(update))
+        self._keep(update, injected, checkpoint)
         self.journal.emit(
             WorkerEvent.TASK_LEARNT,
             task_id=task.id,
@@ -113,6 +113,61 @@ class Learner:
             score=scores.main,
             best_epoch=state.best_epoch,
         )
+
+    def refine(
+        self, task: Task, injected: InjectedModel, pulled: PulledTask, checkpoint: TaskCheckpoint
+    ) -> bool:
+        """
+        Train a merged task's coefficients and head once more, and keep the update unless validation rows lose.
+
+        Args:
+            task: Which.
+            injected: The backbone with the version of ``pulled`` in it.
+            pulled: The task as it was merged.
+            checkpoint: Where the update is kept.
+
+        Returns:
+            Whether there is one.
+
+        Source:
+            The fine-tuning after a merge of Share, arXiv 2602.06043.
+        """
+        prepared, head = self.prepare(task), unpack_head(pulled.head, self.backbone)
+        injected.set_coefficients(task.id, pulled.coefficients)
+        injected.activate(task.id)
+        settings = self.stream.training.model_copy(
+            update={"epochs": self.stream.training.refine_epochs}
+        )
+        lesson = replace(self._lesson(prepared), settings=settings)
+        before = lesson.score(head)
+        hooks = Hooks(before_step=self.before_step, on_step=self._pace(injected))
+        state = train(lesson, trainee_of(injected, task.id, settings), head, hooks=hooks)
+        is_pushed = state.best_score >= before
+        if is_pushed:
+            scores = self.evaluate(prepared, head)
+            update = self._make_update(prepared, injected, head, scores)
+            self.journal.note_refined(update)
+            self._keep(update, injected, checkpoint)
+        self.journal.emit(
+            WorkerEvent.TASK_REFINED,
+            task_id=task.id,
+            version=injected.subspace.version,
+            metric=prepared.simplest.metric,
+            before=before,
+            after=state.best_score,
+            is_pushed=is_pushed,
+        )
+        return is_pushed
+
+    def _keep(
+        self, update: TaskUpdate, injected: InjectedModel, checkpoint: TaskCheckpoint
+    ) -> None:
+        """Let an update outlast this process, and its base version."""
+        self.disk.insist(lambda: checkpoint.save_factors(factors_of(update, injected.subspace)))
+        self.disk.insist(lambda: checkpoint.save_update(update))
+
+    def _pace(self, injected: InjectedModel) -> "_Pace":
+        return _Pace(self.journal.emit, injected, self.newest)
 
     def evaluate(self, prepared: PreparedTask, head: nn.Module) -> Scores:
         """Score a head on a task's test rows, with whatever is active in the backbone."""
@@ -155,16 +210,17 @@ class Learner:
         resume: TrainingState | None,
     ) -> None:
         training, task_id = self.stream.training, prepared.task.id
-        gradients = None
-        if resume is None:  # values that are gone on from take the place of any start
-            gradients = starting_gradients(injected, self._lesson(prepared), head)
-        injected.add_task(
-            task_id,
-            pseudo_rank=training.pseudo_rank,
-            num_temporary=training.num_temporary,
-            seed=training.seed,
-            gradients=gradients,
-        )
+        if resume is None:
+            injected.add_task(
+                task_id,
+                pseudo_rank=training.pseudo_rank,
+                num_temporary=training.num_temporary,
+                seed=training.seed,
+                gradients=starting_gradients(injected, self._lesson(prepared), head),
+                reach=training.reach,
+            )
+        else:
+            injected.restore_task(task_id, resume.adapter)
         injected.activate(task_id)
 
     def _train(
@@ -184,7 +240,7 @@ class Learner:
 
         hooks = Hooks(
             before_step=self.before_step,
-            on_step=_Pace(self.journal.emit, injected, self.newest),
+            on_step=self._pace(injected),
             wants_state=due.is_over,
             on_state=save,
             move=lambda state: self._move(prepared.task, injected, state),

@@ -123,6 +123,8 @@ class TaskLoop:
                 self._follow(self._next_edition(), index)
                 self._take(task)
             self._exchange.outbox.wait_empty(self._exchange.check)
+            if self.stream.training.refine_epochs:
+                self._refine(self._exchange.settle())
             self._tell(WorkerEvent.FINISHED)
         return self.results
 
@@ -135,7 +137,7 @@ class TaskLoop:
             ShareError: As ``run`` does.
         """
         with self._joined() as self._exchange, self._injection() as self._injected:
-            for checkpoint in map(self._checkpoint, self.stream.tasks):
+            for checkpoint in map(self._latest, self.stream.tasks):
                 if checkpoint.has_update:
                     self._exchange.outbox.put(checkpoint)
             self._follow(self._exchange.settle(), len(self.stream.tasks))
@@ -158,6 +160,14 @@ class TaskLoop:
     def _checkpoint(self, task: Task) -> TaskCheckpoint:
         return TaskCheckpoint(self.workdir, task.id, lesson_digest(self.stream, task))
 
+    def _refinement(self, task: Task) -> TaskCheckpoint:
+        return TaskCheckpoint(self.workdir / "refined", task.id, lesson_digest(self.stream, task))
+
+    def _latest(self, task: Task) -> TaskCheckpoint:
+        """The checkpoint whose update stands for the task."""
+        refinement = self._refinement(task)
+        return refinement if refinement.has_update else self._checkpoint(task)
+
     def _next_edition(self) -> Edition:
         return self._exchange.settle() if self.options.in_sequence else self._exchange.newest()
 
@@ -167,7 +177,19 @@ class TaskLoop:
         if not checkpoint.has_update:
             self._learner.learn(task, self._injected, checkpoint, lambda: self._begin(checkpoint))
             self._injected.drop_task(task.id)
-        self._exchange.outbox.put(checkpoint)
+        self._exchange.outbox.put(self._latest(task))
+
+    def _refine(self, edition: Edition) -> None:
+        """Train every merged task once more in a version that holds all of them."""
+        self._injected.use_subspace(edition.subspace)
+        for task in self.stream.tasks:
+            refinement, pulled = self._refinement(task), edition.tasks.get(task.id)
+            if refinement.has_update or pulled is None:
+                continue
+            if self._learner.refine(task, self._injected, pulled, refinement):
+                self._exchange.outbox.put(refinement)
+            self._injected.drop_task(task.id)
+        self._exchange.outbox.wait_empty(self._exchange.check)
 
     def _begin(self, checkpoint: TaskCheckpoint) -> TrainingState | None:
         """Go on in the version of the checkpoint, or begin in the newest."""

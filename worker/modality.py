@@ -80,8 +80,12 @@ class TextModality(_PerRow):
         self._max_tokens = max_tokens
 
     def encode(self, inputs: Sequence[Content]) -> list[Tensor]:
-        """Tokenise."""
-        encoded = self._tokenizer(list(inputs), truncation=True, max_length=self._max_tokens)
+        """Tokenise; two texts with the model's separator between them, the longer one cut first."""
+        if not inputs:
+            return []
+        texts = [each if isinstance(each, tuple) else (each,) for each in inputs]
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        encoded = self._tokenizer(*columns, truncation=True, max_length=self._max_tokens)
         return [torch.tensor(ids, dtype=torch.long) for ids in encoded["input_ids"]]
 
     def collate(self, encoded: Sequence[Tensor]) -> Batch:

@@ -9,7 +9,7 @@ from torch import Tensor
 from share_dist.core.rebase import rebase_moments, rebase_side
 from share_dist.core.values import Side, Subspace
 from worker.optimizer import Trainee
-from worker.training_state import TrainingState
+from worker.training_state import ADAPTER, TrainingState
 
 _FIRST, _SECOND = "exp_avg", "exp_avg_sq"
 """As AdamW names its means of gradients and of their squares."""
@@ -42,7 +42,7 @@ def moved(state: TrainingState, old: Subspace, new: Subspace) -> TrainingState:
         old: The version that it was trained in.
         new: The version to go on in.
     """
-    layers = {f"adapter.{name}": name for name in old.layers}
+    layers = {f"{ADAPTER}{name}": name for name in old.layers}
 
     def bases_of(parameter: str) -> tuple[Tensor, Tensor] | None:
         """The bases of a parameter that is a side's coefficients."""
@@ -80,7 +80,7 @@ def _with_new_rows(tensors: dict[str, Tensor], new: Subspace) -> dict[str, Tenso
     """Add what a task has in a basis that is no longer empty: nothing is said in it yet."""
     for name, layer in new.layers.items():
         for side, basis in layer:
-            key = f"adapter.{name}.{side}"
+            key = f"{ADAPTER}{name}.{side}"
             said = tensors.get(f"{key}.temporary_coefficients")
             if basis.num_factors and said is not None:
                 tensors.setdefault(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.stream import Schedule, TrainingSettings
+from worker.training_state import ADAPTER
 
 _SCALE, _GROWTH = "scaler/scale", "scaler/growth_tracker"
 
@@ -49,9 +50,9 @@ class Optimizer:
         device: torch.device,
     ) -> None:
         self.rate_share = 1.0
-        self._named = {f"adapter.{name}": each for name, each in trainee.parameters.items()}
+        self._named = {f"{ADAPTER}{name}": each for name, each in trainee.parameters.items()}
         self._named |= {f"head.{name}": each for name, each in head.named_parameters()}
-        peaks = {f"adapter.{name}": rate for name, rate in trainee.learning_rates.items()}
+        peaks = {f"{ADAPTER}{name}": rate for name, rate in trainee.learning_rates.items()}
         groups = [
             {
                 "params": [parameter],

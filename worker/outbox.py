@@ -83,9 +83,13 @@ class Outbox:
             self._changed.notify_all()
 
     def put(self, checkpoint: TaskCheckpoint) -> None:
-        """Push the update of a checkpoint, unless that was done."""
+        """Push the update of a checkpoint, unless that was done; it takes the place of an earlier one of its task."""
         update_id = checkpoint.pushed_update_id()
         with self._changed:
+            for former in [
+                key for key, each in self._pushed.items() if each.task_id == checkpoint.task_id
+            ]:
+                del self._pushed[former]
             if update_id is None:
                 self._waiting.append(checkpoint)
             else:

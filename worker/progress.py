@@ -59,6 +59,8 @@ class WorkerEvent(str, enum.Enum):
     """``version``, ``task_ids`` (own tasks in it)."""
     TASK_RESCORED = "task_rescored"
     """``task_id``, ``version``, ``metric``, ``score``, ``lag``, ``drift``."""
+    TASK_REFINED = "task_refined"
+    """Trained once more in the version that has it: ``task_id``, ``version``, ``metric``, ``before`` and ``after`` on validation rows, ``is_pushed``."""
     LEASE_RENEWED = "lease_renewed"
     """The lease had ended and was taken anew: ``lease_epoch``."""
     LORA_SCORED = "lora_scored"

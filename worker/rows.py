@@ -20,7 +20,7 @@ from share_dist.errors import StreamError
 from worker.stream import TaskType
 
 Content: TypeAlias = Any
-"""One input: a string, words, or an image that PIL can open."""
+"""One input: a string, a pair of strings, a list of words, or an image that PIL can open."""
 
 Label: TypeAlias = int | str | float | Sequence[int | str]
 """A class by number or name, a number, a completion, or a class for each word."""

@@ -2,12 +2,12 @@
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from share_dist.errors import ShareError, StreamError
-from worker.rows import DrawnRows, Labelled, RawTask, draw_rows
+from worker.rows import Content, DrawnRows, Labelled, RawTask, draw_rows
 from worker.stream import DatasetSource, EntryPointSource, Task
 
 FEWEST_ROWS = 8
@@ -67,7 +67,7 @@ def _from_dataset(source: DatasetSource, folder: Path) -> RawTask:
     splits = _splits(source, folder)
     train = _split(splits, source.train_split)
     test = splits.get(source.test_split)
-    for column in (source.input_column, source.label_column):
+    for column in filter(None, (source.input_column, source.pair_column, source.label_column)):
         if column not in train.column_names:
             raise StreamError(
                 f"no column {column!r}: the data set has {', '.join(train.column_names)}"
@@ -111,4 +111,7 @@ def _split(splits: Mapping[str, Any], name: str) -> Any:
 
 
 def _labelled(rows: Any, source: DatasetSource) -> list[Labelled]:
-    return list(zip(rows[source.input_column], rows[source.label_column], strict=True))
+    inputs: Sequence[Content] = rows[source.input_column]
+    if source.pair_column:
+        inputs = list(zip(inputs, rows[source.pair_column], strict=True))
+    return list(zip(inputs, rows[source.label_column], strict=True))

@@ -39,8 +39,9 @@ from pydantic import (
     PositiveFloat,
     Tag,
     ValidationError,
+    model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from share_dist.errors import StreamError
 from share_dist.files import write_file
@@ -60,6 +61,7 @@ TaskType: TypeAlias = Literal[
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 Start: TypeAlias = Literal["random", "gradient"]
+CausalMetric: TypeAlias = Literal["token_accuracy", "exact_match"]
 
 
 class _Section(BaseModel):
@@ -72,11 +74,12 @@ class _Section(BaseModel):
         A key that came after the first release stands there only where it is not
         the default, so that a lesson keeps its name from release to release.
         """
-        return {
-            name: value
-            for name, value in self.model_dump(mode="json", exclude=_HOW_ONLY).items()
-            if name not in _LATER_KEYS or value != _default_of(type(self), name)
-        }
+        said = {}
+        for name, value in self.model_dump(mode="json", exclude=_HOW_ONLY).items():
+            section = getattr(self, name)
+            if name not in _LATER_KEYS or value != _default_of(type(self), name):
+                said[name] = section.lesson() if isinstance(section, _Section) else value
+        return said
 
 
 def _default_of(section: type[BaseModel], name: str) -> Any:
@@ -93,8 +96,12 @@ _LATER_KEYS = {
     "patience",
     "rollbacks",
     "class_weights",
+    "metric",
     "quantize",
     "start",
+    "reach",
+    "refine_epochs",
+    "pair_column",
 }
 
 
@@ -160,10 +167,20 @@ class TrainingSettings(_Section):
     """``f``; 0: coefficients only, in a subspace that is not empty."""
     start: Start = "random"
     """Where a task begins: `"gradient"`: where its first steps lower the loss most; `"random"`."""
+    reach: float | None = Field(None, gt=0, le=1)
+    """With `start = "gradient"`: a layer gets only as many of the `num_temporary` as let the task follow this share of what a weight change of rank `p` could follow of the first gradient, none where the subspace suffices."""
+    refine_epochs: int = Field(0, ge=0)
+    """After the stream: so many more passes over each task's rows by its merged coefficients alone; pushed unless validation rows lose."""
     seed: int = 0
     """Of starts, batches and dropout."""
     share_label_names: bool = False
     """Whether the names of classes travel with a head."""
+
+    @model_validator(mode="after")
+    def _reach_follows_a_gradient(self) -> "TrainingSettings":
+        if self.reach is not None and self.start != "gradient":
+            raise PydanticCustomError("together", 'reach needs start = "gradient"')
+        return self
 
 
 class DatasetSource(_Section):
@@ -183,6 +200,8 @@ class DatasetSource(_Section):
     """Rows to test on; where the data set has no such split, they are drawn from the training split."""
     input_column: str = "text"
     """Column of the inputs."""
+    pair_column: str = ""
+    """Column of a second text, which the model reads after the first and a separator: two texts are classified, or rated, together."""
     label_column: str = "label"
     """Column of the labels."""
 
@@ -221,6 +240,23 @@ class Task(_Section):
     """Decides which rows are drawn."""
     class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
     """Weights of the classes, in their order, in the loss and in choosing the epoch; `"balanced"`: the rarer, the heavier."""
+    metric: CausalMetric = "token_accuracy"
+    """Of `"causal-lm"`: by which score the task is compared and its epoch is chosen; `"exact_match"` suits short answers, of which half is nothing."""
+
+    @model_validator(mode="after")
+    def _metric_is_of_completions(self) -> "Task":
+        if self.metric != "token_accuracy" and self.type != "causal-lm":
+            raise PydanticCustomError("together", 'metric is for type = "causal-lm"')
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_of_texts(self) -> "Task":
+        is_pair = isinstance(self.source, DatasetSource) and self.source.pair_column
+        if is_pair and self.type not in {"text-classification", "text-regression"}:
+            raise PydanticCustomError(
+                "together", "pair_column is for text-classification and text-regression"
+            )
+        return self
 
 
 class _StreamFile(_Section):
@@ -376,6 +412,8 @@ def _say(problem: ErrorDetails) -> str:
         return f"{place}: unknown key; {advice}"
     if problem["type"] == "missing":
         return f"{place}: is missing"
+    if problem["type"] == "together":
+        return f"{place}: {problem['msg']}"
     return f"{place}: {problem['msg']}, got {problem['input']!r}"
 
 

@@ -84,6 +84,11 @@ class Lesson:
         """Batches in all."""
         return self.settings.epochs * self.steps_per_epoch
 
+    def score(self, head: nn.Module) -> float:
+        """How well a head, on what is active in the backbone, does on the validation rows."""
+        features = self.backbone.features(self.validation.encoded)
+        return self.objective.score(head, features, self.validation.labels)
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -132,6 +137,7 @@ class Hooks:
 
     Args:
         before_step: Called before every step; raises to end training there, with its state kept.
+        penalty: Asked at every step for what is added to its loss; None: nothing.
         on_step: Told of every step.
         wants_state: Asked after every step whether the state shall be kept.
         on_state: Told the state, when it was wanted, after every epoch and after a move.
@@ -141,6 +147,7 @@ class Hooks:
     """
 
     before_step: Callable[[], None] = field(default=lambda: None)
+    penalty: Callable[[], Tensor | None] = field(default=lambda: None)
     on_step: Callable[[StepReport], None] = field(default=lambda _: None)
     wants_state: Callable[[], bool] = field(default=lambda: False)
     on_state: Callable[[TrainingState], None] = field(default=lambda _: None)
@@ -314,6 +321,9 @@ class _Run:
             loss = self._loss(rows[at : at + at_once]) / mass
             self.optimizer.backward(loss)
             total += loss.detach()
+        if (penalty := self._hooks.penalty()) is not None:
+            self.optimizer.backward(penalty)
+            total += penalty.detach()
         if not self.optimizer.step(step, total):
             raise _NotFinite(step, rows, float(total))
         return float(total)
@@ -378,8 +388,7 @@ class _Run:
 
     def _after_epoch(self, before: TrainingState) -> TrainingState:
         lesson = self._lesson
-        features = lesson.backbone.features(lesson.validation.encoded)
-        score = lesson.objective.score(self._head, features, lesson.validation.labels)
+        score = lesson.score(self._head)
         has_risen = score > before.best_score
         after = replace(
             before,

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+ADAPTER = "adapter."
+"""Before the names of what is no part of the head."""
+
 
 @dataclass(frozen=True)
 class TrainingState:
@@ -40,6 +43,15 @@ class TrainingState:
     rate_share: float = 1.0
     rollbacks: int = 0
     rows_at_once: int = 0
+
+    @property
+    def adapter(self) -> dict[str, Tensor]:
+        """The parameters that are not the head's, under their own names."""
+        return {
+            name.removeprefix(ADAPTER): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(ADAPTER)
+        }
 
     @property
     def is_best(self) -> bool:

@@ -17,6 +17,7 @@ from share_dist.adapters.targets import find_targets
 from share_dist.adapters.terms import CoordinatesTerm, MixedTerm, ProbeTerm, TaskTerm, Term
 from share_dist.core.temporary import fold
 from share_dist.core.values import (
+    Basis,
     Coefficients,
     LayerCoefficients,
     LayerShape,
@@ -26,6 +27,8 @@ from share_dist.core.values import (
     Subspace,
 )
 from share_dist.errors import ConfigError, ShapeMismatch, UnknownTask
+
+_FIELDS = ("coefficients", "temporary", "temporary_coefficients")
 
 
 def inject(
@@ -152,6 +155,7 @@ class InjectedModel:
         seed: int = 0,
         start: Coefficients | None = None,
         gradients: Mapping[str, Tensor] | None = None,
+        reach: float | None = None,
     ) -> None:
         """
         Hold a task that is ready to be trained; one of the same name is replaced.
@@ -165,6 +169,8 @@ class InjectedModel:
                 the model computes exactly what its base computes.
             gradients: For a cold start where the loss falls fastest: what
                 ``gather_gradients`` found. None for a random one.
+            reach: With ``gradients``: a layer gets only as many of the ``f`` temporary factors as let the task follow
+                this share of what a weight change of rank ``p`` could follow of its gradient.
 
         Raises:
             RankTooLarge: A layer has no ``num_temporary`` directions left.
@@ -187,8 +193,30 @@ class InjectedModel:
             task = cold_start(self._subspace, size.pseudo_rank, size.num_temporary, generator)
         else:
             task = gradient_start(
-                self._subspace, size.pseudo_rank, size.num_temporary, gradients, generator
+                self._subspace, size.pseudo_rank, size.num_temporary, gradients, generator, reach
             )
+        self._require_holdable(task_id, task)
+        self._hold(task_id, task)
+        self._show()
+
+    def restore_task(self, task_id: str, parameters: Mapping[str, Tensor]) -> None:
+        """
+        Hold a task with values that ``named_trainable_parameters`` had: sizes are theirs.
+
+        Args:
+            task_id: Its name.
+            parameters: Under the names that they had; what was empty is missing.
+
+        Raises:
+            ShapeMismatch: They do not fit the version in use.
+            ConfigError: As in ``add_task``.
+        """
+        task = {
+            name: LayerUpdate(
+                *(_restored(f"{name}.{side}", basis, parameters) for side, basis in layer)
+            )
+            for name, layer in self._subspace.layers.items()
+        }
         self._require_holdable(task_id, task)
         self._hold(task_id, task)
         self._show()
@@ -343,7 +371,7 @@ class InjectedModel:
             f"{name}.{side}.{field}": parameter
             for name, layer in self._task(task_id).items()
             for side, update in layer
-            for field in ("coefficients", "temporary", "temporary_coefficients")
+            for field in _FIELDS
             if (parameter := getattr(update, field)).numel()
         }
 
@@ -557,6 +585,23 @@ def _trainable(layer: LayerUpdate, device: torch.device) -> LayerUpdate:
             for _, update in layer
         )
     )
+
+
+def _restored(side: str, basis: Basis, parameters: Mapping[str, Tensor]) -> SideUpdate:
+    given = {each: parameters.get(f"{side}.{each}") for each in _FIELDS}
+    coefficients = [given["coefficients"], given["temporary_coefficients"]]
+    p = next((each.shape[-1] for each in coefficients if each is not None), 0)
+    k, d = basis.num_factors, basis.features
+    empty = {"coefficients": (k, p), "temporary": (d, 0), "temporary_coefficients": (0, p)}
+    update = SideUpdate(
+        *(torch.zeros(empty[each]) if tensor is None else tensor for each, tensor in given.items())
+    )
+    if update.coefficients.shape[0] != k or update.temporary.shape[0] != d:
+        raise ShapeMismatch(
+            f"{side}: coefficients {tuple(update.coefficients.shape)} and temporary factors "
+            f"{tuple(update.temporary.shape)} do not fit a basis of {d} x {k}: they are of another version"
+        )
+    return update
 
 
 def _detached(task: Mapping[str, LayerUpdate]) -> dict[str, LayerUpdate]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from share_dist.core.gradient import aligned_coefficients, leading_outside
+from share_dist.core.gradient import aligned_coefficients, leading_outside, num_temporary_for
 from share_dist.core.rebase import rebase_side
 from share_dist.core.temporary import propose_temporary
 from share_dist.core.values import (
@@ -60,6 +60,7 @@ def gradient_start(
     num_temporary: int,
     gradients: Mapping[str, Tensor],
     generator: torch.Generator,
+    reach: float | None = None,
 ) -> dict[str, LayerUpdate]:
     """
     Start a task that computes what the base computes, where its first steps lower the loss most.
@@ -71,9 +72,11 @@ def gradient_start(
     Args:
         subspace: The bases.
         pseudo_rank: ``p``.
-        num_temporary: ``f``.
+        num_temporary: ``f``; with ``reach`` the most that a layer gets.
         gradients: Layer -> gradient of the loss with respect to its weight, ``(n, d)``, at the base.
         generator: On the CPU; for what the gradient leaves open.
+        reach: A layer gets only as many temporary factors as let its task follow this share of
+            what a weight change of rank ``p`` could follow of the gradient; None: all.
 
     Raises:
         RankTooLarge: A side has no ``num_temporary`` directions left.
@@ -85,16 +88,29 @@ def gradient_start(
         a, b = (basis.leading.detach().cpu().float() for _, basis in layer)
         new_a = leading_outside(gradient, a, num_temporary, generator)
         new_b = leading_outside(gradient.mT, b, num_temporary, generator)
-        span_a, span_b = torch.cat([a, new_a], dim=1), torch.cat([b, new_b], dim=1)
-        _require_directions(span_a.shape[1])
-        chosen = aligned_coefficients(gradient, span_b, span_a, pseudo_rank) / math.sqrt(3)
-        k = a.shape[1]
-        zeros = torch.zeros(span_b.shape[1], pseudo_rank)
-        k_b = b.shape[1]
-        started[name] = LayerUpdate(
-            SideUpdate(chosen[:k], new_a, chosen[k:]), SideUpdate(zeros[:k_b], new_b, zeros[k_b:])
-        )
+        if reach is not None:
+            span_b, span_a = torch.cat([b, new_b], dim=1), torch.cat([a, new_a], dim=1)
+            needed = num_temporary_for(gradient, span_b, span_a, num_temporary, pseudo_rank, reach)
+            if 0 in {a.shape[1], b.shape[1]}:
+                needed = max(needed, 1)
+            new_a, new_b = new_a[:, :needed], new_b[:, :needed]
+        started[name] = _along(gradient, (b, new_b), (a, new_a), pseudo_rank)
     return started
+
+
+def _along(
+    gradient: Tensor, side_b: tuple[Tensor, Tensor], side_a: tuple[Tensor, Tensor], pseudo_rank: int
+) -> LayerUpdate:
+    """A layer's start along its gradient; a side is its basis and its temporary factors."""
+    span_b, span_a = torch.cat(side_b, dim=1), torch.cat(side_a, dim=1)
+    _require_directions(span_a.shape[1])
+    chosen = aligned_coefficients(gradient, span_b, span_a, pseudo_rank) / math.sqrt(3)
+    zeros = torch.zeros(span_b.shape[1], pseudo_rank)
+    (a, new_a), (b, new_b) = side_a, side_b
+    k_a, k_b = a.shape[1], b.shape[1]
+    return LayerUpdate(
+        SideUpdate(chosen[:k_a], new_a, chosen[k_a:]), SideUpdate(zeros[:k_b], new_b, zeros[k_b:])
+    )
 
 
 def warm_start(

@@ -5,12 +5,16 @@ What a task's first gradient says about how to begin.
 most. A few of its directions hold most of it, and only a part of them lies in the bases.
 """
 
+import math
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from share_dist.core.linalg import rank_tolerance
 from share_dist.core.temporary import propose_temporary
+from share_dist.core.values import LayerFactors
 
 _OVERSAMPLE = 8
 """Columns of a random sketch beyond those asked for: the leading ones are then near the exact ones."""
@@ -115,3 +119,80 @@ def aligned_coefficients(
     chosen = Vt[:pseudo_rank].mT.to(gradient.dtype)
     empty = chosen.new_zeros(len(chosen), pseudo_rank - chosen.shape[1])
     return torch.cat([chosen, empty], dim=1)
+
+
+def num_temporary_for(
+    gradient: Float[Tensor, "n d"],
+    span_b: Float[Tensor, "n s_b"],
+    span_a: Float[Tensor, "d s_a"],
+    most: int,
+    pseudo_rank: int,
+    reach: float,
+) -> int:
+    """
+    Count the temporary factors that a task of a layer needs, down to none where the bases suffice.
+
+    A weight change of rank ``p`` can follow no more of a gradient than its ``p`` leading singular values. As many
+    factors are needed as let the best change of rank ``p`` within the spans follow a share of that.
+
+    Shapes:
+        s_a, s_b: directions of a side, the ``most`` last of them temporary, the leading one first
+        p: ``pseudo_rank``
+
+    Args:
+        gradient: At the frozen model.
+        span_b: Of side B.
+        span_a: Of side A.
+        most: Temporary factors in each span.
+        pseudo_rank: ``p``.
+        reach: The share of the energy that is enough, 0 to 1.
+
+    Returns:
+        0 to ``most``; ``most`` where even all do not reach so much.
+
+    Examples:
+        >>> gradient, span = torch.diag(torch.tensor([2.0, 1.0])), torch.eye(2)
+        >>> [num_temporary_for(gradient, span, span, 1, 2, reach) for reach in (0.8, 0.9)]
+        [0, 1]
+    """
+    wanted = reach * _leading_energy(gradient.double(), pseudo_rank)
+    core = (span_b.mT @ gradient @ span_a).double()
+    for count in range(most):
+        without = core[: len(core) - (most - count), : core.shape[1] - (most - count)]
+        if _leading_energy(without, pseudo_rank) >= wanted:
+            return count
+    return most
+
+
+def alignment(gradients: Mapping[str, Tensor], factors: Mapping[str, LayerFactors]) -> float:
+    """
+    Tell how much of what a gradient asks for is a task's weight change: ``-<G, dW> / (|G| |dW|)`` over all layers.
+
+    Args:
+        gradients: Layer -> ``(n, d)``, at the frozen model.
+        factors: Of the task, of the same layers.
+
+    Returns:
+        -1 to 1; above 0 a small step along the task's change lowers the loss. 0 where one of them is zero.
+
+    Examples:
+        >>> change = LayerFactors(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+        >>> alignment({"0": torch.tensor([[-3.0]])}, {"0": change})
+        1.0
+    """
+    inner, of_gradient, of_change = 0.0, 0.0, 0.0
+    for name, layer in factors.items():
+        gradient, a, b = gradients[name].double(), layer.a.double(), layer.b.double()
+        inner -= float((b.mT @ gradient @ a).diagonal().sum())
+        of_gradient += float(gradient.square().sum())
+        of_change += float(((a.mT @ a) * (b.mT @ b)).sum())
+    norms = math.sqrt(of_gradient) * math.sqrt(max(of_change, 0.0))
+    return inner / norms if norms else 0.0
+
+
+def _leading_energy(matrix: Tensor, rank: int) -> float:
+    """Energy of the leading singular values."""
+    if not matrix.numel():
+        return 0.0
+    shorter = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    return float(torch.linalg.eigvalsh(shorter @ shorter.mT)[-rank:].sum())

@@ -783,3 +783,73 @@ def test_gradients_of_other_layers_are_refused():
         with pytest.raises(ShapeMismatch, match=r"has the shape \(6, 5\)"):
             injected.add_task("movies", gradients={"0": torch.zeros(6, 5)})
         assert injected.task_ids == ()
+
+
+def test_each_layer_gets_as_many_temporary_factors_as_its_gradient_needs():
+    """None where the basis holds the gradient, one where it does not, and one in an empty subspace whatever is asked for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    shapes = find_targets(model, "all-linear")
+    subspace = random_subspace(shapes, num_factors=2)
+    inside, outside = (subspace.layers[name] for name in ("0", "1"))
+    gradients = {
+        "0": inside.b.leading @ torch.randn(2, 2) @ inside.a.leading.mT,
+        "1": torch.ones(4, 5) - outside.b.leading @ outside.b.leading.mT @ torch.ones(4, 5),
+    }
+    with inject(model, subspace, pseudo_rank=2, num_temporary=2) as injected:
+        injected.add_task("movies", gradients=gradients, reach=0.9)
+        found = {
+            name: each.a.num_temporary for name, each in injected.layer_updates("movies").items()
+        }
+        assert found == {"0": 0, "1": 1}
+        train_on(injected, "movies", torch.randn(8, 6))
+        named = injected.named_trainable_parameters("movies")
+        assert not any(name.startswith("0.") and "temporary" in name for name in named)
+    with inject(model, Subspace.empty(shapes), pseudo_rank=2, num_temporary=2) as injected:
+        injected.add_task("movies", gradients=gradients, reach=1e-9)
+        assert all(each.a.num_temporary == 1 for each in injected.layer_updates("movies").values())
+
+
+def train_on(injected, task_id, batch):
+    """Three real steps towards zero."""
+    injected.activate(task_id)
+    optimizer = torch.optim.AdamW(injected.trainable_parameters(task_id), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        injected(batch).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("num_factors", [0, 3])
+def test_a_task_is_restored_with_the_sizes_that_it_had(num_factors):
+    """What was read under its names gives the same function to the bit, whatever the model's own sizes are."""
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), torch.randn(8, 6)
+    shapes = find_targets(model, "all-linear")
+    subspace = random_subspace(shapes, num_factors) if num_factors else Subspace.empty(shapes)
+    with inject(model, subspace, pseudo_rank=2, num_temporary=1) as injected:
+        injected.add_task("movies")
+        train_on(injected, "movies", batch)
+        expected = injected(batch)
+        kept = {
+            name: each.detach().clone()
+            for name, each in injected.named_trainable_parameters("movies").items()
+        }
+    with inject(model, subspace, pseudo_rank=4, num_temporary=2) as injected:
+        injected.restore_task("movies", kept)
+        injected.activate("movies")
+        assert torch.equal(injected(batch), expected)
+        assert injected.named_trainable_parameters("movies").keys() == kept.keys()
+
+
+def test_values_of_another_version_are_not_restored():
+    """Coefficients of more principal factors than the basis has are refused, and nothing is held."""
+    model = nn.Sequential(nn.Linear(6, 5))
+    shapes = find_targets(model, "all-linear")
+    with inject(model, random_subspace(shapes, 3), pseudo_rank=2) as injected:
+        injected.add_task("movies", num_temporary=0)
+        kept = injected.named_trainable_parameters("movies")
+    with inject(model, random_subspace(shapes, 2)) as injected:
+        with pytest.raises(ShapeMismatch, match=r"0\.a: coefficients \(3, 2\) .* of 6 x 2"):
+            injected.restore_task("movies", kept)
+        assert injected.task_ids == ()

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from share_dist.core.gradient import aligned_coefficients, leading_outside, share_inside
+from share_dist.core.gradient import (
+    aligned_coefficients,
+    alignment,
+    leading_outside,
+    num_temporary_for,
+    share_inside,
+)
+from share_dist.core.values import LayerFactors
 from share_dist.errors import RankTooLarge
 from tests.strategies import orthonormal
 
@@ -108,3 +115,54 @@ def test_columns_beyond_the_directions_are_zero():
     assert chosen.shape == (2, 5)
     assert torch.allclose(chosen[:, :2].mT @ chosen[:, :2], torch.eye(2), atol=1e-5)
     assert not chosen[:, 2:].any()
+
+
+def spans(gradient, a, b, most):
+    """Bases with the gradient's leading directions outside of them."""
+    new_a = leading_outside(gradient, a, most, generator())
+    new_b = leading_outside(gradient.mT, b, most, generator())
+    return torch.cat([b, new_b], dim=1), torch.cat([a, new_a], dim=1)
+
+
+@pytest.mark.parametrize("reach", [0.01, 0.3, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("pseudo_rank", [1, 3, 50])
+def test_no_fewer_temporary_factors_reach_as_much(reach, pseudo_rank):
+    """The count is the first of all whose best change of rank ``p`` follows the share asked for."""
+    gradient, a, b = gradient_of(), orthonormal(32, 4, 3), orthonormal(24, 4, 4)
+    span_b, span_a = spans(gradient, a, b, 6)
+
+    def energy(matrix):
+        return torch.linalg.svdvals(matrix.double())[:pseudo_rank].square().sum()
+
+    reached = [
+        energy(span_b[:, : 4 + f].mT @ gradient @ span_a[:, : 4 + f]) / energy(gradient)
+        for f in range(7)
+    ]
+    enough = [f for f in range(7) if reached[f] >= reach]
+    found = num_temporary_for(gradient, span_b, span_a, 6, pseudo_rank, reach)
+    assert found == (enough[0] if enough else 6)
+
+
+def test_a_basis_that_holds_the_gradient_needs_no_temporary_factor():
+    """None where the gradient lies within the bases, or there is none; all where it lies outside of one."""
+    a, b = orthonormal(32, 4, 3), orthonormal(24, 4, 4)
+    inside = b @ torch.randn(4, 4, generator=generator()) @ a.mT
+    outside = gradient_of(rank=8) - projector(b) @ gradient_of(rank=8)
+    for gradient, wanted in ((inside, 0), (torch.zeros(24, 32), 0), (outside, 1)):
+        found = num_temporary_for(gradient, *spans(gradient, a, b, 3), 3, 2, 0.7)
+        assert found == wanted
+
+
+def test_alignment_is_the_cosine_with_the_steepest_descent():
+    """As of all weight changes written out and put one after another, with the sign turned."""
+    layers = {"0": (24, 32), "1": (8, 16)}
+    gradients = {name: gradient_of(n=n, d=d, seed=n) for name, (n, d) in layers.items()}
+    factors = {
+        name: LayerFactors(orthonormal(d, 3, 1) * 2, orthonormal(n, 3, 2))
+        for name, (n, d) in layers.items()
+    }
+    wanted = torch.cat([-gradients[name].flatten() for name in layers])
+    changes = torch.cat([factors[name].delta_weight().flatten() for name in layers])
+    expected = torch.nn.functional.cosine_similarity(wanted, changes, dim=0)
+    assert alignment(gradients, factors) == pytest.approx(float(expected), abs=1e-6)
+    assert alignment({name: 0 * each for name, each in gradients.items()}, factors) == 0.0

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from share_dist.core.metrics import update_bytes
 from share_dist.errors import (
     BaseVersionTooOld,
     LeaseExpired,
@@ -331,9 +332,10 @@ def test_stops_at_the_next_step_when_told(make_loop, make_stream, coordinator):
     assert set(coordinator.merged) == {"mood"}
 
 
-def test_a_stop_within_an_epoch_loses_no_step(make_loop, make_stream, coordinator):
-    """Told to stop in the middle of an epoch, a worker keeps its last step, and ends as if it had gone on."""
-    stream = make_stream("mood")
+@pytest.mark.parametrize("training", ["", 'start = "gradient"\nreach = 0.3'])
+def test_a_stop_within_an_epoch_loses_no_step(make_loop, make_stream, coordinator, training):
+    """Told to stop in the middle of an epoch, a worker keeps its last step, and ends as if it had gone on, also where each layer has as many temporary factors as it needed."""
+    stream = make_stream("mood", training=training)
     make_loop(dataclasses.replace(stream, worker_id="other")).run()
     (expected,) = coordinator.updates.values()
     coordinator.__init__()
@@ -349,6 +351,46 @@ def test_a_stop_within_an_epoch_loses_no_step(make_loop, make_stream, coordinato
     for name, layer in expected.layers.items():
         for side, update in layer:
             assert torch.equal(update.temporary, found.layers[name][side].temporary)
+
+
+REFINED = "refine_epochs = 2"
+
+
+def test_what_is_merged_is_refined_by_coefficients_alone(make_loop, make_stream, coordinator):
+    """After the stream every task is trained on in the version that has all, and pushed once more unless validation rows lose."""
+    recorder = Recorder()
+    results = make_loop(make_stream("mood", "food", training=REFINED), recorder).run()
+    told = recorder.named(WorkerEvent.TASK_REFINED)
+    assert [each["task_id"] for each in told] == ["mood", "food"]
+    pushed = [each["task_id"] for each in told if each["is_pushed"]]
+    assert all(each["is_pushed"] == (each["after"] >= each["before"]) for each in told)
+    assert "mood" in pushed
+    learnt, refined = list(coordinator.updates.values())[:2], list(coordinator.updates.values())[2:]
+    assert [each.task_id for each in refined] == pushed
+    for update in refined:
+        assert update.base_version == 2
+        assert not any(side.num_temporary for layer in update.layers.values() for _, side in layer)
+    first = next(each for each in learnt if each.task_id == "mood")
+    mood = results.task("mood")
+    assert mood.adapter_bytes == update_bytes(first).adapter + update_bytes(refined[0]).adapter
+    assert mood.update_id == refined[0].update_id
+
+
+def test_a_refined_task_is_pushed_once_wherever_the_worker_is_killed(
+    make_loop, make_stream, coordinator
+):
+    """Resumed after its first push, and again when all is done, a task has two updates, of which the refined one stands."""
+    stream, recorder = make_stream("mood", training=REFINED), Recorder()
+    with pytest.raises(Stopped):
+        make_loop(
+            stream, recorder, should_stop=lambda: bool(recorder.named(WorkerEvent.UPDATE_PUSHED))
+        ).run()
+    for _ in range(2):
+        make_loop(stream, resume=True).run()
+        results = make_loop(stream, resume=True).rescore()
+        learnt, refined = coordinator.updates.values()
+        assert results.task("mood").update_id == refined.update_id != learnt.update_id
+        assert results.task("mood").final_version == 2
 
 
 class FullDisk:

@@ -51,6 +51,16 @@ def test_a_data_set_on_disk(tmp_path, rows):
     assert set(drawn.test.inputs) <= {text for text, _ in rows[60:]}
 
 
+def test_two_texts_are_one_input(tmp_path, rows):
+    """With a column for the second text, an input is the pair; both texts tell rows apart."""
+    pairs = columns(rows) | {"other": [f"other {at}" for at in range(len(rows))]}
+    pairs["text"] = ["the same"] * len(rows)
+    datasets.Dataset.from_dict(pairs).save_to_disk(tmp_path / "pairs")
+    drawn = load_rows(task_of(dataset="pairs", pair_column="other"), tmp_path)
+    assert set(drawn.train.inputs) <= set(zip(pairs["text"], pairs["other"], strict=True))
+    assert drawn.num_duplicates == 0
+
+
 def test_a_file_through_a_builder(tmp_path, rows):
     """A CSV without a test split gives both, drawn from its rows."""
     lines = "".join(f"{text},{label}\n" for text, label in rows)
@@ -100,6 +110,7 @@ def test_says_which_task_cannot_be_loaded(source, message, tmp_path):
     ("source", "message"),
     [
         ({"input_column": "review"}, "no column 'review': the data set has text, label"),
+        ({"pair_column": "review"}, "no column 'review': the data set has text, label"),
         ({"train_split": "training"}, "no split 'training'"),
     ],
 )

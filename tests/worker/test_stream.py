@@ -52,6 +52,16 @@ def test_reads_a_stream(tmp_path):
         ('"reviews"', '"movies"', r"task 'movies' is there 2 times"),
         ('path = "model"', "", r"needs one of path and name"),
         ('path = "model"', 'path = "model"\nname = "bert"', r"needs one of path and name"),
+        (
+            "[model]",
+            "[training]\nreach = 0.5\n[model]",
+            r'training: reach needs start = "gradient"',
+        ),
+        (
+            'type = "text-classification"\nsource = { dataset = "data/reviews",',
+            'type = "causal-lm"\nsource = { pair_column = "reply", dataset = "data/reviews",',
+            r"task\.1: pair_column is for text-classification",
+        ),
         ("[model]", "[model", r"is no TOML"),
     ],
 )

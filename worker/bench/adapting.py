@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from share_dist.adapters import inject, load_lora, lora_start, subspace_from_adapters
+from share_dist.adapters import InjectedModel, LoraAdapter, inject, lora_start
 from share_dist.adapters.lora import KEY_PREFIX
+from share_dist.core.gradient import alignment
+from share_dist.core.subspace import project, reconstruct
 from share_dist.core.temporary import propose_temporary
-from share_dist.core.values import Basis, LayerShape, LayerSubspace, Subspace
-from worker.beginning import starting_gradients
+from share_dist.core.values import Basis, Coefficients, LayerShape, LayerSubspace, Subspace
+from worker.beginning import first_gradients, starting_gradients
 from worker.bench.methods import LORA_RANK, Method
 from worker.optimizer import Trainee
-from worker.stream import ModelSettings
+from worker.stream import ModelSettings, TrainingSettings
 from worker.trainer import Lesson, trainee_of
 
 TASK = "task"
@@ -33,16 +35,19 @@ class Adapted:
         lesson: With the backbone that it is in.
         trainee: Its parameters.
         model: The adapted model, as `peft` saves it; None where there is no such.
+        is_diagonal: Whether only the diagonal of each parameter is trained.
     """
 
     lesson: Lesson
     trainee: Trainee
     model: Any = None
+    is_diagonal: bool = False
 
     @property
     def num_parameters(self) -> int:
         """Numbers that are trained, the head left out."""
-        return sum(each.numel() for each in self.trainee.parameters.values())
+        parameters = self.trainee.parameters.values()
+        return sum(min(each.shape) if self.is_diagonal else each.numel() for each in parameters)
 
 
 @contextmanager
@@ -53,6 +58,7 @@ def adapted_by(
     model: ModelSettings,
     rate: float,
     subspace: Subspace | None = None,
+    others: Sequence[LoraAdapter] = (),
 ) -> Iterator[Adapted]:
     """
     Put what a method trains into a lesson's model, and take it out at the end.
@@ -64,11 +70,12 @@ def adapted_by(
         model: Which layers are adapted.
         rate: Learning rate.
         subspace: In which the method begins, where it begins in one.
+        others: The adapters that it builds on.
     """
     if method.peft is not None:
-        yield _by_peft(method, lesson, model, rate, subspace)
+        yield by_peft(method, lesson, model, rate, subspace)
     elif subspace is not None:
-        with _coefficients(lesson, head, subspace, rate) as adapted:
+        with _coefficients(method, lesson, head, subspace, rate, others) as adapted:
             yield adapted
     else:
         yield _in_full(lesson, rate)
@@ -76,25 +83,81 @@ def adapted_by(
 
 @contextmanager
 def _coefficients(
-    lesson: Lesson, head: nn.Module, subspace: Subspace, rate: float
+    method: Method,
+    lesson: Lesson,
+    head: nn.Module,
+    subspace: Subspace,
+    rate: float,
+    others: Sequence[LoraAdapter],
 ) -> Iterator[Adapted]:
     settings = lesson.settings.model_copy(update={"learning_rate": rate})
     with inject(lesson.backbone.model, subspace) as injected:
         learnt = replace(lesson, settings=settings)
+        start = _nearest(injected, learnt, head, others) if method.is_warm else None
         injected.add_task(
             TASK,
-            pseudo_rank=settings.pseudo_rank,
+            pseudo_rank=None if start else _num_columns(method, subspace, settings),
             num_temporary=0,
             seed=lesson.seed,
+            start=start,
             gradients=starting_gradients(injected, learnt, head),
         )
         injected.activate(TASK)
-        yield Adapted(learnt, trainee_of(injected, TASK, settings))
+        trainee = trainee_of(injected, TASK, settings)
+        trained = trainee if method.form == "columns" else _between(trainee, method)
+        yield Adapted(learnt, trained, is_diagonal=method.form == "diagonal")
 
 
-def _by_peft(
-    method: Method, lesson: Lesson, model: ModelSettings, rate: float, subspace: Subspace | None
+def _num_columns(method: Method, subspace: Subspace, settings: TrainingSettings) -> int:
+    if method.form == "columns":
+        return settings.pseudo_rank
+    return max(layer.a.num_factors for layer in subspace.layers.values())
+
+
+def _nearest(
+    injected: InjectedModel, lesson: Lesson, head: nn.Module, others: Sequence[LoraAdapter]
+) -> Coefficients | None:
+    """What the subspace says of the adapter that lowers the loss fastest; None where none does."""
+    gradients = first_gradients(injected, lesson, head)
+    said = [project(injected.subspace, each.factors) for each in others]
+    found = [alignment(gradients, reconstruct(injected.subspace, each)) for each in said]
+    best = max(range(len(found)), key=found.__getitem__)
+    return said[best] if found[best] > 0 else None
+
+
+def _between(trainee: Trainee, method: Method) -> Trainee:
+    """Train a matrix between the bases, or its diagonal: coefficients of side B, with the identity as those of side A."""
+    names = [name for name in trainee.parameters if name.endswith(".b.coefficients")]
+    for name, parameter in trainee.parameters.items():
+        if name not in names:
+            torch.nn.init.eye_(parameter)
+        elif method.form == "diagonal":
+            # moments of zero gradients stay zero, and so do the numbers beside the diagonal
+            diagonal = torch.eye(*parameter.shape)
+            parameter.register_hook(diagonal.to(parameter.device).mul)  # type: ignore[no-untyped-call]  # torch leaves it so
+    return Trainee(
+        {name: trainee.parameters[name] for name in names},
+        {name: trainee.learning_rates[name] for name in names},
+    )
+
+
+def by_peft(
+    method: Method,
+    lesson: Lesson,
+    model: ModelSettings,
+    rate: float,
+    subspace: Subspace | None = None,
 ) -> Adapted:
+    """
+    Put an adapter of `peft` into a copy of a lesson's model.
+
+    Args:
+        method: That `peft` has.
+        lesson: Its seed decides where the adapter starts.
+        model: Which layers are adapted.
+        rate: Learning rate.
+        subspace: Whose principal factors are its sides A, where it is a LoRA that begins in one.
+    """
     from peft import get_peft_model
 
     assert method.peft is not None
@@ -108,7 +171,7 @@ def _by_peft(
     if subspace is not None:
         _start_in(adapted, subspace)
     parameters = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
-    return Adapted(_inside(lesson, adapted), _at(parameters, rate), adapted)
+    return Adapted(inside(lesson, adapted), _at(parameters, rate), adapted)
 
 
 def _start_in(adapted: nn.Module, subspace: Subspace) -> None:
@@ -120,20 +183,16 @@ def _start_in(adapted: nn.Module, subspace: Subspace) -> None:
 
 def _in_full(lesson: Lesson, rate: float) -> Adapted:
     model = copy.deepcopy(lesson.backbone.model).requires_grad_(requires_grad=True)
-    return Adapted(_inside(lesson, model), _at(dict(model.named_parameters()), rate))
+    return Adapted(inside(lesson, model), _at(dict(model.named_parameters()), rate))
 
 
-def _inside(lesson: Lesson, model: nn.Module) -> Lesson:
+def inside(lesson: Lesson, model: nn.Module) -> Lesson:
+    """The same lesson on another model."""
     return replace(lesson, backbone=replace(lesson.backbone, model=model))
 
 
 def _at(parameters: Mapping[str, nn.Parameter], rate: float) -> Trainee:
     return Trainee(parameters, dict.fromkeys(parameters, rate))
-
-
-def subspace_of_others(folders: Sequence[Path], num_factors: int) -> Subspace:
-    """The subspace of adapters in these folders."""
-    return subspace_from_adapters([load_lora(folder) for folder in folders], num_factors)
 
 
 def random_subspace(shapes: Mapping[str, LayerShape], num_factors: int, seed: int) -> Subspace:

@@ -4,10 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from share_dist.errors import ConfigError
+
 LORA_RANK = 8
 
 Scope = Literal["task", "stream"]
 Within = Literal["", "others", "random", "weights", "inputs"]
+Form = Literal["columns", "core", "diagonal"]
+Keeping = Literal["", "orthogonal", "elastic", "projected", "decomposed"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,13 @@ class Method:
         needs: A method whose adapters of the other tasks it builds on; empty: none.
         within: In which subspace it begins: the other tasks' adapters', a random one, that of the frozen
             weights, or of what layers are given; empty: in none.
+        form: What is trained in a subspace: coefficients of both sides, a ``(k, k)`` core between the bases, or its
+            diagonal.
+        is_warm: Whether coefficients begin as those of the other task that the first gradient is most
+            aligned with.
         training: What it changes of the suite's section ``[training]``.
+        keeping: What holds former tasks while another is learnt in the same weights, as
+            `worker.bench.keepers` has it; empty: nothing.
         peft: Its configuration in `peft`, given the adapted layers; None where `peft` has none.
     """
 
@@ -35,7 +45,10 @@ class Method:
     source: str = ""
     needs: str = ""
     within: Within = ""
+    form: Form = "columns"
+    is_warm: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
+    keeping: Keeping = ""
     peft: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
 
     @property
@@ -71,6 +84,18 @@ def _vb_lora(layers: Mapping[str, Any]) -> Any:
     from peft import VBLoRAConfig
 
     return VBLoRAConfig(r=4, num_vectors=128, vector_length=32, topk=2, **layers)
+
+
+def _osf(layers: Mapping[str, Any]) -> Any:
+    from peft import OSFConfig
+
+    if layers["layers_to_transform"] is not None:
+        raise ConfigError(
+            "OSF of peft adapts all layers of a name, and the suite's [model] layers names some: take "
+            "`layers` out, or `osf` out of the methods",
+            key="model.layers",
+        )
+    return OSFConfig(target_modules=layers["target_modules"])
 
 
 _LORA = "LoRA, arXiv 2106.09685"
@@ -148,6 +173,44 @@ METHODS = {
             training=_GRADIENT,
         ),
         Method(
+            "eigenlorax-nearest",
+            "as `eigenlorax`, its coefficients started from those of the task that the first gradient is most aligned with",
+            "task",
+            _COEFFICIENT_RATES,
+            needs="lora",
+            within="others",
+            is_warm=True,
+        ),
+        Method(
+            "eigenlorax-half",
+            "as `eigenlorax-gradient`, with half as many columns a side",
+            "task",
+            _COEFFICIENT_RATES,
+            needs="lora",
+            within="others",
+            training={"pseudo_rank": 4, **_GRADIENT},
+        ),
+        Method(
+            "eigenlorax-core",
+            "a k x k matrix between the bases of the other tasks' LoRAs",
+            "task",
+            _COEFFICIENT_RATES,
+            "LoRA-XS, arXiv 2405.17604, with its bases learnt from other tasks",
+            needs="lora",
+            within="others",
+            form="core",
+        ),
+        Method(
+            "eigenlorax-diagonal",
+            "its diagonal alone: k numbers a layer",
+            "task",
+            (1e-2, 3e-2, 1e-1),
+            "SVFit, arXiv 2409.05926, with its bases learnt from other tasks",
+            needs="lora",
+            within="others",
+            form="diagonal",
+        ),
+        Method(
             "random-subspace",
             "coefficients only, in a random subspace of the same size: whether sharing helps at all",
             "task",
@@ -209,6 +272,42 @@ METHODS = {
             (1e-3, 2e-3, 5e-3),
             _LORA,
             peft=_lora,
+        ),
+        Method(
+            "o-lora",
+            "a rank-8 LoRA for each task, all added up, each task with its head; a penalty holds side A orthogonal to the former ones'",
+            "stream",
+            (1e-3, 2e-3, 5e-3),
+            "O-LoRA, arXiv 2310.14152",
+            keeping="orthogonal",
+            peft=_lora,
+        ),
+        Method(
+            "ewc-lora",
+            "as `sequence`, its product held by the diagonal Fisher information of former tasks: from 128 rows of each and their true labels, summed, around the last values",
+            "stream",
+            (1e-3, 2e-3, 5e-3),
+            "EWC-LoRA, arXiv 2602.17559; EWC, arXiv 1612.00796",
+            keeping="elastic",
+            peft=_lora,
+        ),
+        Method(
+            "coso",
+            "after CoSO: changes of rank 8 where the gradient is largest outside of the former tasks' gradients; simpler, in that a task has one such subspace, chosen at its start, not one every few steps",
+            "stream",
+            (1e-3, 2e-3, 5e-3),
+            "CoSO, arXiv 2505.11816",
+            keeping="projected",
+            peft=_lora,
+        ),
+        Method(
+            "osf",
+            "the weights themselves, one task after another: the larger half of each weight's singular directions is fixed, decomposed anew before each task",
+            "stream",
+            (3e-5, 1e-4, 3e-4),
+            "OSF, arXiv 2504.07097",
+            keeping="decomposed",
+            peft=_osf,
         ),
     )
 }  # fmt: skip

@@ -3,14 +3,15 @@
 import copy
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from share_dist.adapters import LoraAdapter, load_lora, subspace_from_adapters
 from share_dist.adapters.cold import gather_moments, subspace_of_inputs, subspace_of_weights
 from share_dist.core.values import Subspace
 from worker.backbone import Backbone
-from worker.bench.adapting import adapted_by, random_subspace, subspace_of_others
+from worker.bench.adapting import adapted_by, random_subspace
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.methods import METHODS, Method
 from worker.bench.suite import Suite
@@ -75,9 +76,10 @@ class TaskCells:
         head = copy.deepcopy(frozen.start.head)
         hooks = Hooks(on_step=lambda report: tell(report.step, report.num_steps))
         lesson, began = self.lesson(cell, prepared), time.monotonic()
-        subspace = self._subspace(work, lesson)
+        others = [load_lora(self.folder.adapter(each)) for each in work.sources]
+        subspace = self._subspace(work, lesson, others)
         model = self.suite.stream.model
-        with adapted_by(method, lesson, head, model, cell.rate, subspace) as adapted:
+        with adapted_by(method, lesson, head, model, cell.rate, subspace, others) as adapted:
             state = train(adapted.lesson, adapted.trainee, head, hooks=hooks)
             seconds = time.monotonic() - began
             scores = evaluate(adapted.lesson.backbone, prepared.objective, head, prepared.test)
@@ -119,14 +121,15 @@ class TaskCells:
             cell.seed,
         )
 
-    def _subspace(self, work: Work, lesson: Lesson) -> Subspace | None:
+    def _subspace(
+        self, work: Work, lesson: Lesson, others: Sequence[LoraAdapter]
+    ) -> Subspace | None:
         """In which the method begins, where it begins in one."""
         model, shapes = self.backbone.model, self.backbone.shapes
         num_factors = self.suite.settings.num_factors
         match METHODS[work.cell.method].within:
             case "others":
-                folders = [self.folder.adapter(each) for each in work.sources]
-                return subspace_of_others(folders, num_factors)
+                return subspace_from_adapters(others, num_factors)
             case "random":
                 return random_subspace(shapes, num_factors, work.cell.seed)
             case "weights":
