@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from share_dist.errors import ShapeMismatch
@@ -99,3 +99,37 @@ def calibrated_temperature(
         for each in among
     ]
     return among[min(range(len(losses)), key=losses.__getitem__)]
+
+
+def calibration_error(
+    confidences: Float[Tensor, " rows"],
+    are_right: Bool[Tensor, " rows"],
+    num_bins: int = 10,
+) -> float:
+    """
+    Tell how far confidences are from frequencies: the expected calibration error.
+
+    Rows are put into bins of equal width by confidence; a bin's error is that of its mean confidence
+    against its share of right rows, and counts by its rows.
+
+    Args:
+        confidences: 0 to 1.
+        are_right: Whether each row's choice was right.
+        num_bins: How many bins.
+
+    Returns:
+        0 to 1; 0 of no rows.
+
+    Source:
+        Guo et al., 2017.
+
+    Examples:
+        >>> calibration_error(torch.tensor([0.75, 0.75, 1.0, 1.0]), torch.tensor([True, False, True, True]))
+        0.125
+    """
+    if not len(confidences):
+        return 0.0
+    bins = (confidences * num_bins).long().clamp_max(num_bins - 1)
+    excess = confidences.double() - are_right.double()
+    sums = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, excess)
+    return float(sums.abs().sum()) / len(confidences)

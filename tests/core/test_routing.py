@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from share_dist.core.routing import Router, calibrated_temperature
+from share_dist.core.routing import Router, calibrated_temperature, calibration_error
 from share_dist.errors import ShapeMismatch
 
 
@@ -58,3 +58,20 @@ def test_a_router_must_fit_together():
     """Means for another number of tasks are refused when it is made."""
     with pytest.raises(ShapeMismatch, match="router of 3 tasks"):
         router(task_ids=("left", "right", "middle"))
+
+
+def test_a_calibrated_choice_has_no_calibration_error():
+    """Confidences that are frequencies have next to none; those that overstate by 0.2 have 0.2."""
+    generator = torch.Generator().manual_seed(2)
+    truth = 0.5 + 0.3 * torch.rand(40_000, generator=generator)
+    are_right = torch.rand(40_000, generator=generator) < truth
+    assert calibration_error(truth, are_right) < 0.01
+    assert calibration_error(truth + 0.2, are_right) == pytest.approx(0.2, abs=0.01)
+
+
+def test_errors_of_different_confidences_do_not_make_up_for_each_other():
+    """Too sure in one bin and too unsure in another are two errors; no rows have none."""
+    confidences = torch.tensor([0.55, 0.55, 0.95, 0.95])
+    are_right = torch.tensor([True, True, True, False])
+    assert calibration_error(confidences, are_right) == pytest.approx(0.45)
+    assert calibration_error(torch.zeros(0), torch.zeros(0, dtype=torch.bool)) == 0

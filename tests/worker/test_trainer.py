@@ -56,6 +56,33 @@ def test_the_loss_falls_and_the_model_stays(lesson, backbone):
         assert torch.equal(parameter, before[name])
 
 
+def test_a_penalty_is_added_to_the_loss_of_every_step(lesson, backbone):
+    """A strong pull to zero leaves less of the parameters, and is part of the loss that is told; None changes nothing."""
+    _, task = lesson
+
+    def learn(strength):
+        losses = []
+        with injected_task(backbone, seed=7) as injected:
+            trainee = trainee_of(injected, "mood", task.settings)
+            head = nn.Linear(32, 2)
+            head.load_state_dict({"weight": torch.zeros(2, 32), "bias": torch.zeros(2)})
+
+            def penalty():
+                sizes = [each.square().sum() for each in trainee.parameters.values()]
+                return None if strength is None else strength * torch.stack(sizes).sum()
+
+            hooks = Hooks(penalty=penalty, on_step=lambda each: losses.append(each.loss))
+            train(task, trainee, head, hooks=hooks)
+            return losses, sum(
+                float(each.detach().square().sum()) for each in trainee.parameters.values()
+            )
+
+    free, zero, strong = learn(None), learn(0.0), learn(10.0)
+    assert free == zero
+    assert strong[0][0] > free[0][0] + 1
+    assert strong[1] < 0.9 * free[1]
+
+
 def test_learning_starts_at_the_frozen_baseline(lesson, backbone):
     """A task that was just begun, with the probe's head, scores exactly as the frozen model."""
     prepared, _ = lesson

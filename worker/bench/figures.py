@@ -1,5 +1,6 @@
 """The figures of the learning benchmark's report, as SVG text; one that has nothing to show is empty."""
 
+import math
 from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Summary = Mapping[str, Any]
+
+MATRICES_A_ROW = 2
+"""More of them side by side cannot be read on a page."""
 
 
 def draw(name: str, summary: Summary) -> str:
@@ -63,10 +67,10 @@ def _matrices(summary: Summary) -> "Figure | None":
     }
     if not found:
         return None
-    figure = new_figure(5.2 * len(found), 4.4)
-    for axes, (name, (order, matrix)) in zip(
-        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
-    ):
+    columns = min(MATRICES_A_ROW, len(found))
+    figure = new_figure(5.2 * columns, 4.4 * math.ceil(len(found) / columns))
+    for at, (name, (order, matrix)) in enumerate(found.items(), start=1):
+        axes = figure.add_subplot(math.ceil(len(found) / columns), columns, at)
         shown = [[float("nan") if value is None else value for value in row] for row in matrix]
         axes.imshow(shown, cmap="Blues", vmin=0.3, vmax=1.1)
         for i, row in enumerate(matrix):
@@ -105,8 +109,27 @@ def _versions(summary: Summary) -> "Figure | None":
     return figure
 
 
+def _in_all(summary: Summary) -> "Figure | None":
+    """Bytes in all by the number of tasks."""
+    found, counts = summary["bytes"]["in_all"], summary["bytes"]["num_tasks"]
+    if len(found) < 2:
+        return None
+    figure = new_figure(5.4, 3.2)
+    axes = figure.add_subplot()
+    for name, each in found.items():
+        axes.plot(counts, each, "o-", ms=3, color=BLUE if name == "lora" else ORANGE)
+        axes.annotate(name, (counts[-1], each[-1]), xytext=(5, -3), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("tasks")
+    axes.set_ylabel("bytes, with heads and bases")
+    axes.grid(color="#eceef0")
+    return figure
+
+
 FIGURES: dict[str, Callable[[Summary], "Figure | None"]] = {
     "pareto": _pareto,
+    "in_all": _in_all,
     "matrices": _matrices,
     "versions": _versions,
 }

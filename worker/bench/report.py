@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from worker.bench.methods import METHODS
-from worker.bench.summary import deviation, mean_of
+from worker.bench.seeds import deviation, mean_of
 
 Summary = Mapping[str, Any]
 Rows = tuple[list[str], list[list[str]]]
@@ -37,15 +37,27 @@ def tables(summary: Summary) -> dict[str, Rows]:
         f"accuracy and cost, mean of {summary['seeds']} seeds": method_rows(summary),
         "accuracy by task": task_rows(summary, summary["methods"]),
         "streams: what later tasks do to earlier ones": stream_rows(summary),
+        "four workers at once against one": async_rows(summary),
+        "rows without their task's id": task_free_rows(summary),
+        "bytes of a task in fp32, bases left out": byte_rows(summary),
+        "bytes in all, with heads and bases": total_rows(summary),
         f"from {summary['few_rows']} rows": task_rows(summary, summary["few"]),
+        f"gain from {summary['few_rows']} rows": gain_rows(summary),
     }
     return {title: rows for title, rows in made.items() if rows[1]}
 
 
 def method_rows(summary: Summary) -> Rows:
     """A line for each method: mean accuracy, its share of a LoRA's, what it costs."""
-    headings = ["method", "accuracy", "of own LoRA's", "numbers a task", "seconds a task"]
-    lora = _mean(summary["methods"].get("lora", {}))
+    headings = [
+        "method",
+        "accuracy",
+        "of own LoRA's",
+        "numbers a task",
+        "seconds a task",
+        "peak MiB",
+    ]
+    of_lora = summary["comparisons"]["of_lora"]
     lines = []
     for name, method in summary["methods"].items():
         mean = _mean(method)
@@ -56,10 +68,11 @@ def method_rows(summary: Summary) -> Rows:
         lines.append(
             [
                 name,
-                f"{mean:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
-                "-" if not lora else f"{mean / lora:.3f}",
+                _with_spread(mean, spread, ".4f"),
+                _spread(of_lora.get(name), ".3f"),
                 "-" if method["num_parameters"] is None else f"{method['num_parameters']:,.0f}",
                 "-" if per_task is None else f"{per_task:.0f}",
+                _number(method["peak_mib"], ",.0f"),
             ]
         )
     return headings, lines
@@ -80,7 +93,7 @@ def task_rows(summary: Summary, methods: Mapping[str, Any]) -> Rows:
 
 def stream_rows(summary: Summary) -> Rows:
     """A line for each method of whole streams."""
-    headings = ["method", "when learnt", "final", "BWT", "forgetting"]
+    headings = ["method", "when learnt", "final", "BWT", "FWT", "forgetting"]
     lines = []
     for name, method in summary["methods"].items():
         if METHODS[name].scope != "stream" or not method["by_seed"]:
@@ -92,10 +105,90 @@ def stream_rows(summary: Summary) -> Rows:
                 _number(scores["learning_accuracy"]),
                 _number(mean_of(method["by_seed"])),
                 _number(scores["backward_transfer"], "+.4f"),
+                _number(scores["forward_transfer"], "+.4f"),
                 _number(scores["forgetting"], ".4f"),
             ]
         )
     return headings, lines
+
+
+def async_rows(summary: Summary) -> Rows:
+    """A line for what is lost or won where nobody waits, of the same seeds; the 95 % interval of the mean."""
+    found = summary["comparisons"]["async_less_share"]
+    headings = ["", "difference of accuracy", "95 % interval", "seeds"]
+    if found is None:
+        return headings, []
+    low, high = found["interval"] or (None, None)
+    between = f"{_number(low, '+.4f')} to {_number(high, '+.4f')}"
+    line = ["share-async less share", _number(found["mean"], "+.4f"), between]
+    return headings, [[*line, str(len(found["by_seed"]))]]
+
+
+def task_free_rows(summary: Summary) -> Rows:
+    """A line for each method whose test rows were routed without an id."""
+    columns = {
+        "own task chosen": "choice",
+        "left to the base": "abstained",
+        "right with the id": "oracle",
+        "right without": "routed",
+        "calibration error": "calibration_error",
+    }
+    shown = {
+        name: each["task_free"]
+        for name, each in summary["methods"].items()
+        if each.get("task_free")
+    }
+    lines = [
+        [name, _number(found["rows"]["mean"], ",.0f"), *(_spread(found.get(field), ".3f") for field in columns.values())]
+        for name, found in shown.items()
+    ]  # fmt: skip
+    return ["method", "rows", *columns], lines
+
+
+def byte_rows(summary: Summary) -> Rows:
+    """A line for each method: bytes of a task with its head and without, and its whole payload as it was sent."""
+    shares = ["of a LoRA's", "with head"]
+    headings = ["method", "sent", *shares, "on the wire", "stored", *shares]
+    head, tasks = summary["bytes"]["head"], summary["bytes"]["tasks"]
+    lora = tasks.get("lora", {}).get("stored")
+
+    def three(value: float | None) -> list[str]:
+        share = None if value is None or not lora else value / lora
+        whole = None if value is None or head is None else value + head
+        return [_number(value, ",.0f"), _number(share), _number(whole, ",.0f")]
+
+    known = {name: each for name, each in tasks.items() if each["stored"] is not None}
+    return headings, [
+        [name, *three(each["sent"]), _number(each["wire"], ",.0f"), *three(each["stored"])]
+        for name, each in known.items()
+    ]
+
+
+def total_rows(summary: Summary) -> Rows:
+    """A line for each number of tasks; as a share of as many LoRAs."""
+    found = summary["bytes"]["in_all"]
+    shared = [name for name in found if name != "lora"]
+    headings = ["tasks", *found, *(f"{name} / lora" for name in shared if "lora" in found)]
+    lines = [
+        [
+            f"{count:,}",
+            *(f"{each[at]:,}" for each in found.values()),
+            *(f"{found[name][at] / found['lora'][at]:.3f}" for name in shared if "lora" in found),
+        ]
+        for at, count in enumerate(summary["bytes"]["num_tasks"])
+    ]
+    return headings, lines if shared else []
+
+
+def gain_rows(summary: Summary) -> Rows:
+    """A line for each method: what it gains from few rows over a LoRA, and over a random subspace of the same size."""
+    lora, control = (summary["comparisons"][each] for each in ("few_over_lora", "few_over_random"))
+    lines = [
+        [name, _spread(lora.get(name), "+.4f"), _spread(control.get(name), "+.4f")]
+        for name in summary["few"]
+        if name in lora or name in control
+    ]
+    return ["method", "over own LoRA", "over the random subspace"], lines
 
 
 def render(summary: Summary) -> str:
@@ -119,6 +212,15 @@ def render(summary: Summary) -> str:
 def _mean(method: Mapping[str, Any]) -> float | None:
     """Mean over tasks and seeds; None before all tasks are there."""
     return mean_of(method["by_seed"]) if method.get("by_seed") else None
+
+
+def _spread(found: Mapping[str, Any] | None, form: str) -> str:
+    """A mean over seeds with its deviation."""
+    return "-" if found is None else _with_spread(found["mean"], found["deviation"], form)
+
+
+def _with_spread(mean: float, around: float | None, form: str) -> str:
+    return format(mean, form) + ("" if around is None else f" ± {around:{form.lstrip('+')}}")
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

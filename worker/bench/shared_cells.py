@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from worker.backbone import Backbone
 from worker.bench.cell import Cell, Work
 from worker.bench.methods import METHODS
 from worker.bench.suite import Suite
+from worker.bench.task_free import served_tasks, task_free_scores
 from worker.loop import LoopOptions, TaskLoop
 from worker.progress import WorkerEvent
 from worker.results import WorkerResults
@@ -56,20 +58,30 @@ class SharedCells:
             _coordinator(Path(folder), self.suite) as address,
         ):
             results = learn(cell, address, Path(folder), tell)
-            found = _facts(address, self.suite)
+            seconds = time.monotonic() - began
+            found = _facts(address, self.suite) | self._task_free(address)
         tasks = {task.task_id: task for each in results for task in each.tasks}
         order = self.suite.order(cell.seed)
         return {
             "order": order,
             "matrix": results[0].accuracy_matrix() if len(results) == 1 else None,
             "final": {each: tasks[each].final for each in order},
+            "scores": {each: tasks[each].history[-1].scores for each in order},
             "learnt": {each: tasks[each].learnt for each in order},
             "lags": {each: tasks[each].lag for each in order},
             "drifts": {each: tasks[each].drift for each in order},
             "sent_bytes": {each: tasks[each].adapter_bytes for each in order},
             **found,
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": round(seconds, 1),
+            "peak_mib": max(map(_peak_mib, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))),
         }
+
+    def _task_free(self, address: str) -> dict[str, Any]:
+        """How well the tasks are served where their ids are not given."""
+        with ShareClient(address) as client:
+            tasks, subspace = served_tasks(client, self.suite, self.backbone), client.pull()
+            assert subspace is not None, "nothing was held, so something came"
+            return {"task_free": task_free_scores(tasks, subspace, self.backbone)}
 
     def _by_one(
         self, cell: Cell, address: str, folder: Path, tell: Callable[[int, int], None]
@@ -163,8 +175,14 @@ def _facts(address: str, suite: Suite) -> dict[str, Any]:
             if event.version >= subspace.version:
                 break
         watch.close()
+        wire_bytes = {task.task_id: task.update_bytes for task in client.tasks()}
     return {
         "versions": versions,
+        "wire_bytes": wire_bytes,
         "basis_bytes": basis_bytes(subspace),
         "coefficient_bytes": coefficient_bytes(subspace, suite.stream.training.pseudo_rank),
     }
+
+
+def _peak_mib(whose: int) -> int:
+    return resource.getrusage(whose).ru_maxrss // 1024

@@ -5,7 +5,8 @@ import random
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from torch import nn
 
 from share_dist.errors import TrainingDiverged
 from worker.backbone import grouped_batches
-from worker.bench.adapting import Adapted, adapted_by
+from worker.bench.adapting import adapted_by
 from worker.bench.cell import Cell, Work
+from worker.bench.keepers import Keeper, keeper_of, mean_loss
 from worker.bench.methods import METHODS
 from worker.bench.task_cells import FLOAT_BYTES, TaskCells
 from worker.evaluate import evaluate
 from worker.optimizer import Optimizer
-from worker.trainer import Hooks, Lesson, train
+from worker.trainer import Hooks, Lesson, StepReport, train
 
 Tell = Callable[[int, int], None]
 Matrix = list[list[float | None]]
@@ -35,6 +37,7 @@ class StreamCells:
     """
 
     cells: TaskCells
+    _before: dict[str, float] = field(default_factory=dict)
 
     def compute(self, work: Work, tell: Tell) -> dict[str, Any]:
         """
@@ -51,18 +54,22 @@ class StreamCells:
         lessons = {each: self._lesson(cell, each) for each in order}
         method, first, model = METHODS[cell.method], order[0], self.cells.suite.stream.model
         with adapted_by(method, lessons[first], heads[first], model, cell.rate) as adapted:
-            inside = {each: _inside(lesson, adapted) for each, lesson in lessons.items()}
-            course = _Course(order, inside, heads, adapted)
-            learn = self._jointly if cell.method == "joint" else self._in_sequence
-            matrix = learn(course, tell)
+            keeper = keeper_of(method, adapted, model, cell.rate)
+            course = _Course(order, lessons, heads, keeper)
+            if cell.method == "joint":
+                facts: dict[str, Any] = {"matrix": self._jointly(course, tell)}
+            else:
+                facts = {"before": {each: self._score_before(each) for each in order}}
+                facts |= {"matrix": self._in_sequence(course, tell)}
             validation = self._validation(course)
         return {
             "order": order,
-            "matrix": matrix,
-            "final": dict(zip(order, matrix[-1], strict=True)),
+            **facts,
+            "final": dict(zip(order, facts["matrix"][-1], strict=True)),
+            "scores": {each: course.scores[each] for each in order},
             "validation": validation,
-            "num_parameters": adapted.num_parameters,
-            "adapter_bytes": FLOAT_BYTES * adapted.num_parameters,
+            "num_parameters": keeper.num_trained,
+            "adapter_bytes": FLOAT_BYTES * keeper.num_kept,
             "seconds": round(time.monotonic() - began, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
@@ -76,31 +83,47 @@ class StreamCells:
         return self.cells.lesson(one, self.cells.prepare(one)[0])
 
     def _in_sequence(self, course: "_Course", tell: Tell) -> Matrix:
-        """Learn one task after another; after each, score those that were learnt."""
+        """
+        Learn one task after another; after each, score those that were learnt.
+
+        The one that comes next is scored as well, by its first head: what it has of those before it.
+        """
         matrix: Matrix = []
         done, steps = 0, sum(each.num_steps for each in course.lessons.values())
         for number, task_id in enumerate(course.order, start=1):
-            lesson = course.lessons[task_id]
-            hooks = Hooks(on_step=lambda report, done=done: tell(done + report.step, steps))  # type: ignore[misc]
-            train(lesson, course.adapted.trainee, course.heads[task_id], hooks=hooks)
-            done += lesson.num_steps
-            scores = [self._score(each, course) for each in course.order[:number]]
-            matrix.append([*scores, *[None] * (len(course.order) - number)])
+            self._learn(course, task_id, lambda step, done=done: tell(done + step, steps))  # type: ignore[misc]
+            done += course.lessons[task_id].num_steps
+            scores = [self._score(each, course) for each in course.order[: number + 1]]
+            matrix.append([*scores, *[None] * (len(course.order) - len(scores))])
         return matrix
+
+    @staticmethod
+    def _learn(course: "_Course", task_id: str, tell: Callable[[int], None]) -> None:
+        """Learn one task, holding the former ones as the method does."""
+        keeper, head = course.keeper, course.heads[task_id]
+
+        def on_step(report: StepReport) -> None:
+            keeper.stepped()
+            tell(report.step)
+
+        lesson = keeper.begin(course.lessons[task_id], head)
+        hooks = Hooks(penalty=keeper.penalty, on_step=on_step)
+        train(lesson, keeper.adapted.trainee, head, hooks=hooks)
+        keeper.end()
 
     def _jointly(self, course: "_Course", tell: Tell) -> Matrix:
         """Learn all tasks at once, batches of one task each in turn as drawn."""
-        first = course.lessons[course.order[0]]
+        first = course.inside(course.order[0])
         settings, backbone = first.settings, first.backbone
         num_steps = sum(each.num_steps for each in course.lessons.values())
-        heads, trainee = nn.ModuleDict(course.heads), course.adapted.trainee
+        heads, trainee = nn.ModuleList(course.heads.values()), course.keeper.adapted.trainee
         optimizer = Optimizer(trainee, heads, settings, num_steps, backbone.device)
         batches = [each for epoch in range(settings.epochs) for each in _mixed(course, epoch)]
         backbone.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(first.seed)
             for step, (task_id, rows) in enumerate(batches):
-                loss = _loss(course.lessons[task_id], course.heads[task_id], rows)
+                loss = mean_loss(course.inside(task_id), course.heads[task_id], rows)
                 optimizer.zero_grad()
                 optimizer.backward(loss)
                 if not optimizer.step(step, loss.detach()):
@@ -113,36 +136,43 @@ class StreamCells:
                 tell(step + 1, num_steps)
         return [[self._score(each, course) for each in course.order]]
 
+    def _score_before(self, task_id: str) -> float:
+        """How the frozen model does with the task's first head; told once for all cells."""
+        if task_id not in self._before:
+            prepared, frozen = self.cells.prepare(Cell("", 0, task_id))
+            backbone = self.cells.backbone.reading(prepared.task.type)
+            found = evaluate(backbone, prepared.objective, frozen.start.head, prepared.test)
+            self._before[task_id] = found.main
+        return self._before[task_id]
+
     def _score(self, task_id: str, course: "_Course") -> float:
-        lesson = course.lessons[task_id]
+        lesson = course.inside(task_id)
         test = self.cells.prepare(Cell("", 0, task_id))[0].test
-        return evaluate(lesson.backbone, lesson.objective, course.heads[task_id], test).main
+        found = evaluate(lesson.backbone, lesson.objective, course.heads[task_id], test)
+        course.scores[task_id] = found.to_dict()
+        return found.main
 
     @staticmethod
     def _validation(course: "_Course") -> float:
         """Mean score on the validation rows of all tasks, in the end."""
-        scores = []
-        for task_id, lesson in course.lessons.items():
-            features = lesson.backbone.features(lesson.validation.encoded)
-            head, labels = course.heads[task_id], lesson.validation.labels
-            scores.append(lesson.objective.score(head, features, labels))
-        return sum(scores) / len(scores)
+        return fmean(course.inside(each).score(course.heads[each]) for each in course.order)
 
 
 @dataclass(frozen=True)
 class _Course:
-    """All tasks on the model that has the adapter: in which order, and each one's head."""
+    """
+    All tasks: in which order, on the frozen model, each one's head, what is trained for them, and last scores.
+    """
 
     order: list[str]
     lessons: Mapping[str, Lesson]
     heads: Mapping[str, nn.Module]
-    adapted: Adapted
+    keeper: Keeper
+    scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
-
-def _inside(lesson: Lesson, adapted: Adapted) -> Lesson:
-    """The lesson on the model that has the adapter."""
-    backbone = replace(lesson.backbone, model=adapted.lesson.backbone.model)
-    return replace(lesson, backbone=backbone)
+    def inside(self, task_id: str) -> Lesson:
+        """A task's lesson on the model as it is now."""
+        return self.keeper.inside(self.lessons[task_id])
 
 
 def _mixed(course: _Course, epoch: int) -> list[tuple[str, list[int]]]:
@@ -156,10 +186,3 @@ def _mixed(course: _Course, epoch: int) -> list[tuple[str, list[int]]]:
     ]
     draw.shuffle(batches)
     return batches
-
-
-def _loss(lesson: Lesson, head: nn.Module, rows: list[int]) -> torch.Tensor:
-    batch = lesson.fit.take(rows)
-    features = lesson.backbone.pooled(batch.encoded)
-    labels = batch.labels.to(features.device)
-    return lesson.objective.loss(head, features, labels) / lesson.objective.mass(batch.labels)

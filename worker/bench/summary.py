@@ -1,14 +1,13 @@
 """The summary: what all cells of a benchmark say together."""
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from share_dist.core.metrics import stream_scores
 from worker.bench.cell import Cell, CellFolder
 from worker.bench.methods import METHODS, Method
 from worker.bench.plan import Plan
+from worker.bench.seeds import mean_of, spread
 from worker.bench.suite import Suite
 
 TASK_COUNTS = (1, 10, 30, 100, 300, 1000)
@@ -22,8 +21,8 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
     Returns:
         ``tasks``: per task the frozen model, the majority class and every method, mean over seeds;
         ``methods``: per method means over tasks with their deviation over seeds, rates, bytes, time;
-        ``few``: the same from few rows; ``bytes``: in all, by number of tasks; ``versions``: of each
-        seed's stream; ``missing``: how many cells have no outcome.
+        ``few``: the same from few rows; ``bytes``: of a task, and in all by number of tasks;
+        ``comparisons``: seed by seed; ``missing``: how many cells have no outcome.
     """
     plan = Plan(suite, folder)
     done, total = plan.count()
@@ -31,7 +30,12 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
     methods = {each.name: _of_method(suite, folder, plan, each, None) for each in task_methods} | {
         each.name: _of_stream(suite, folder, plan, each) for each in _of_scope(suite, "stream")
     }
-    few = suite.settings.few_rows
+    rows = suite.settings.few_rows
+    few = (
+        {}
+        if rows is None
+        else {each.name: _of_method(suite, folder, plan, each, rows) for each in task_methods}
+    )
     return {
         "suite": suite.name,
         "seeds": suite.settings.seeds,
@@ -39,8 +43,10 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
         "training": suite.stream.training.model_dump(mode="json"),
         "order": suite.task_ids,
         "methods": methods,
-        "few_rows": few,
-        "few": {} if few is None else {each.name: _of_method(suite, folder, plan, each, few) for each in task_methods},
+        "few_rows": rows,
+        "few": few,
+        "bytes": _bytes(methods, len(suite.task_ids)),
+        "comparisons": _comparisons(methods, few, suite.settings.seeds),
         "missing": total - done,
     }  # fmt: skip
 
@@ -88,6 +94,7 @@ def _of_stream(suite: Suite, folder: CellFolder, plan: Plan, method: Method) -> 
         "lags",
         "drifts",
         "sent_bytes",
+        "wire_bytes",
         "versions",
         "basis_bytes",
         "coefficient_bytes",
@@ -100,13 +107,15 @@ def _of_stream(suite: Suite, folder: CellFolder, plan: Plan, method: Method) -> 
         "by_seed": [mean_of(run["final"].values()) for run in runs],
         "scores": {
             name: mean_of(each[name] for each in scores if each.get(name) is not None)
-            for name in ("backward_transfer", "forgetting", "learning_accuracy")
+            for name in ("backward_transfer", "forward_transfer", "forgetting", "learning_accuracy")
         },
         "orders": [run["order"] for run in runs],
         "matrices": [run.get("matrix") for run in runs],
         "adapter_bytes": mean_of(run["adapter_bytes"] for run in runs if "adapter_bytes" in run),
         "num_parameters": mean_of(run["num_parameters"] for run in runs if "num_parameters" in run),
         "seconds": mean_of(run["seconds"] for run in runs),
+        "peak_mib": max((run["peak_mib"] for run in runs if "peak_mib" in run), default=None),
+        "task_free": _task_free([run["task_free"] for run in runs if "task_free" in run]),
         "runs": [{name: run[name] for name in kept if name in run} for run in runs],
     }
 
@@ -115,7 +124,9 @@ def _scores(run: Mapping[str, Any]) -> dict[str, Any]:
     """Backward transfer and the like, where a run has a matrix of one task after another."""
     matrix = run.get("matrix")
     if matrix is not None and len(matrix) == len(run["order"]):
-        return vars(stream_scores(matrix))
+        before = run.get("before")
+        baselines = None if before is None else [before[each] for each in run["order"]]
+        return vars(stream_scores(matrix, baselines))
     if run.get("learnt"):
         changes = [run["final"][each] - run["learnt"][each] for each in run["order"]]
         return {
@@ -125,32 +136,92 @@ def _scores(run: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _task_free(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs say that were asked without their tasks' ids."""
+    names = ("rows", "choice", "abstained", "calibration_error", "oracle", "routed")
+    known = {name: [each[name] for each in found if name in each] for name in names}
+    return {name: spread(each) for name, each in known.items() if each}
+
+
+def _bytes(methods: Mapping[str, Any], num_tasks: int) -> dict[str, Any]:
+    """
+    What methods send and store.
+
+    Returns:
+        ``head``: of one task, in fp32. ``tasks``: method -> ``sent`` and ``stored`` of one task in fp32, without its head
+        and without bases, and ``wire``: its whole payload as it was sent. ``num_tasks``, and ``in_all``: method -> stored bytes of so many tasks,
+        with heads and, once, the bases of the last version.
+    """
+    head = next((each["head_bytes"] for each in methods.values() if each.get("head_bytes")), None)
+    tasks = {name: _bytes_of_task(METHODS[name], each, num_tasks) for name, each in methods.items()}
+    in_all = {}
+    for name, each in methods.items():
+        stored, basis = tasks[name]["stored"], _basis_bytes(METHODS[name], each)
+        if stored is not None and basis is not None and head is not None:
+            in_all[name] = [round(basis + count * (stored + head)) for count in TASK_COUNTS]
+    return {"head": head, "tasks": tasks, "num_tasks": list(TASK_COUNTS), "in_all": in_all}
+
+
+def _bytes_of_task(
+    method: Method, found: Mapping[str, Any], num_tasks: int
+) -> dict[str, float | None]:
+    if method.is_shared:
+        runs = found["runs"]
+        sent, wire = (
+            mean_of(each for run in runs for each in run.get(name, {}).values())
+            for name in ("sent_bytes", "wire_bytes")
+        )
+        stored = mean_of(run.get("coefficient_bytes") for run in runs)
+        return {"sent": sent, "wire": wire, "stored": stored}
+    stored = found["adapter_bytes"]
+    if method.scope == "stream":
+        return {"sent": None, "wire": None, "stored": stored and stored / num_tasks}
+    return {"sent": stored, "wire": None, "stored": stored}
+
+
+def _basis_bytes(method: Method, found: Mapping[str, Any]) -> float | None:
+    """Of what all tasks of a method share; None where that is not known, or is no method of any number of tasks."""
+    if method.is_shared:
+        return mean_of(run.get("basis_bytes") for run in found["runs"])
+    return 0.0 if method.name == "lora" else None
+
+
+def _comparisons(
+    methods: Mapping[str, Any], few: Mapping[str, Any], num_seeds: int
+) -> dict[str, Any]:
+    """
+    What methods have of others, seed by seed, where all seeds are computed.
+
+    Returns:
+        ``of_lora``: method -> mean accuracy as a share of own LoRAs'; ``async_less_share``;
+        ``few_over_lora`` and ``few_over_random``: method -> gain from few rows.
+    """
+
+    def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[float, float]]:
+        values, others = one.get("by_seed", []), other.get("by_seed", [])
+        is_whole = len(values) == len(others) == num_seeds
+        return list(zip(values, others, strict=True)) if is_whole else []
+
+    def less(found: Mapping[str, Any], name: str, other: str) -> dict[str, Any] | None:
+        pairs = paired(found.get(name, {}), found.get(other, {}))
+        return spread([one - another for one, another in pairs]) if pairs else None
+
+    def gains(other: str) -> dict[str, Any]:
+        known = {name: less(few, name, other) for name in few if name != other}
+        return {name: each for name, each in known.items() if each is not None}
+
+    lora = methods.get("lora", {})
+    ratios = {
+        name: [one / other for one, other in paired(each, lora)] for name, each in methods.items()
+    }
+    return {
+        "of_lora": {name: spread(each) for name, each in ratios.items() if each},
+        "async_less_share": less(methods, "share-async", "share"),
+        "few_over_lora": gains("lora"),
+        "few_over_random": gains("random-subspace"),
+    }
+
+
 def _outcomes(folder: CellFolder, cells: Iterable[Cell | None]) -> list[dict[str, Any]]:
     found = (folder.load(each) for each in cells if each is not None)
     return [each for each in found if each is not None]
-
-
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """Mean of what there is; None of nothing."""
-    known = [each for each in values if each is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds; None of fewer than two."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of a mean of paired differences, by Student's t; None of fewer than two."""
-    if len(differences) < 2:
-        return None
-    from scipy.stats import t  # type: ignore[import-untyped]  # scipy has no types
-
-    middle = statistics.fmean(differences)
-    half = (
-        t.ppf(0.975, len(differences) - 1)
-        * statistics.stdev(differences)
-        / math.sqrt(len(differences))
-    )
-    return middle - half, middle + half

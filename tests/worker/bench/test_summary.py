@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -6,18 +7,21 @@ from worker.bench.cell import Cell, CellFolder
 from worker.bench.methods import METHODS
 from worker.bench.report import markdown, render, tables
 from worker.bench.runner import lesson_of
-from worker.bench.summary import interval, mean_of, summarise
+from worker.bench.seeds import interval, mean_of
+from worker.bench.summary import TASK_COUNTS, summarise
 
 SCORES = {"mood": 0.8, "food": 0.6, "motion": 0.7}
 
 
-def fill(suite, folder, method, gain=0.0):
+def fill(suite, folder, method, gain=0.0, rows=None):
     """Outcomes of all cells of a method of one task; a later seed is one point better."""
     for task_id, score in SCORES.items():
         for seed in range(suite.settings.seeds):
             for at, rate in enumerate(METHODS[method].rates or (None,)):
                 outcome = {
                     "test": score + gain + 0.01 * seed,
+                    "metric": "accuracy",
+                    "scores": {"accuracy": score + gain + 0.01 * seed},
                     "validation": -at,
                     "majority": 0.5,
                     "head_bytes": 8,
@@ -26,7 +30,7 @@ def fill(suite, folder, method, gain=0.0):
                     "seconds": 2.0,
                     "peak_mib": 100,
                 }
-                folder.save(Cell(method, seed, task_id, rate), outcome)
+                folder.save(Cell(method, seed, task_id, rate, rows), outcome)
 
 
 def stream_outcome(order):
@@ -37,6 +41,10 @@ def stream_outcome(order):
         "final": dict(zip(order, matrix[-1], strict=True)),
         "learnt": dict(zip(order, (0.9, 0.7, 0.7), strict=True)),
         "versions": [{"version": 1, "mean_energy_kept": 1.0, "angle": 0.0, "num_factors": 4}],
+        "sent_bytes": dict(zip(order, (90, 60, 30), strict=True)),
+        "wire_bytes": dict(zip(order, (120, 90, 60), strict=True)),
+        "coefficient_bytes": 40,
+        "basis_bytes": 1000,
         "seconds": 6.0,
     }
 
@@ -86,7 +94,7 @@ def test_the_page_holds_every_table_and_figure(filled):
     for title, (_, lines) in tables(summary).items():
         assert title[1:] in page
         assert all(cell in page for line in lines for cell in line)
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert not re.search(r'(src|href)="(?!#|data:)', page)
 
 
@@ -96,6 +104,116 @@ def test_a_table_in_markdown_has_a_line_for_each_line(filled):
     lines = markdown(rows).splitlines()
     assert len(lines) == 2 + len(rows[1])
     assert lines[0].startswith("| method |")
+
+
+def test_forward_transfer_is_told_where_the_next_task_was_scored(filled):
+    """The score just before a task is learnt, less that of the frozen model; without such scores nothing is told."""
+    suite, folder = filled
+    assert summarise(suite, folder)["methods"]["share"]["scores"]["forward_transfer"] is None
+    for seed in range(2):
+        outcome = stream_outcome(suite.order(seed))
+        outcome["matrix"] = [[0.9, 0.6, None], [0.8, 0.7, 0.4], [0.8, 0.6, 0.7]]
+        outcome["before"] = dict(zip(outcome["order"], (0.5, 0.5, 0.6), strict=True))
+        folder.save(Cell("share", seed), outcome)
+    summary = summarise(suite, folder)
+    found = summary["methods"]["share"]["scores"]["forward_transfer"]
+    assert found == pytest.approx((0.6 - 0.5 + 0.4 - 0.6) / 2)
+    assert "-0.0500" in tables(summary)["streams: what later tasks do to earlier ones"][1][0]
+
+
+def test_bytes_of_a_task_are_told_with_its_head_and_without(filled):
+    """A LoRA is sent as it is stored; of a subspace the coefficients are stored, and what is sent is the mean over tasks, as is the whole payload."""
+    summary = summarise(*filled)
+    assert summary["bytes"]["head"] == 8
+    assert summary["bytes"]["tasks"]["lora"] == {"sent": 400, "wire": None, "stored": 400}
+    assert summary["bytes"]["tasks"]["share"] == {"sent": 60, "wire": 90, "stored": 40}
+    lines = {
+        line[0]: line[1:] for line in tables(summary)["bytes of a task in fp32, bases left out"][1]
+    }
+    assert lines["share"] == ["60", "0.150", "68", "90", "40", "0.100", "48"]
+    assert lines["lora"] == ["400", "1.000", "408", "-", "400", "1.000", "408"]
+
+
+def test_bytes_in_all_count_the_bases_once(filled):
+    """Bases, and coefficients and a head for each task, against a LoRA and a head for each."""
+    summary = summarise(*filled)
+    in_all = summary["bytes"]["in_all"]
+    assert in_all["share"] == [1000 + count * (40 + 8) for count in TASK_COUNTS]
+    assert in_all["lora"] == [count * (400 + 8) for count in TASK_COUNTS]
+    lines = tables(summary)["bytes in all, with heads and bases"][1]
+    assert lines[0] == ["1", "408", "1,048", f"{1048 / 408:.3f}"]
+    assert lines[-1] == ["1,000", "408,000", "49,000", f"{49000 / 408000:.3f}"]
+
+
+def test_the_share_of_a_lora_has_its_spread_over_seeds(filled):
+    """Each seed's mean is taken as a share of the LoRAs' of the same seed."""
+    summary = summarise(*filled)
+    found = summary["comparisons"]["of_lora"]["frozen"]
+    assert found["by_seed"] == pytest.approx([0.7 / 0.8, 0.71 / 0.81])
+    line = next(iter(tables(summary).values()))[1][0]
+    assert line[2] == f"{found['mean']:.3f} ± {found['deviation']:.3f}"
+    assert line[-1] == "100"
+
+
+def test_workers_at_once_are_compared_seed_by_seed(make_suite, tmp_path):
+    """The mean of the paired differences has its 95 % interval, and is left out until every seed is there."""
+    suite = make_suite("share", "share-async")
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    for seed in range(2):
+        outcome = stream_outcome(suite.order(seed))
+        folder.save(Cell("share", seed), outcome)
+        assert summarise(suite, folder)["comparisons"]["async_less_share"] is None
+        final = {name: each - 0.01 * (seed + 1) for name, each in outcome["final"].items()}
+        folder.save(Cell("share-async", seed), outcome | {"final": final, "matrix": None})
+    found = summarise(suite, folder)["comparisons"]["async_less_share"]
+    assert found["by_seed"] == pytest.approx([-0.01, -0.02])
+    assert found["interval"] == pytest.approx(interval([-0.01, -0.02]))
+    (line,) = tables(summarise(suite, folder))["four workers at once against one"][1]
+    assert line[1:] == ["-0.0150", "-0.0785 to +0.0485", "2"]
+
+
+def test_gains_from_few_rows_are_over_the_lora_and_the_control(make_suite, tmp_path):
+    """Seed by seed, with the spread; nothing is told of a method that lacks a seed."""
+    suite = make_suite("lora", "eigenlorax", "random-subspace")
+    suite = replace(suite, settings=suite.settings.model_copy(update={"few_rows": 16}))
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    fill(suite, folder, "lora")
+    fill(suite, folder, "lora", rows=16)
+    fill(suite, folder, "random-subspace", gain=-0.05, rows=16)
+    fill(suite, folder, "eigenlorax", gain=0.1, rows=16)
+    summary = summarise(suite, folder)
+    over_lora, over_random = (
+        summary["comparisons"][f"few_over_{each}"] for each in ("lora", "random")
+    )
+    assert over_lora["eigenlorax"]["by_seed"] == pytest.approx([0.1, 0.1])
+    assert over_random["eigenlorax"]["by_seed"] == pytest.approx([0.15, 0.15])
+    lines = {line[0]: line[1:] for line in tables(summary)["gain from 16 rows"][1]}
+    assert lines["random-subspace"] == ["-0.0500 ± 0.0000", "-"]
+    folder.path(Cell("eigenlorax", 1, "mood", METHODS["eigenlorax"].rates[0], 16)).unlink()
+    again = CellFolder(tmp_path / "bench", lesson_of(suite))
+    assert "eigenlorax" not in summarise(suite, again)["comparisons"]["few_over_lora"]
+
+
+def test_task_free_use_is_shown_where_it_was_measured(filled):
+    """Runs that lack it are left out; of a task that classifies no rows there is nothing but the choice."""
+    suite, folder = filled
+    title = "rows without their task's id"
+    assert title not in tables(summarise(suite, folder))
+    found = {
+        "rows": 300,
+        "choice": 0.9,
+        "choice_by_task": {},
+        "abstained": 0.05,
+        "calibration_error": 0.02,
+    }
+    folder.save(Cell("share", 0), stream_outcome(suite.order(0)) | {"task_free": found})
+    summary = summarise(suite, folder)
+    assert summary["methods"]["share"]["task_free"]["choice"]["by_seed"] == [0.9]
+    assert tables(summary)[title][1] == [["share", "300", "0.900", "0.050", "-", "-", "0.020"]]
+    answered = found | {"choice": 0.8, "oracle": 0.85, "routed": 0.75}
+    folder.save(Cell("share", 1), stream_outcome(suite.order(1)) | {"task_free": answered})
+    (line,) = tables(summarise(suite, folder))[title][1]
+    assert line[2:] == ["0.850 ± 0.071", "0.050 ± 0.000", "0.850", "0.750", "0.020 ± 0.000"]
 
 
 def test_an_interval_of_paired_differences_is_students():

@@ -1,0 +1,182 @@
+"""Task-free use: how well tasks are served where rows come without their task's id."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from share_dist.adapters import InjectedModel, inject
+from share_dist.client import ShareClient
+from share_dist.core.routing import Router, calibration_error
+from share_dist.core.values import Coefficients, Subspace
+from worker.backbone import Backbone
+from worker.bench.suite import Suite
+from worker.classification import predict
+from worker.objective import unpack_head
+from worker.prepared import PreparedTask, prepare
+from worker.routing import coordinates_of, fit_router
+from worker.sources import load_rows
+
+FIT_ROWS = 200
+"""Rows of a task to which the router is fitted, at most."""
+
+ROUTED_ROWS = 100
+"""Rows of a task that are routed, at most, and rows on which it is calibrated."""
+
+ROW_TYPES = ("text-classification", "image-classification")
+"""Types of tasks of which a row has one class."""
+
+
+@dataclass(frozen=True)
+class ServedTask:
+    """One task as it is served: its rows, its coefficients and its head."""
+
+    prepared: PreparedTask
+    coefficients: Coefficients
+    head: nn.Module
+
+
+def served_tasks(client: ShareClient, suite: Suite, backbone: Backbone) -> dict[str, ServedTask]:
+    """All tasks of a suite as a coordinator serves them now."""
+    found = {}
+    for task in suite.stream.tasks:
+        pulled, rows = client.pull_task(task.id), load_rows(task, suite.stream.folder)
+        reading = backbone.reading(task.type)
+        prepared = prepare(task, rows, reading, suite.stream.training)
+        found[task.id] = ServedTask(
+            prepared, pulled.coefficients, unpack_head(pulled.head, backbone)
+        )
+    return found
+
+
+def task_free_scores(
+    tasks: Mapping[str, ServedTask], subspace: Subspace, backbone: Backbone
+) -> dict[str, Any]:
+    """
+    Route test rows of all tasks without their ids, and answer them by the tasks chosen.
+
+    A row that the router leaves to the plain base model has no answer, and counts as wrong in ``choice`` and
+    ``routed``. An answer is right where it says the row's class in words, whichever task said it.
+
+    Args:
+        tasks: As they are served in the subspace.
+        subspace: Of one version.
+        backbone: The frozen model, with nothing in it.
+
+    Returns:
+        ``rows``: how many were routed; ``choice``: share whose own task was chosen; ``choice_by_task``; ``abstained``:
+        share left to the base; ``calibration_error``: of how sure the choice of the nearest is. Of tasks
+        that classify rows also ``oracle`` and ``routed``: share of right answers, with the id and without.
+    """
+    with inject(backbone.model, subspace) as injected:
+        router = _router(tasks, injected, backbone)
+        found = {
+            each: _routed(router, each, _coordinates(injected, backbone, task, "test", ROUTED_ROWS))
+            for each, task in tasks.items()
+        }
+        answers = _answers(tasks, found, injected, backbone)
+    right = {name: [choice == name for choice in each.choices] for name, each in found.items()}
+    choices = [choice for each in found.values() for choice in each.choices]
+    return {
+        "rows": len(choices),
+        "choice": fmean(chain.from_iterable(right.values())),
+        "choice_by_task": {name: fmean(each) for name, each in right.items()},
+        "abstained": choices.count(None) / len(choices),
+        "calibration_error": calibration_error(
+            torch.cat([each.confidences for each in found.values()]),
+            torch.cat([each.are_nearest for each in found.values()]),
+        ),
+        **answers,
+    }
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """A task's test rows: what was chosen for each, how sure the nearest is, and whether it is the task."""
+
+    choices: list[str | None]
+    confidences: Tensor
+    are_nearest: Tensor
+
+
+def _router(tasks: Mapping[str, ServedTask], injected: InjectedModel, backbone: Backbone) -> Router:
+    fit, held_out = (
+        {each: _coordinates(injected, backbone, task, part, count) for each, task in tasks.items()}
+        for part, count in (("fit", FIT_ROWS), ("validation", ROUTED_ROWS))
+    )
+    return fit_router(fit, held_out)
+
+
+def _coordinates(
+    injected: InjectedModel, backbone: Backbone, task: ServedTask, part: str, count: int
+) -> Tensor:
+    reading = backbone.reading(task.prepared.task.type)
+    return coordinates_of(injected, reading, getattr(task.prepared, part).encoded[:count])
+
+
+def _routed(router: Router, task_id: str, coordinates: Tensor) -> _Routed:
+    nearest = router.probabilities(coordinates).max(dim=1)
+    are_nearest = nearest.indices == router.task_ids.index(task_id)
+    return _Routed(router.choose(coordinates), nearest.values, are_nearest)
+
+
+def _answers(
+    tasks: Mapping[str, ServedTask],
+    routed: Mapping[str, _Routed],
+    injected: InjectedModel,
+    backbone: Backbone,
+) -> dict[str, float]:
+    """Share of right answers with the id and without; nothing where no task classifies rows."""
+    asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    known = {name for name, each in tasks.items() if each.prepared.task.type in ROW_TYPES}
+    rows = [
+        (name, row, choice)
+        for name in tasks
+        if name in known
+        for row, choice in enumerate(routed[name].choices)
+    ]
+    if not rows:
+        return {}
+    for name, row, choice in rows:
+        for server in known & {name, choice}:
+            asked[server].append((name, row))
+    right = {
+        server: _right(tasks, server, each, injected, backbone) for server, each in asked.items()
+    }
+    return {
+        "oracle": fmean((name, row) in right[name] for name, row, _ in rows),
+        "routed": fmean((name, row) in right.get(choice or "", ()) for name, row, choice in rows),
+    }
+
+
+def _right(
+    tasks: Mapping[str, ServedTask],
+    server: str,
+    rows: Sequence[tuple[str, int]],
+    injected: InjectedModel,
+    backbone: Backbone,
+) -> set[tuple[str, int]]:
+    """Of some test rows, each a task's, those that one task answers rightly."""
+    served = tasks[server]
+    injected.set_coefficients(server, served.coefficients)
+    injected.activate(server)
+    encoded = [tasks[name].prepared.test.encoded[row] for name, row in rows]
+    features = backbone.reading(served.prepared.task.type).features(encoded)
+    said = [served.prepared.label_names[each] for each in predict(served.head, features).tolist()]
+    injected.drop_task(server)
+    return {
+        asking
+        for asking, answer in zip(rows, said, strict=True)
+        if answer == _truth(tasks, *asking)
+    }
+
+
+def _truth(tasks: Mapping[str, ServedTask], task_id: str, row: int) -> str:
+    """The class of a test row in words: tasks of the same classes can answer for each other."""
+    prepared = tasks[task_id].prepared
+    return prepared.label_names[int(prepared.test.labels[row])]
