@@ -283,6 +283,28 @@ def soak() -> str:
     )  # fmt: skip
 
 
+def chaos() -> str:
+    """The committed run under fire."""
+    report = json.loads((RESULTS / "chaos.json").read_text())
+    killed, back, accuracy = report["killed"], report["recovery_seconds"], report["accuracy"]
+    undisturbed = accuracy["undisturbed"]
+    return table(
+        ["seconds", "actors", "killed: actors / nodes / coordinator", "back after, median", "tasks", "merged once", "mean accuracy", f"undisturbed, {len(undisturbed)} seeds"],
+        [
+            (
+                f"{report['seconds']:.0f}",
+                report["actors"],
+                f"{killed['actor']} / {killed['node']} / {killed['coordinator']}",
+                " / ".join(f"{back[who]['median']:.0f}" for who in ("actor", "node", "coordinator")) + " s",
+                report["tasks"],
+                "all" if report["each_task_merged_once"] else "not all",
+                f"{accuracy['disturbed']:.3f}",
+                f"{min(undisturbed):.3f} to {max(undisturbed):.3f}",
+            )
+        ],
+    )  # fmt: skip
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "rpcs": rpcs,
@@ -295,6 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "merge time": merge_time,
     "wire": wire,
     "soak": soak,
+    "chaos": chaos,
 }
 
 
