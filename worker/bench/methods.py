@@ -99,7 +99,9 @@ def _osf(layers: Mapping[str, Any]) -> Any:
 
 
 _LORA = "LoRA, arXiv 2106.09685"
-_COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2)
+_LORA_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
+_STREAM_RATES = _LORA_RATES[:3]
+_COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 _GRADIENT = {"start": "gradient"}
 
 METHODS = {
@@ -110,7 +112,7 @@ METHODS = {
             "lora",
             "a rank-8 LoRA of the task's own",
             "task",
-            (1e-3, 2e-3, 5e-3),
+            _LORA_RATES,
             _LORA,
             peft=_lora,
         ),
@@ -148,7 +150,7 @@ METHODS = {
             "lora-init",
             "a rank-8 LoRA of the task's own, started from the principal factors of the other tasks' LoRAs",
             "task",
-            (1e-3, 2e-3, 5e-3),
+            _LORA_RATES,
             "EigenLoRAx INIT, arXiv 2502.04700",
             needs="lora",
             within="others",
@@ -261,7 +263,7 @@ METHODS = {
             "joint",
             "one rank-8 LoRA for all tasks at once, each with its head: needs all data in one place",
             "stream",
-            (1e-3, 2e-3, 5e-3),
+            _STREAM_RATES,
             _LORA,
             peft=_lora,
         ),
@@ -269,7 +271,7 @@ METHODS = {
             "sequence",
             "one rank-8 LoRA, trained on one task after another, each with its head",
             "stream",
-            (1e-3, 2e-3, 5e-3),
+            _STREAM_RATES,
             _LORA,
             peft=_lora,
         ),
@@ -277,7 +279,7 @@ METHODS = {
             "o-lora",
             "a rank-8 LoRA for each task, all added up, each task with its head; a penalty holds side A orthogonal to the former ones'",
             "stream",
-            (1e-3, 2e-3, 5e-3),
+            _STREAM_RATES,
             "O-LoRA, arXiv 2310.14152",
             keeping="orthogonal",
             peft=_lora,
@@ -286,7 +288,7 @@ METHODS = {
             "ewc-lora",
             "as `sequence`, its product held by the diagonal Fisher information of former tasks: from 128 rows of each and their true labels, summed, around the last values",
             "stream",
-            (1e-3, 2e-3, 5e-3),
+            _STREAM_RATES,
             "EWC-LoRA, arXiv 2602.17559; EWC, arXiv 1612.00796",
             keeping="elastic",
             peft=_lora,
@@ -295,7 +297,7 @@ METHODS = {
             "coso",
             "after CoSO: changes of rank 8 where the gradient is largest outside of the former tasks' gradients; simpler, in that a task has one such subspace, chosen at its start, not one every few steps",
             "stream",
-            (1e-3, 2e-3, 5e-3),
+            _STREAM_RATES,
             "CoSO, arXiv 2505.11816",
             keeping="projected",
             peft=_lora,

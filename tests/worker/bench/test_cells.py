@@ -305,7 +305,7 @@ def test_a_rate_that_diverges_is_not_chosen(make_suite, tmp_path):
     by_mood = replace(suite, settings=suite.settings.model_copy(update={"search_tasks": ["mood"]}))
     assert Plan(by_mood, folder).chosen("lora", "food", 1).rate == rates[0]
     by_food = replace(suite, settings=suite.settings.model_copy(update={"search_tasks": ["food"]}))
-    with pytest.raises(WorkerError, match=r"lora: .* 0\.001, 0\.002, 0\.005"):
+    with pytest.raises(WorkerError, match=r"lora: .* 0\.002, 0\.005, 0\.01, 0\.02"):
         Plan(by_food, folder).chosen("lora", "food", 1)
 
 
