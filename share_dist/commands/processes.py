@@ -53,7 +53,7 @@ class Child:
                 stderr=subprocess.STDOUT if log is not None else None,
                 env=os.environ | (environment or {}),
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - started before any thread
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - started before any thread
             )
         finally:
             if log is not None and output is not None:
@@ -119,7 +119,7 @@ def wait_for_file(path: Path, child: Child, seconds: float) -> str:
     return path.read_text().strip()
 
 
-def _end_with_parent() -> None:
-    # a parent that is killed cannot stop its children; the kernel can
+def end_with_parent() -> None:
+    """Let this process get SIGTERM when its parent ends: one that is killed cannot stop its children. On Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.managers import DictProxy
+from multiprocessing.managers import DictProxy, SyncManager
 from pathlib import Path
 from typing import Any
 
+from share_dist.commands.processes import end_with_parent
 from share_dist.errors import TrainingDiverged
 from worker.bench.cell import Cell, CellFolder, Lesson, Work
 from worker.bench.methods import METHODS
@@ -85,10 +86,13 @@ def run_cells(
     plan, context = Plan(suite, cells), multiprocessing.get_context("spawn")
     if not plan.ready():
         return
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(end_with_parent)
+    with manager:
         progress: DictProxy[str, tuple[int, int]] = manager.dict()
         threads = max(1, len(os.sched_getaffinity(0)) // num_at_once)
-        pool = ProcessPoolExecutor(num_at_once, context, begin, (suite, folder, threads, progress))
+        told = suite, folder, threads, progress
+        pool = ProcessPoolExecutor(num_at_once, context, _begin_process, told)
         began, computed = time.monotonic(), 0
         running: dict[Future[dict[str, Any]], Work] = {}
         try:
@@ -128,6 +132,11 @@ def _submit(
 
 
 _STATE: dict[str, Any] = {}
+
+
+def _begin_process(*told: Any) -> None:
+    end_with_parent()
+    begin(*told)
 
 
 def begin(suite: Suite, folder: Path, threads: int, progress: Any) -> None:
