@@ -100,17 +100,17 @@ def run_cells(
                 _submit(pool, plan, running, num_at_once)
                 if not running:
                     return
-                finished, _ = wait(running, LOOK_SECONDS, FIRST_COMPLETED)
+                done, total = plan.count()
+                while not (finished := wait(running, LOOK_SECONDS, FIRST_COMPLETED).done):
+                    each = (time.monotonic() - began) / computed if computed else None
+                    left = None if each is None else each * (total - done)
+                    on_standing(Standing(done, total, dict(progress), left))
                 for future in finished:
                     work = running.pop(future)
                     outcome = future.result()
                     cells.save(work.cell, outcome)
                     computed += 1
                     on_done(work.cell.name, outcome)
-                done, total = plan.count()
-                each = (time.monotonic() - began) / computed if computed else None
-                left = None if each is None else each * (total - done)
-                on_standing(Standing(done, total, dict(progress), left))
         finally:
             for process in pool._processes.values():  # noqa: SLF001  there is no public way to end one in the middle
                 process.terminate()
