@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from share_dist.adapters import find_targets, load_frozen
-from share_dist.commands.kit import require_kit
+from share_dist.commands.kit import require_source
 from share_dist.core.values import Fingerprint, LayerShape, Metric
 from share_dist.errors import StreamError
 from worker.causal import VocabularyHead, load_vocabulary
@@ -240,7 +240,7 @@ def _location(model: ModelSettings, folder: Path) -> str:
     if model.name:
         return model.name
     if model.path.startswith(KIT_PREFIX):
-        return str(require_kit() / model.path.removeprefix(KIT_PREFIX))
+        return str(require_source(model.path.removeprefix(KIT_PREFIX)))
     path = folder / Path(model.path).expanduser()
     if not path.is_dir():
         raise StreamError(f"there is no model folder {path}: correct [model] path", path=str(path))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from share_dist.errors import StreamError
 from worker.objective import IGNORED, Scores, error_of_share, units
+from worker.stream import CausalMetric
 
 _AT_ONCE = 1024
 """Tokens whose logits are formed together: there are as many as words in the vocabulary."""
@@ -69,16 +70,18 @@ def load_vocabulary(model: Any, location: str) -> VocabularyHead:
 
 class CausalLanguage:
     """
-    Cross-entropy of the next token, over the completion only; scored by the share of tokens that are right.
+    Cross-entropy of the next token, over the completion only; scored by shares of what is right.
 
     Args:
         head: The frozen model's own.
+        metric: By which score tasks are compared and epochs are chosen.
     """
 
     penalties: tuple[float, ...] = (1.0,)
 
-    def __init__(self, head: VocabularyHead) -> None:
+    def __init__(self, head: VocabularyHead, metric: CausalMetric = "token_accuracy") -> None:
         self._head = head
+        self._metric = metric
 
     def loss(self, head: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
         """Summed cross-entropy."""
@@ -89,7 +92,7 @@ class CausalLanguage:
         return max(1, len(units(labels)))
 
     def score(self, head: nn.Module, features: Tensor, labels: Tensor) -> float:
-        """Share of tokens that are the most likely ones."""
+        """Share of tokens, or of completions, that are the most likely ones."""
         return self.scores(head, features, labels).main
 
     def standard_error(self, score: float, labels: Tensor) -> float:
@@ -111,17 +114,28 @@ class CausalLanguage:
             right[part] = (logits.argmax(-1).cpu() == found[part]).cpu()
             targets = found[part].to(logits.device)
             loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
-        return _scores(right, labels, loss / max(1, len(found)))
+        return self._scores(right, labels, loss, _exact(right, labels))
 
     def simplest(self, train_labels: Tensor, test_labels: Tensor) -> Scores:
-        """Of always saying the most frequent token, its perplexity that of the tokens' frequencies."""
+        """Of always saying the most frequent token or completion, its perplexity that of the tokens' frequencies."""
         counts = Counter(units(train_labels).tolist())
         ((majority, _),) = counts.most_common(1)
         found = units(test_labels)
         # a token that was never seen counts as seen once
         total = sum(counts.values()) + len(set(found.tolist()) - set(counts))
         loss = sum(-math.log(counts.get(each, 1) / total) for each in found.tolist())
-        return _scores(found == majority, test_labels, loss / max(1, len(found)))
+        ((usual, _),) = Counter(_completions(train_labels)).most_common(1)
+        same = [float(each == usual) for each in _completions(test_labels)]
+        return self._scores(found == majority, test_labels, loss, sum(same) / len(same))
+
+    def _scores(self, right: Tensor, labels: Tensor, loss: float, exact_match: float) -> Scores:
+        """Of right tokens, their summed loss, and the share of completions that are right."""
+        values = {
+            "token_accuracy": float(right.float().mean()) if len(right) else 0.0,
+            "perplexity": math.exp(min(loss / self.mass(labels), 100.0)),
+            "exact_match": exact_match,
+        }
+        return Scores(self._metric, values)
 
     def fit_head(
         self,
@@ -138,13 +152,12 @@ def _parts(length: int) -> Iterator[slice]:
     return (slice(at, at + _AT_ONCE) for at in range(0, length, _AT_ONCE))
 
 
-def _scores(right: Tensor, labels: Tensor, loss: float) -> Scores:
-    values = {
-        "token_accuracy": float(right.float().mean()) if len(right) else 0.0,
-        "perplexity": math.exp(min(loss, 100.0)),
-    }
-    if labels.ndim == 2:
-        places = torch.ones_like(labels, dtype=torch.bool)
-        places[labels != IGNORED] = right
-        values["exact_match"] = float(places.all(1).float().mean())
-    return Scores("token_accuracy", values)
+def _exact(right: Tensor, labels: Tensor) -> float:
+    """Share of rows of which every token is right."""
+    places = torch.ones_like(labels, dtype=torch.bool)
+    places[labels != IGNORED] = right
+    return float(places.all(1).float().mean())
+
+
+def _completions(labels: Tensor) -> list[tuple[int, ...]]:
+    return [tuple(row[row != IGNORED].tolist()) for row in labels]

@@ -5,16 +5,17 @@ Sentiment (``movies``, ``tweets``, ``amazon``, ``nyt``): sentences rated by peop
 from -4 to 4; those with an absolute rating of at least 0.5 are kept, and the sign is
 the class. ``author``: which candidate of 2016 wrote a tweet. Topics
 (``newsgroups``, ``reuters_r8``): official splits. Of the same sentences other types of tasks
-have their ``ratings``, the ``capitals`` of their words, their ``continuations`` and their
-``verdicts``.
+have their ``ratings``, the ``capitals`` of their words, their ``continuations``, and, as what a
+language model is to say, their ``verdicts``, the ``topics`` of articles, the ``candidates`` who
+wrote tweets and sentences with their capitals ``restored``.
 """
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from share_dist.commands.kit import require_kit
+from share_dist.commands.kit import require_source
 from share_dist.errors import StreamError
 from worker.rows import Labelled, RawTask
 
@@ -23,6 +24,12 @@ CLEAR_RATING = 0.5
 
 SHORTEST_CONTINUED = 8
 """Shorter sentences, in words, are not cut in two."""
+
+LONGEST_RESTORED = 16
+"""Longer sentences, in words, are not written anew."""
+
+LEADING_WORDS = 32
+"""Of an article as many words are shown, for its topic to be said."""
 
 SENTENCES = ("movies", "tweets", "amazon", "nyt")
 NEWSGROUPS = ("comp", "rec", "sci", "talk")
@@ -127,6 +134,57 @@ def verdicts(source: str) -> RawTask:
     )
 
 
+def topics() -> RawTask:
+    """Beginnings of the articles of ``reuters_r8``, as questions for ``causal-lm``: their topic."""
+
+    def asked(rows: Sequence[Labelled]) -> list[Labelled]:
+        return [
+            (f"{_leading(text)}\nThe topic is", f" {_TOPICS.get(str(topic), topic)}.")
+            for text, topic in rows
+        ]
+
+    raw = reuters_r8()
+    assert raw.test is not None, "the split is the official one"
+    return RawTask(asked(raw.train), asked(raw.test))
+
+
+def candidates() -> RawTask:
+    """Tweets of ``author``, as questions for ``causal-lm``: who wrote each."""
+    return RawTask(
+        [
+            (f"{text.strip()}\nThis was written by", f" {_NAMES[str(name)]}.")
+            for text, name in author().train
+        ]
+    )
+
+
+def restored(source: str) -> RawTask:
+    """Short sentences of one source in lower case, for ``causal-lm``: the same as they were written."""
+    rows: list[Labelled] = []
+    for _, text in _sentences(source):
+        words = text.split()
+        written = " ".join(words)
+        if len(words) <= LONGEST_RESTORED and written != written.lower():
+            rows.append((f"{written.lower()}\nWith capitals:", f" {written}"))
+    return RawTask(rows)
+
+
+def _leading(text: str) -> str:
+    return " ".join(text.split()[:LEADING_WORDS])
+
+
+_TOPICS = {
+    "earn": "earnings",
+    "acq": "acquisitions",
+    "money-fx": "currencies",
+    "interest": "interest rates",
+    "ship": "shipping",
+    "crude": "oil",
+}
+"""Topics whose names are no words; the others say themselves."""
+
+_NAMES = {"HillaryClinton": "Clinton", "realDonaldTrump": "Trump"}
+
 _CASES = {
     (False, False): "lower",
     (False, True): "Capital",
@@ -146,7 +204,7 @@ def _sentences(source: str) -> Iterator[tuple[float, str]]:
         raise StreamError(
             f"there are no sentences of {source!r}: choose one of {', '.join(SENTENCES)}"
         )
-    path = require_kit() / "sentiment" / f"{source}.txt"
+    path = require_source("sentiment") / f"{source}.txt"
     for line in path.read_text(encoding="latin-1").splitlines():
         _, rating, text = line.split("\t", 2)
         yield float(rating), text
@@ -154,7 +212,7 @@ def _sentences(source: str) -> Iterator[tuple[float, str]]:
 
 def _table(name: str) -> Iterator[dict[str, str]]:
     """Rows of a table whose second and third lines describe its columns."""
-    path: Path = require_kit() / "topics" / f"{name}.tab"
+    path: Path = require_source("topics") / f"{name}.tab"
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, delimiter="\t")
         names = next(reader)

@@ -10,7 +10,7 @@ from worker.baselines import Probe, fit_probe
 from worker.causal import CausalLanguage
 from worker.classification import Classification, class_weights
 from worker.evaluate import EncodedTestRows
-from worker.objective import EncodedRows, Objective, Scores, units
+from worker.objective import IGNORED, EncodedRows, Objective, Scores, units
 from worker.regression import Regression
 from worker.rows import DrawnRows
 from worker.stream import Task, TrainingSettings
@@ -83,7 +83,7 @@ def prepare(
     validation = EncodedRows(*encode(validation_rows.inputs, validation_rows.labels))
     test = EncodedTestRows(*encode(rows.test.inputs, rows.test.labels))
     objective = _objective(task, backbone, fit.labels, len(rows.label_names))
-    train_labels = torch.cat([units(fit.labels), units(validation.labels)])
+    train_labels = _together(fit.labels, validation.labels)
     return PreparedTask(
         task=task,
         label_names=rows.label_names,
@@ -96,12 +96,21 @@ def prepare(
     )
 
 
+def _together(first: Tensor, second: Tensor) -> Tensor:
+    """Labels of all rows; those of tokens padded to the longest."""
+    if first.ndim == 1:
+        return torch.cat([first, second])
+    return torch.nn.utils.rnn.pad_sequence(
+        [*first, *second], batch_first=True, padding_value=IGNORED
+    )
+
+
 def _objective(task: Task, backbone: Backbone, labels: Tensor, num_labels: int) -> Objective:
     if task.type == "text-regression":
         return Regression(float(labels.var()))
     if task.type == "causal-lm":
         assert backbone.vocabulary is not None
-        return CausalLanguage(backbone.vocabulary)
+        return CausalLanguage(backbone.vocabulary, task.metric)
     return Classification(class_weights(task.class_weights, labels, num_labels))
 
 
@@ -113,14 +122,13 @@ def frozen_baseline(prepared: PreparedTask, backbone: Backbone) -> FrozenBaselin
     then fitted to all training rows, so that it lacks nothing.
     """
     objective, num_labels = prepared.objective, prepared.num_labels
-    fit = _features(prepared.fit, backbone)
-    validation = _features(prepared.validation, backbone)
-    start = fit_probe(objective, fit, validation, num_labels)
-    both = (torch.cat([fit[0], validation[0]]), torch.cat([fit[1], validation[1]]))
+    rows = prepared.fit, prepared.validation
+    (fit, validation) = (backbone.features(each.encoded) for each in rows)
+    of_fit, of_validation = (units(each.labels) for each in rows)
+    start = fit_probe(
+        objective, (fit, of_fit), (validation, prepared.validation.labels), num_labels
+    )
+    both = torch.cat([fit, validation]), torch.cat([of_fit, of_validation])
     head = objective.fit_head(*both, num_labels, start.penalty)
     features = backbone.features(prepared.test.encoded)
     return FrozenBaseline(start, objective.scores(head, features, prepared.test.labels))
-
-
-def _features(rows: EncodedRows, backbone: Backbone) -> tuple[Tensor, Tensor]:
-    return backbone.features(rows.encoded), units(rows.labels)

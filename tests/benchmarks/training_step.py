@@ -128,11 +128,11 @@ def _measure(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
 def _base(options: argparse.Namespace) -> nn.Module:
     import transformers
 
-    from share_dist.commands.kit import require_kit
+    from share_dist.commands.kit import require_source
 
     torch.manual_seed(0)
     if options.model == "minilm":
-        return transformers.AutoModel.from_pretrained(require_kit() / "model")
+        return transformers.AutoModel.from_pretrained(require_source("model"))
     config = transformers.MistralConfig(num_hidden_layers=options.layers)
     return transformers.AutoModel.from_config(config)
 

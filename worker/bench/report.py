@@ -33,9 +33,11 @@ def print_report(summary: Summary, say: Console) -> None:
 
 def tables(summary: Summary) -> dict[str, Rows]:
     """Title -> table, those that have lines."""
+    score = _score_name(summary)
     made = {
-        f"accuracy and cost, mean of {summary['seeds']} seeds": method_rows(summary),
-        "accuracy by task": task_rows(summary, summary["methods"]),
+        f"{score} and cost, mean of {summary['seeds']} seeds": method_rows(summary),
+        f"{score} by task": task_rows(summary, summary["methods"]),
+        **{f"{name} by task": score_rows(summary, name) for name in _names_beside(summary)},
         "streams: what later tasks do to earlier ones": stream_rows(summary),
         "four workers at once against one": async_rows(summary),
         "rows without their task's id": task_free_rows(summary),
@@ -51,7 +53,7 @@ def method_rows(summary: Summary) -> Rows:
     """A line for each method: mean accuracy, its share of a LoRA's, what it costs."""
     headings = [
         "method",
-        "accuracy",
+        _score_name(summary),
         "of own LoRA's",
         "numbers a task",
         "seconds a task",
@@ -80,7 +82,9 @@ def method_rows(summary: Summary) -> Rows:
 
 def task_rows(summary: Summary, methods: Mapping[str, Any]) -> Rows:
     """A line for each task, a column for each method; the majority class first."""
-    shown = {name: each for name, each in methods.items() if mean_of(each["tasks"].values())}
+    shown = {
+        name: each for name, each in methods.items() if mean_of(each["tasks"].values()) is not None
+    }
     majority: Mapping[str, float] = next(
         (each["majority"] for each in shown.values() if "majority" in each), {}
     )
@@ -89,6 +93,33 @@ def task_rows(summary: Summary, methods: Mapping[str, Any]) -> Rows:
         for task_id in summary["order"]
     ]  # fmt: skip
     return ["task", "majority", *shown], lines if shown else []
+
+
+def score_rows(summary: Summary, name: str) -> Rows:
+    """A line for each task that has a score of this name, a column for each method."""
+    found = {
+        method: each["all_scores"][name]
+        for method, each in summary["methods"].items()
+        if name in each["all_scores"]
+    }
+    lines = [
+        [task_id, *(_number(each.get(task_id)) for each in found.values())]
+        for task_id in summary["order"]
+        if any(task_id in each for each in found.values())
+    ]
+    return ["task", *found], lines
+
+
+def _names_beside(summary: Summary) -> list[str]:
+    """Names of the scores that are more than the one by which all tasks are compared."""
+    names = {name for each in summary["methods"].values() for name in each["all_scores"]}
+    return sorted(names - {_score_name(summary)})
+
+
+def _score_name(summary: Summary) -> str:
+    """By what tasks are compared, in a word."""
+    metrics = set(summary["metrics"].values())
+    return metrics.pop() if len(metrics) == 1 else "score"
 
 
 def stream_rows(summary: Summary) -> Rows:

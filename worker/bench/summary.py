@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from share_dist.core.metrics import stream_scores
+from worker.bench.beside import by_name
 from worker.bench.cell import Cell, CellFolder
 from worker.bench.methods import METHODS, Method
 from worker.bench.plan import Plan
@@ -20,7 +21,8 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
 
     Returns:
         ``tasks``: per task the frozen model, the majority class and every method, mean over seeds;
-        ``methods``: per method means over tasks with their deviation over seeds, rates, bytes, time;
+        ``methods``: per method means over tasks with their deviation over seeds, all scores, rates, bytes, time;
+        ``metrics``: by which score each task is compared;
         ``few``: the same from few rows; ``bytes``: of a task, and in all by number of tasks;
         ``comparisons``: seed by seed; ``missing``: how many cells have no outcome.
     """
@@ -43,6 +45,7 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
         "training": suite.stream.training.model_dump(mode="json"),
         "order": suite.task_ids,
         "methods": methods,
+        "metrics": next((each["metrics"] for each in methods.values() if each.get("metrics")), {}),
         "few_rows": rows,
         "few": few,
         "bytes": _bytes(methods, len(suite.task_ids)),
@@ -74,6 +77,8 @@ def _of_method(
     return {
         "tasks": {task_id: mean_of(run["test"] for run in each) for task_id, each in by_task.items()},
         "majority": {task_id: mean_of(run["majority"] for run in each) for task_id, each in by_task.items()},
+        "metrics": {task_id: each[0]["metric"] for task_id, each in by_task.items() if each},
+        "all_scores": by_name({task_id: [run["scores"] for run in each] for task_id, each in by_task.items()}),
         "rates": rates,
         "by_seed": [mean_of(each[seed]["test"] for each in complete) for seed in range(suite.settings.seeds)] if is_whole else [],
         "adapter_bytes": mean_of(run["adapter_bytes"] for run in runs if "adapter_bytes" in run),
@@ -103,6 +108,12 @@ def _of_stream(suite: Suite, folder: CellFolder, plan: Plan, method: Method) -> 
         "tasks": {
             task_id: mean_of(run["final"][task_id] for run in runs) for task_id in suite.task_ids
         },
+        "all_scores": by_name(
+            {
+                each: [run["scores"][each] for run in runs if "scores" in run]
+                for each in suite.task_ids
+            }
+        ),
         "rates": {"": next((each.rate for each in cells if each is not None), None)},
         "by_seed": [mean_of(run["final"].values()) for run in runs],
         "scores": {
@@ -152,7 +163,10 @@ def _bytes(methods: Mapping[str, Any], num_tasks: int) -> dict[str, Any]:
         and without bases, and ``wire``: its whole payload as it was sent. ``num_tasks``, and ``in_all``: method -> stored bytes of so many tasks,
         with heads and, once, the bases of the last version.
     """
-    head = next((each["head_bytes"] for each in methods.values() if each.get("head_bytes")), None)
+    head = next(
+        (each["head_bytes"] for each in methods.values() if each.get("head_bytes") is not None),
+        None,
+    )
     tasks = {name: _bytes_of_task(METHODS[name], each, num_tasks) for name, each in methods.items()}
     in_all = {}
     for name, each in methods.items():
