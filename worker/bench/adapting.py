@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,12 +35,14 @@ class Adapted:
         trainee: Its parameters.
         model: The adapted model, as `peft` saves it; None where there is no such.
         is_diagonal: Whether only the diagonal of each parameter is trained.
+        injected: The model with the subspace that coefficients are trained in; None where it has none.
     """
 
     lesson: Lesson
     trainee: Trainee
     model: Any = None
     is_diagonal: bool = False
+    injected: InjectedModel | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -105,7 +106,8 @@ def _coefficients(
         injected.activate(TASK)
         trainee = trainee_of(injected, TASK, settings)
         trained = trainee if method.form == "columns" else _between(trainee, method)
-        yield Adapted(learnt, trained, is_diagonal=method.form == "diagonal")
+        is_diagonal = method.form == "diagonal"
+        yield Adapted(learnt, trained, is_diagonal=is_diagonal, injected=injected)
 
 
 def _num_columns(method: Method, subspace: Subspace, settings: TrainingSettings) -> int:

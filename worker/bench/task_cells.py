@@ -7,11 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from share_dist.adapters import LoraAdapter, load_lora, subspace_from_adapters
 from share_dist.adapters.cold import gather_moments, subspace_of_inputs, subspace_of_weights
-from share_dist.core.values import Subspace
+from share_dist.core.values import Head, Subspace
+from share_dist.wire.precision import task_from_precision, task_to_precision
+from share_dist.wire.records import Precision
+from share_dist.wire.tensors import tensors_from_bytes
 from worker.backbone import Backbone
-from worker.bench.adapting import adapted_by, random_subspace
+from worker.bench.adapting import TASK, Adapted, adapted_by, random_subspace
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.methods import METHODS, Method
 from worker.bench.suite import Suite
@@ -21,6 +26,9 @@ from worker.sources import load_rows
 from worker.trainer import Hooks, Lesson, train
 
 FLOAT_BYTES = 4
+
+SHORT_PRECISIONS: tuple[Precision, ...] = ("int8", "int4")
+"""In which coefficients are sent where every byte counts."""
 
 
 @dataclass
@@ -83,6 +91,9 @@ class TaskCells:
             state = train(adapted.lesson, adapted.trainee, head, hooks=hooks)
             seconds = time.monotonic() - began
             scores = evaluate(adapted.lesson.backbone, prepared.objective, head, prepared.test)
+            short = (
+                self._in_fewer_bits(adapted, prepared, head) if _is_settled(method, cell) else {}
+            )
             if _is_source(method) and cell.rows is None:
                 adapted.model.save_pretrained(self.folder.adapter(cell))
             return {
@@ -92,9 +103,33 @@ class TaskCells:
                 "best_epoch": state.best_epoch,
                 "num_parameters": adapted.num_parameters,
                 "adapter_bytes": FLOAT_BYTES * adapted.num_parameters,
+                **short,
                 "seconds": round(seconds, 1),
                 "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             }
+
+    @staticmethod
+    def _in_fewer_bits(
+        adapted: Adapted, prepared: PreparedTask, head: nn.Module
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """How a task does whose coefficients are sent in fewer bits, and in how many bytes."""
+        assert adapted.injected is not None
+        coefficients = adapted.injected.coefficients(TASK)
+        version = coefficients.version
+        found: dict[str, dict[str, float]] = {}
+        for precision in SHORT_PRECISIONS:
+            sent = task_to_precision(coefficients, Head(), precision).payload
+            decoded, _ = task_from_precision(
+                sent, precision=precision, version=version, head_info=Head()
+            )
+            adapted.injected.set_coefficients(TASK, decoded)
+            scores = evaluate(adapted.lesson.backbone, prepared.objective, head, prepared.test)
+            numbers = tensors_from_bytes(sent, may_have_int8=True).values()
+            found[precision] = {
+                "test": scores.main,
+                "adapter_bytes": sum(each.nbytes for each in numbers),
+            }
+        return {"in_fewer_bits": found}
 
     def prepare(self, cell: Cell) -> tuple[PreparedTask, FrozenBaseline]:
         """The rows of a cell's task, and how the frozen model does on them; made once."""
@@ -139,6 +174,12 @@ class TaskCells:
                     lesson.backbone.features(lesson.fit.encoded)
                 return subspace_of_inputs(model, shapes, moments, num_factors)
         return None
+
+
+def _is_settled(method: Method, cell: Cell) -> bool:
+    """Whether it is what a task costs once the shared subspace suffices: columns of coefficients, and nothing else."""
+    is_columns = method.form == "columns" and method.peft is None
+    return is_columns and method.within == "others" and cell.rows is None
 
 
 def _is_source(method: Method) -> bool:

@@ -88,6 +88,12 @@ def test_coefficients_are_trained_in_the_subspace_of_the_other_tasks(make_cells)
     assert load_lora(folder.adapter(sources[0])).factors
     outcome = cells.compute(Work(Cell("eigenlorax", 0, "mood", 1e-2), sources), silent)
     assert outcome["num_parameters"] == 4 * 2 * 4 * 2
+    # an entry in a byte or a half, and a scale of four bytes for each of two columns a side
+    sizes = {"int8": 4 * 2 * (4 * 2 + 2 * 4), "int4": 4 * 2 * (4 * 1 + 2 * 4)}
+    for precision, size in sizes.items():
+        short = outcome["in_fewer_bits"][precision]
+        assert short["adapter_bytes"] == size
+        assert 0 <= short["test"] <= 1
 
 
 @pytest.mark.parametrize(
