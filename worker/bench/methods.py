@@ -286,7 +286,7 @@ METHODS = {
         ),
         Method(
             "ewc-lora",
-            "as `sequence`, its product held by the diagonal Fisher information of former tasks: from 128 rows of each and their true labels, summed, around the last values",
+            "as `sequence`, its product held by the diagonal Fisher information of former tasks: from 128 rows of each and their true labels, summed, around the last values, with a fixed weight",
             "stream",
             _STREAM_RATES,
             "EWC-LoRA, arXiv 2602.17559; EWC, arXiv 1612.00796",

@@ -76,7 +76,11 @@ def task_free_scores(
     with inject(backbone.model, subspace) as injected:
         router = _router(tasks, injected, backbone)
         found = {
-            each: _routed(router, each, _coordinates(injected, backbone, task, "test", ROUTED_ROWS))
+            each: _routed(
+                router,
+                each,
+                input_coordinates(injected, backbone, task.prepared, "test", ROUTED_ROWS),
+            )
             for each, task in tasks.items()
         }
         answers = _answers(tasks, found, injected, backbone)
@@ -106,17 +110,45 @@ class _Routed:
 
 def _router(tasks: Mapping[str, ServedTask], injected: InjectedModel, backbone: Backbone) -> Router:
     fit, held_out = (
-        {each: _coordinates(injected, backbone, task, part, count) for each, task in tasks.items()}
+        {
+            each: input_coordinates(injected, backbone, task.prepared, part, count)
+            for each, task in tasks.items()
+        }
         for part, count in (("fit", FIT_ROWS), ("validation", ROUTED_ROWS))
     )
     return fit_router(fit, held_out)
 
 
-def _coordinates(
-    injected: InjectedModel, backbone: Backbone, task: ServedTask, part: str, count: int
+def input_coordinates(
+    injected: InjectedModel, backbone: Backbone, task: PreparedTask, part: str, count: int
 ) -> Tensor:
-    reading = backbone.reading(task.prepared.task.type)
-    return coordinates_of(injected, reading, getattr(task.prepared, part).encoded[:count])
+    """
+    Where a task's inputs lie in the subspace, the mean over a row's tokens.
+
+    Args:
+        injected: The frozen model with the subspace in it.
+        backbone: The same model.
+        task: Whose.
+        part: ``"fit"``, ``"validation"`` or ``"test"``.
+        count: Rows, at most.
+
+    Returns:
+        ``(rows, c)``; of a completion nothing is looked at but its prompt.
+    """
+    reading = backbone.reading(task.task.type)
+    encoded = getattr(task, part).encoded[:count]
+    if task.task.type == "causal-lm":
+        encoded = [_prompt(each) for each in encoded]
+    sizes = [reading.modality.num_units(each) for each in encoded]
+    units = torch.split(coordinates_of(injected, reading, encoded), sizes)
+    return torch.stack([each.mean(0) for each in units])
+
+
+def _prompt(encoded: Tensor) -> Tensor:
+    """A row up to the place that says the first token of the answer, all of it read."""
+    prompt = encoded[: int(encoded[:, 1].argmax()) + 1].clone()
+    prompt[:, 1] = 1
+    return prompt
 
 
 def _routed(router: Router, task_id: str, coordinates: Tensor) -> _Routed:

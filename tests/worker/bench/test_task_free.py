@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from share_dist.adapters import inject
 from share_dist.core.subspace import project
 from share_dist.core.values import LayerFactors
 from tests.worker import toys
@@ -11,7 +12,10 @@ from worker.bench.adapting import random_subspace
 from worker.bench.cell import Cell, CellFolder
 from worker.bench.runner import lesson_of
 from worker.bench.task_cells import TaskCells
-from worker.bench.task_free import ServedTask, task_free_scores
+from worker.bench.task_free import ServedTask, input_coordinates, task_free_scores
+from worker.prepared import prepare
+from worker.sources import load_rows
+from worker.stream import read_stream
 
 
 @pytest.fixture
@@ -72,3 +76,32 @@ def test_nothing_is_answered_where_no_task_classifies_rows(served):
     found = task_free_scores(changed, subspace, reading)
     assert found["choice"] > 0.7
     assert not {"oracle", "routed"} & found.keys()
+
+
+def test_a_router_sees_the_prompt_and_not_the_answer(tmp_path):
+    """Of a task of completions there is one row of coordinates for each input, whatever its answer is."""
+    model = toys.make_causal_model(tmp_path / "model")
+    path = tmp_path / "stream.toml"
+    path.write_text(
+        toys.mixed_stream_text(model, "north", {"completed": "causal-lm"}, "epochs = 1")
+    )
+    stream = read_stream(path)
+    backbone = load_backbone(stream, torch.device("cpu"))
+    (task,) = stream.tasks
+    rows = load_rows(task, stream.folder)
+    prepared = prepare(task, rows, backbone.reading(task.type), stream.training)
+    answers = torch.cat([each[each[:, 1].argmax() + 1 :, 0] for each in prepared.test.encoded])
+    changed = []
+    for each in prepared.test.encoded:
+        other = each.clone()
+        other[each[:, 1].argmax() + 1 :, 0] = answers.roll(1)[: len(each) - each[:, 1].argmax() - 1]
+        changed.append(other)
+    assert any(not torch.equal(*pair) for pair in zip(changed, prepared.test.encoded, strict=True))
+    with inject(backbone.model, random_subspace(backbone.shapes, 4, seed=0)) as injected:
+        found, again = (
+            input_coordinates(injected, backbone, replace(prepared, test=replace(prepared.test, encoded=each)), "test", 20)
+            for each in (prepared.test.encoded, changed)
+        )  # fmt: skip
+    assert found.shape == (20, sum(4 for _ in backbone.shapes))
+    assert torch.equal(found, again)
+    assert len({tuple(each) for each in found.tolist()}) > 10
