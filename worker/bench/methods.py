@@ -306,7 +306,7 @@ METHODS = {
             "osf",
             "the weights themselves, one task after another: the larger half of each weight's singular directions is fixed, decomposed anew before each task",
             "stream",
-            (3e-5, 1e-4, 3e-4),
+            (1e-4, 3e-4, 1e-3),
             "OSF, arXiv 2504.07097",
             keeping="decomposed",
             peft=_osf,

@@ -131,7 +131,7 @@ def test_each_form_trains_its_numbers(make_cells, name, num_parameters):
 
 def test_the_nearest_task_is_the_one_the_gradient_asks_for(make_cells):
     """Coefficients begin as those of the task whose weight change lowers the loss fastest, and at zero where none lowers it."""
-    suite, folder, cells = make_cells("lora", "eigenlorax-nearest")
+    suite, _, cells = make_cells("lora", "eigenlorax-nearest")
     cell = Cell("eigenlorax-nearest", 0, "mood", 1e-2)
     prepared, frozen = cells.prepare(cell)
     lesson, head = cells.lesson(cell, prepared), frozen.start.head
@@ -262,7 +262,7 @@ def test_the_plan_searches_with_the_first_seed_only(make_suite, tmp_path):
     assert {(work.cell.seed, work.cell.rate) for work in plan.ready()} == {
         (1, METHODS["lora"].rates[1])
     }
-    assert plan.count() == (9, 12)
+    assert plan.count() == (len(first), len(first) + 3)
 
 
 def test_what_builds_on_adapters_waits_for_them(make_suite, tmp_path):
