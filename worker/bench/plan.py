@@ -5,7 +5,7 @@ from statistics import fmean
 
 from share_dist.errors import WorkerError
 from worker.bench.cell import Cell, CellFolder, Work
-from worker.bench.methods import METHODS, Method
+from worker.bench.methods import Method
 from worker.bench.suite import Suite
 
 SEARCH_SEED = 0
@@ -49,9 +49,10 @@ class Plan:
         Raises:
             WorkerError: No rate that was tried came to an end.
         """
-        rates = METHODS[method].rates or (None,)
-        rate = rates[0] if len(rates) == 1 else self._best_rate(METHODS[method], rows)
-        if rate is None and METHODS[method].rates:
+        known = self._suite.method(method)
+        rates = known.rates or (None,)
+        rate = rates[0] if len(rates) == 1 else self._best_rate(known, rows)
+        if rate is None and known.rates:
             return None
         return Cell(method, seed, task_id, rate, rows)
 
@@ -74,7 +75,7 @@ class Plan:
 
     @property
     def _methods(self) -> list[Method]:
-        return [METHODS[name] for name in self._suite.settings.methods]
+        return [self._suite.method(name) for name in self._suite.settings.methods]
 
     def _variants(self, method: Method) -> list[int | None]:
         """Of how many rows its cells are."""

@@ -168,7 +168,7 @@ def compute(work: Work) -> dict[str, Any]:
     Raises:
         ShareError: It cannot be computed. A search that diverges is an outcome.
     """
-    method, progress = METHODS[work.cell.method], _STATE["progress"]
+    method, progress = _STATE["suite"].method(work.cell.method), _STATE["progress"]
     kind = "shared" if method.is_shared else method.scope
 
     def tell(step: int, num_steps: int) -> None:

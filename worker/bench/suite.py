@@ -3,15 +3,15 @@
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from share_dist.errors import ConfigError
-from worker.bench.methods import Method
+from worker.bench.methods import METHODS, Method
 from worker.stream import Task, TaskStream, TrainingSettings, parse_stream
 
 if sys.version_info >= (3, 11):
@@ -54,6 +54,8 @@ class BenchSettings(BaseModel):
     """``o``, columns that the coordinator keeps beyond."""
     search_tasks: list[str] = []
     """On whose validation rows a method's learning rate is chosen, one for all tasks; empty: on all tasks'."""
+    rates: dict[str, Annotated[list[PositiveFloat], Field(min_length=1)]] = {}
+    """Method -> learning rates that are tried instead of its own: models differ in how much they bear."""
     few_rows: int | None = Field(None, ge=16)
     """Also learn every task from so many rows only, by the methods of one task."""
     few_epochs: int | None = Field(None, ge=1)
@@ -85,6 +87,11 @@ class Suite:
     def task(self, task_id: str) -> Task:
         """One of its tasks."""
         return next(task for task in self.stream.tasks if task.id == task_id)
+
+    def method(self, name: str) -> Method:
+        """A method as this suite tries it."""
+        method = METHODS[name]
+        return replace(method, rates=tuple(self.settings.rates.get(name, method.rates)))
 
     @property
     def search_tasks(self) -> list[str]:
@@ -157,6 +164,8 @@ def read_suite(name_or_path: str, methods: Sequence[str]) -> Suite:
     suite = Suite(path.stem, parse_stream(path, document), settings)
     _require_known(path, settings.methods, methods, "method")
     _require_known(path, settings.small.methods, settings.methods, "method of [bench.small]")
+    tuned = [each for each in methods if METHODS[each].rates]
+    _require_known(path, list(settings.rates), tuned, "method of [bench.rates]")
     _require_known(path, settings.search_tasks, suite.task_ids, "task of bench.search_tasks")
     _require_known(path, settings.small.tasks, suite.task_ids, "task of [bench.small]")
     return suite

@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 
 from share_dist.errors import ConfigError, StreamError
+from worker.bench.cell import CellFolder
 from worker.bench.methods import METHODS
+from worker.bench.plan import Plan
+from worker.bench.runner import lesson_of
 from worker.bench.suite import read_suite, suite_names
 from worker.stream import read_stream, write_stream
 
@@ -74,3 +77,29 @@ def test_a_stream_that_is_written_elsewhere_says_the_same(make_suite, tmp_path):
     assert read.worker_id == "south"
     assert (read.training, read.tasks) == (stream.training, stream.tasks)
     assert Path(read.model.path) == Path("/") / stream.model.path
+
+
+def test_a_suite_may_try_learning_rates_of_its_own(make_suite, tmp_path):
+    """Where a suite names rates for a method they are searched instead of the method's; the others keep theirs."""
+    path = make_suite("lora", "vera").stream.path
+    path.write_text(
+        path.read_text().replace(
+            "[bench.small]", "[bench.rates]\nlora = [1e-4, 3e-4]\n[bench.small]"
+        )
+    )
+    suite = read_suite(str(path), list(METHODS))
+    plan = Plan(suite, CellFolder(tmp_path / "bench", lesson_of(suite)))
+    searched = {(work.cell.method, work.cell.rate) for work in plan.ready()}
+    wanted = {("lora", 1e-4), ("lora", 3e-4)} | {("vera", rate) for rate in METHODS["vera"].rates}
+    assert searched == wanted
+
+
+@pytest.mark.parametrize("line", ["loora = [1e-4]", "share = [1e-4]", "lora = []", "lora = [0.0]"])
+def test_rates_that_cannot_be_searched_are_refused(make_suite, line):
+    """A method that is not known or has no search, no rate at all and a rate of zero are told."""
+    path = make_suite("lora").stream.path
+    path.write_text(
+        path.read_text().replace("[bench.small]", f"[bench.rates]\n{line}\n[bench.small]")
+    )
+    with pytest.raises(ConfigError, match="rates"):
+        read_suite(str(path), list(METHODS))
