@@ -42,6 +42,7 @@ def tables(summary: Summary) -> dict[str, Rows]:
         "four workers at once against one": async_rows(summary),
         "rows without their task's id": task_free_rows(summary),
         "bytes of a task in fp32, bases left out": byte_rows(summary),
+        "coefficients sent in fewer bits": short_rows(summary),
         "bytes in all, with heads and bases": total_rows(summary),
         f"from {summary['few_rows']} rows": task_rows(summary, summary["few"]),
         f"gain from {summary['few_rows']} rows": gain_rows(summary),
@@ -193,6 +194,27 @@ def byte_rows(summary: Summary) -> Rows:
         [name, *three(each["sent"]), _number(each["wire"], ",.0f"), *three(each["stored"])]
         for name, each in known.items()
     ]
+
+
+def short_rows(summary: Summary) -> Rows:
+    """A line for each method and precision in which its coefficients were sent and scored."""
+    headings = ["method", "precision", "bytes", "of a LoRA's", _score_name(summary), "less fp32's"]
+    lora = summary["bytes"]["tasks"].get("lora", {}).get("stored")
+    lines = []
+    for name, method in summary["methods"].items():
+        for precision, found in method.get("in_fewer_bits", {}).items():
+            share = found["adapter_bytes"] / lora if lora else None
+            lines.append(
+                [
+                    name,
+                    precision,
+                    f"{found['adapter_bytes']:,.0f}",
+                    _number(share, ".4f"),
+                    _number(mean_of(found["by_seed"]), ".4f"),
+                    _spread(found["less_fp32"], "+.4f"),
+                ]
+            )
+    return headings, lines
 
 
 def total_rows(summary: Summary) -> Rows:

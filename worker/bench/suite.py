@@ -115,8 +115,9 @@ class Suite:
         return ids
 
     def small(self) -> "Suite":
-        """The same, small enough for minutes on two cores."""
+        """The same, small enough for minutes on two cores: each method's middle learning rate is taken, and none searched for."""
         small = self.settings.small
+        tried = {name: self.method(name).rates for name in small.methods}
         limits = {"max_train": small.max_train, "max_test": small.max_test}
         tasks = tuple(self.task(each).model_copy(update=limits) for each in small.tasks)
         training = self.stream.training.model_copy(update={"epochs": small.epochs})
@@ -128,6 +129,9 @@ class Suite:
                     "methods": small.methods,
                     "seeds": small.seeds,
                     "search_tasks": [],
+                    "rates": {
+                        name: [rates[len(rates) // 2]] for name, rates in tried.items() if rates
+                    },
                     "few_rows": None,
                 }
             ),

@@ -81,12 +81,35 @@ def _of_method(
         "all_scores": by_name({task_id: [run["scores"] for run in each] for task_id, each in by_task.items()}),
         "rates": rates,
         "by_seed": [mean_of(each[seed]["test"] for each in complete) for seed in range(suite.settings.seeds)] if is_whole else [],
+        "in_fewer_bits": _in_fewer_bits(complete, suite.settings.seeds) if is_whole else {},
         "adapter_bytes": mean_of(run["adapter_bytes"] for run in runs if "adapter_bytes" in run),
         "head_bytes": mean_of(run["head_bytes"] for run in runs),
         "num_parameters": mean_of(run["num_parameters"] for run in runs if "num_parameters" in run),
         "seconds": mean_of(run["seconds"] for run in runs if "seconds" in run),
         "peak_mib": max((run["peak_mib"] for run in runs if "peak_mib" in run), default=None),
     }  # fmt: skip
+
+
+def _in_fewer_bits(tasks: list[list[dict[str, Any]]], num_seeds: int) -> dict[str, Any]:
+    """Precision -> mean score by seed, the difference to fp32, and bytes of a task; tasks hold a run for each seed."""
+    if not all("in_fewer_bits" in run for runs in tasks for run in runs):
+        return {}
+    found = {}
+    for precision in tasks[0][0]["in_fewer_bits"]:
+        short = [[run["in_fewer_bits"][precision] for run in runs] for runs in tasks]
+        losses = [
+            mean_of(
+                each[seed]["test"] - runs[seed]["test"]
+                for each, runs in zip(short, tasks, strict=True)
+            )
+            for seed in range(num_seeds)
+        ]
+        found[precision] = {
+            "by_seed": [mean_of(each[seed]["test"] for each in short) for seed in range(num_seeds)],
+            "less_fp32": spread([each for each in losses if each is not None]),
+            "adapter_bytes": mean_of(each["adapter_bytes"] for runs in short for each in runs),
+        }
+    return found
 
 
 def _of_stream(suite: Suite, folder: CellFolder, plan: Plan, method: Method) -> dict[str, Any]:

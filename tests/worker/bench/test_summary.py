@@ -76,6 +76,27 @@ def test_a_stream_is_judged_by_its_matrix(filled):
     assert scores["learning_accuracy"] == pytest.approx((0.9 + 0.7 + 0.7) / 3)
 
 
+def test_fewer_bits_are_compared_with_fp32_seed_by_seed(make_suite, tmp_path):
+    """A task's score in 4 bits, less the same task's and seed's in fp32, over all tasks; its bytes as a share of a LoRA's."""
+    suite = make_suite("lora", "eigenlorax")
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    fill(suite, folder, "lora", gain=0.1)
+    fill(suite, folder, "eigenlorax")
+    for task_id in SCORES:
+        for seed in range(2):
+            cell = Cell("eigenlorax", seed, task_id, METHODS["eigenlorax"].rates[0])
+            outcome = folder.load(cell)
+            short = {"test": outcome["test"] - 0.02 * (seed + 1), "adapter_bytes": 50}
+            folder.save(cell, {**outcome, "in_fewer_bits": {"int4": short}})
+    summary = summarise(suite, folder)
+    found = summary["methods"]["eigenlorax"]["in_fewer_bits"]["int4"]
+    assert found["by_seed"] == pytest.approx([0.68, 0.67])
+    assert found["less_fp32"]["by_seed"] == pytest.approx([-0.02, -0.04])
+    assert summary["methods"]["lora"]["in_fewer_bits"] == {}
+    _, (line,) = tables(summary)["coefficients sent in fewer bits"]
+    assert line[:4] == ["eigenlorax", "int4", "50", "0.1250"]
+
+
 def test_a_method_that_lacks_a_seed_has_no_mean_yet(filled, tmp_path):
     """A mean over some tasks only would compare with nothing: it is left out, and told as missing."""
     suite, folder = filled
