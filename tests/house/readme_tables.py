@@ -305,6 +305,13 @@ def chaos() -> str:
     )  # fmt: skip
 
 
+def learning() -> str:
+    """What was wanted of the text suite, and what was found."""
+    from tests.benchmarks.learn.readme_tables import wanted
+
+    return wanted("text")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "rpcs": rpcs,
@@ -318,6 +325,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "wire": wire,
     "soak": soak,
     "chaos": chaos,
+    "learning": learning,
 }
 
 

@@ -133,6 +133,7 @@ def test_one_adapter_learns_all_tasks_whatever_heads_they_have(cells, name):
         assert scores[metric] == outcome["final"][task_id]
 
 
+@pytest.mark.system
 def test_tasks_share_a_subspace_and_say_all_their_scores(cells):
     """A real coordinator merges all three, and the summary says each score of each task beside the one it is compared by."""
     outcome = SharedCells(cells.suite, cells.backbone).compute(Work(Cell("share", 0)), silent)
