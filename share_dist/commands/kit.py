@@ -170,7 +170,8 @@ def fetch_kit(
     Bring every file of some parts of the kit into the cache; what is there and right stays.
 
     Each source appears whole or not at all: it is unpacked beside its place and
-    renamed into it, so that a fetch that was cut short goes on where it was.
+    renamed into it, so that a fetch that was cut short goes on where it was. Of several at
+    once one works, and the others wait.
 
     Args:
         cache: Where to; see :func:`kit_folder`.
@@ -188,6 +189,14 @@ def fetch_kit(
     """
     chosen, folder = _sources_of(parts), kit_folder(cache)
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder, report):
+        _fetch(chosen, folder, packages, report)
+    return folder
+
+
+def _fetch(
+    chosen: Sequence[KitSource], folder: Path, packages: Path | None, report: Report
+) -> None:
     for source in chosen:
         if _is_complete(folder, source):
             report(f"{source.name}: already there")
@@ -200,7 +209,21 @@ def fetch_kit(
             _replace_folder(scratch / "unpacked" / source.name, folder / source.name)
         report(f"{source.name}: {len(source.files)} files checked and unpacked")
     _write_manifest(folder, {*_fetched(folder), *(source.name for source in chosen)})
-    return folder
+
+
+@contextmanager
+def _alone(folder: Path, report: Report) -> Iterator[None]:
+    """Let one process at a time fetch into a folder: others wait, and find what it brought."""
+    import fcntl
+
+    # beside the folder, which holds nothing but the kit
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"{folder}: waiting for another fetch to end")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def manifest(folder: Path) -> dict[str, Any]:

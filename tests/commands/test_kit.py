@@ -3,12 +3,14 @@ import io
 import json
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from typer.testing import CliRunner
 
 from share_dist.commands import kit, kit_making
 from share_dist.errors import ChecksumMismatch, ConfigError, StreamError
+from tests.coordinator.support import wait_until
 
 ROWS, NOTES, LICENCE = b"1\tgood\n", b"origin: here\n", b"do as you like\n"
 PICTURES = b"\x01\x02"
@@ -102,6 +104,26 @@ def cache(tmp_path):
 
 def listed(folder):
     return sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
+
+
+def test_of_several_fetches_at_once_one_works_at_a_time(packages, cache, monkeypatch):
+    """Parts that are fetched at the same time are all there and all listed; each source is unpacked once."""
+    unpack, unpacked, told = kit._unpack, [], []
+
+    def slowly(source, package, target):
+        unpacked.append(source.name)
+        wait_until(lambda: any("waiting" in each for each in told), 60)
+        unpack(source, package, target)
+
+    monkeypatch.setattr(kit, "_unpack", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        fetches = [
+            threads.submit(kit.fetch_kit, cache, packages, told.append, [part])
+            for part in ("quickstart", "gallery", "quickstart")
+        ]
+        assert {each.result() for each in fetches} == {cache}
+    assert sorted(unpacked) == ["art", "notes", "words"]
+    assert {each["name"] for each in kit.manifest(cache)["sources"]} == {"words", "notes", "art"}
 
 
 def test_unpacks_only_the_data(packages, cache):
