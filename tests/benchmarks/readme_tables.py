@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import actor_tables, quality_tables, simulation_tables
-from tests.house.readme_tables import block, table
+from tests.house.readme_tables import table, with_tables
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
@@ -192,11 +192,7 @@ TABLES = {
 
 def written(text: str) -> str:
     """A README's text with every table made anew."""
-    for name, make in TABLES.items():
-        marked = f"<!-- {name} -->\n{make()}\n<!-- end of {name} -->"
-        text, count = block(name).subn(lambda _, marked=marked: marked, text)
-        assert count == 1, f"the README has {count} tables named {name!r}"
-    return text
+    return with_tables(text, TABLES)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import coordinator
 from coordinator import faults
 from coordinator.metrics import Metrics
 from share_dist.telemetry import Event
-from tests.house.readme_tables import block, table
+from tests.house.readme_tables import table, with_tables
 
 README = Path(coordinator.__file__).with_name("README.md")
 
@@ -57,11 +57,7 @@ TABLES = {"events": events, "metrics": metrics, "faults": fault_points}
 
 def written(text: str) -> str:
     """A README's text with every table made anew."""
-    for name, make in TABLES.items():
-        marked = f"<!-- {name} -->\n{make()}\n<!-- end of {name} -->"
-        text, count = block(name).subn(lambda _, marked=marked: marked, text)
-        assert count == 1, f"the README has {count} tables named {name!r}"
-    return text
+    return with_tables(text, TABLES)
 
 
 if __name__ == "__main__":

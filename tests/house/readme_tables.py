@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -334,15 +334,14 @@ def block(name: str) -> re.Pattern[str]:
     return re.compile(rf"<!-- {name} -->\n(.*?)\n?<!-- end of {name} -->", re.DOTALL)
 
 
-def main() -> None:
-    """Write every table of the README anew."""
-    text = README.read_text()
-    for name, make in TABLES.items():
-        written = f"<!-- {name} -->\n{make()}\n<!-- end of {name} -->"
-        text, count = block(name).subn(written.replace("\\", "\\\\"), text)
-        assert count == 1, f"the README has {count} tables named {name!r}"
-    README.write_text(text)
+def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """A page's text with every table made anew."""
+    for name, make in tables.items():
+        marked = f"<!-- {name} -->\n{make()}\n<!-- end of {name} -->"
+        text, count = block(name).subn(lambda _, marked=marked: marked, text)
+        assert count == 1, f"the page has {count} tables named {name!r}"
+    return text
 
 
 if __name__ == "__main__":
-    main()
+    README.write_text(with_tables(README.read_text(), TABLES))

@@ -7,7 +7,7 @@ from share_dist.core.steps import NUM_PROBES, PROBE_TOLERANCE
 from share_dist.errors import ShareError, TransportError
 from share_dist.wire import checks, chunks, messages, options, records, rotations, tensors
 from share_dist.wire.admin_messages import MAX_TOKEN_SUBSPACES
-from tests.house.readme_tables import ROOT, block, first_sentence, table
+from tests.house.readme_tables import ROOT, first_sentence, table, with_tables
 
 README = ROOT / "protos/README.md"
 
@@ -89,9 +89,4 @@ def _number(values: dict[str, int], name: str) -> str:
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    for title, make in TABLES.items():
-        text = block(title).sub(
-            lambda _, t=title, m=make: f"<!-- {t} -->\n{m()}\n<!-- end of {t} -->", text
-        )
-    README.write_text(text)
+    README.write_text(with_tables(README.read_text(), TABLES))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import worker
 from tests.coordinator.readme_tables import catalogue, families
-from tests.house.readme_tables import block
+from tests.house.readme_tables import with_tables
 from worker.metrics import ActorMetrics
 from worker.progress import WorkerEvent
 
@@ -18,11 +18,7 @@ TABLES = {
 
 def written(text: str) -> str:
     """A README's text with every table made anew."""
-    for name, make in TABLES.items():
-        marked = f"<!-- {name} -->\n{make()}\n<!-- end of {name} -->"
-        text, count = block(name).subn(lambda _, marked=marked: marked, text)
-        assert count == 1, f"the README has {count} tables named {name!r}"
-    return text
+    return with_tables(text, TABLES)
 
 
 if __name__ == "__main__":

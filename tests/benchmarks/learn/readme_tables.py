@@ -1,0 +1,184 @@
+"""
+The tables of what was learnt: `python -m tests.benchmarks.learn.readme_tables` writes them.
+
+Each folder beside this file is what `share-dist bench learn SUITE --output FOLDER` left there, without the adapters.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.house.readme_tables import table, with_tables
+from worker.bench.report import markdown, tables
+
+FOLDER = Path(__file__).parent
+README = FOLDER / "README.md"
+
+Summary = Mapping[str, Any]
+
+
+def summary_of(name: str) -> Summary:
+    """What is committed of a suite."""
+    found: Summary = json.loads((FOLDER / name / "summary.json").read_text())
+    return found
+
+
+def everything(name: str) -> str:
+    """All tables of a suite's report."""
+    summary = summary_of(name)
+    parts = [f"**{title}**\n\n{markdown(rows)}" for title, rows in tables(summary).items()]
+    if summary["missing"]:
+        parts.append(f"{summary['missing']} cells are not computed yet.")
+    return "\n\n".join(parts)
+
+
+def of_title(name: str, beginning: str) -> str:
+    """One table of a suite's report, by how its title begins."""
+    found = tables(summary_of(name))
+    return markdown(next(rows for title, rows in found.items() if title.startswith(beginning)))
+
+
+def wanted(name: str) -> str:
+    """What was wanted of a suite, and what was found."""
+    summary = summary_of(name)
+    rows = [each for make in WANTED if (each := make(summary)) is not None]
+    return table(["what", "wanted", "found", ""], rows)
+
+
+Row = tuple[str, str, str, str]
+
+
+def _verdict(*, is_reached: bool) -> str:
+    return "reached" if is_reached else "*not reached*"
+
+
+def _final(summary: Summary) -> Row | None:
+    found = summary["comparisons"]["of_lora"].get("share")
+    if found is None:
+        return None
+    said = f"{found['mean']:.4f} ± {found['deviation']:.4f}"
+    return (
+        "`share`: mean final score, to that of each task's own tuned LoRA",
+        "≥ 0.99",
+        said,
+        _verdict(is_reached=found["mean"] >= 0.99),
+    )
+
+
+def _kept(summary: Summary) -> Row | None:
+    share, methods = summary["methods"].get("share"), summary["methods"]
+    if not share or not share["runs"]:
+        return None
+    change = share["scores"]["backward_transfer"]
+    learnt, gained = 0, 0
+    for task_id in summary["order"]:
+        frozen, lora = (methods[name]["tasks"][task_id] for name in ("frozen", "lora"))
+        ours = sum(run["learnt"][task_id] for run in share["runs"]) / len(share["runs"])
+        if lora > frozen:
+            learnt += 1
+            gained += ours - frozen >= 0.95 * (lora - frozen)
+    said = f"{change:+.4f}; {gained} of {learnt} tasks that a LoRA gains on"
+    return (
+        "`share`: backward transfer, and tasks learnt to 0.95 of their LoRA's gain over the frozen model",
+        "≥ -0.003; all",
+        said,
+        _verdict(is_reached=change >= -0.003 and gained == learnt),
+    )
+
+
+def _bytes(summary: Summary, precision: str | None, share: float) -> Row | None:
+    settled, lora = summary["methods"].get(SETTLED), summary["bytes"]["tasks"].get("lora")
+    if not settled or not settled["by_seed"] or lora is None:
+        return None
+    reference = summary["comparisons"]["of_lora"][SETTLED]
+    lora_mean = sum(summary["methods"]["lora"]["by_seed"]) / len(reference["by_seed"])
+    if precision is None:
+        sent, scores = settled["adapter_bytes"], settled["by_seed"]
+    elif precision in settled["in_fewer_bits"]:
+        found = settled["in_fewer_bits"][precision]
+        sent, scores = found["adapter_bytes"], found["by_seed"]
+    else:
+        return None
+    points = 100 * (sum(scores) / len(scores) - lora_mean)
+    head = summary["bytes"]["head"]
+    said = (
+        f"1/{lora['stored'] / sent:.1f} ({(sent + head) / (lora['stored'] + head):.3f} with heads) "
+        f"at {points:+.2f} points"
+    )
+    return (
+        f"`{SETTLED}`, what is sent once the subspace has settled, in {precision or 'fp32'}, to a rank-8 LoRA",
+        f"≤ 1/{1 / share:.0f} at ≥ -0.2 points",
+        said,
+        _verdict(is_reached=sent / lora["stored"] <= share and points >= -0.2),
+    )
+
+
+def _in_all(summary: Summary) -> Row | None:
+    found = summary["bytes"]["in_all"]
+    if not {"share", "lora"} <= found.keys():
+        return None
+    at = summary["bytes"]["num_tasks"].index(10)
+    ratio = found["share"][at] / found["lora"][at]
+    return (
+        "`share`: bytes in all of 10 tasks, bases and heads included, to 10 LoRAs",
+        "< 1",
+        f"{ratio:.3f}",
+        _verdict(is_reached=ratio < 1),
+    )
+
+
+def _few(summary: Summary) -> Row | None:
+    comparisons = summary["comparisons"]
+    over_lora, over_random = (
+        comparisons[each].get("eigenlorax") for each in ("few_over_lora", "few_over_random")
+    )
+    if over_lora is None or over_random is None:
+        return None
+    said = "; ".join(
+        f"{each['mean']:+.4f} ± {each['deviation']:.4f}" for each in (over_lora, over_random)
+    )
+    both = all(each["mean"] > each["deviation"] for each in (over_lora, over_random))
+    return (
+        f"`eigenlorax` from {summary['few_rows']} rows: gain over a LoRA; over the random subspace",
+        "both beyond the spread",
+        said,
+        _verdict(is_reached=both),
+    )
+
+
+def _async(summary: Summary) -> Row | None:
+    found = summary["comparisons"]["async_less_share"]
+    if found is None:
+        return None
+    low, high = found["interval"]
+    return (
+        "`share-async` less `share`: 95 % interval of the paired difference, in points",
+        "inside ±1",
+        f"{100 * low:+.2f} to {100 * high:+.2f}",
+        _verdict(is_reached=low > -0.01 and high < 0.01),
+    )
+
+
+SETTLED = "eigenlorax"
+
+WANTED: tuple[Callable[[Summary], Row | None], ...] = (
+    _final,
+    _kept,
+    partial(_bytes, precision=None, share=1 / 12),
+    partial(_bytes, precision="int8", share=1 / 40),
+    partial(_bytes, precision="int4", share=1 / 40),
+    _in_all,
+    _few,
+    _async,
+)
+
+TABLES: dict[str, Callable[[], str]] = {
+    "text wanted": partial(wanted, "text"),
+    "text": partial(everything, "text"),
+}
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(), TABLES))
