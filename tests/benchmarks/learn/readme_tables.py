@@ -177,6 +177,7 @@ WANTED: tuple[Callable[[Summary], Row | None], ...] = (
 TABLES: dict[str, Callable[[], str]] = {
     "text wanted": partial(wanted, "text"),
     "text": partial(everything, "text"),
+    "images small": partial(of_title, "images-small", "accuracy by task"),
 }
 
 
