@@ -178,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "text wanted": partial(wanted, "text"),
     "text": partial(everything, "text"),
     "images small": partial(of_title, "images-small", "accuracy by task"),
+    "generation small": partial(everything, "generation-small"),
 }
 
 
