@@ -1,5 +1,6 @@
 """The learner: from the description of one task to the update that says what was learnt."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch import nn
 from share_dist.adapters import InjectedModel
 from share_dist.core.metrics import lora_bytes
 from share_dist.core.values import Subspace, TaskUpdate
+from share_dist.errors import TrainingDiverged
 from share_dist.wire.records import PulledTask
 from worker.backbone import Backbone
 from worker.baselines import LORA_RANK, lora_baseline
@@ -141,8 +143,13 @@ class Learner:
         lesson = replace(self._lesson(prepared), settings=settings)
         before = lesson.score(head)
         hooks = Hooks(before_step=self.before_step, on_step=self._pace(injected))
-        state = train(lesson, trainee_of(injected, task.id, settings), head, hooks=hooks)
-        is_pushed = state.best_score >= before
+        try:
+            after = train(
+                lesson, trainee_of(injected, task.id, settings), head, hooks=hooks
+            ).best_score
+        except TrainingDiverged:  # the task is merged as it was, and stays so
+            after = -math.inf
+        is_pushed = after >= before
         if is_pushed:
             scores = self.evaluate(prepared, head)
             update = self._make_update(prepared, injected, head, scores)
@@ -154,7 +161,7 @@ class Learner:
             version=injected.subspace.version,
             metric=prepared.simplest.metric,
             before=before,
-            after=state.best_score,
+            after=after if math.isfinite(after) else None,
             is_pushed=is_pushed,
         )
         return is_pushed

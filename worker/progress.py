@@ -60,7 +60,7 @@ class WorkerEvent(str, enum.Enum):
     TASK_RESCORED = "task_rescored"
     """``task_id``, ``version``, ``metric``, ``score``, ``lag``, ``drift``."""
     TASK_REFINED = "task_refined"
-    """Trained once more in the version that has it: ``task_id``, ``version``, ``metric``, ``before`` and ``after`` on validation rows, ``is_pushed``."""
+    """Trained once more in the version that has it: ``task_id``, ``version``, ``metric``, ``before`` and ``after`` on validation rows (null where training diverged), ``is_pushed``."""
     LEASE_RENEWED = "lease_renewed"
     """The lease had ended and was taken anew: ``lease_epoch``."""
     LORA_SCORED = "lora_scored"

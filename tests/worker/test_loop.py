@@ -13,10 +13,12 @@ from share_dist.errors import (
     BaseVersionTooOld,
     LeaseExpired,
     StreamError,
+    TrainingDiverged,
     WorkerError,
 )
 from tests.coordinator.support import wait_until
 from tests.worker.fakes import FakeCoordinator
+from worker import learner
 from worker.loop import LoopOptions, Stopped, TaskLoop
 from worker.progress import WorkerEvent
 
@@ -391,6 +393,26 @@ def test_a_refined_task_is_pushed_once_wherever_the_worker_is_killed(
         learnt, refined = coordinator.updates.values()
         assert results.task("mood").update_id == refined.update_id != learnt.update_id
         assert results.task("mood").final_version == 2
+
+
+def test_a_refinement_that_diverges_leaves_the_task_as_it_was_merged(
+    make_loop, make_stream, coordinator, monkeypatch
+):
+    """The worker ends well, tells of it, and has pushed the task once."""
+    learn, lessons = learner.train, []
+
+    def train(lesson, *arguments, **options):
+        lessons.append(lesson)
+        if len(lessons) > 1:
+            raise TrainingDiverged("loss nan", task_id="mood", step=0)
+        return learn(lesson, *arguments, **options)
+
+    monkeypatch.setattr(learner, "train", train)
+    recorder = Recorder()
+    make_loop(make_stream("mood", training=REFINED), recorder).run()
+    (told,) = recorder.named(WorkerEvent.TASK_REFINED)
+    assert (told["after"], told["is_pushed"]) == (None, False)
+    assert len(coordinator.updates) == 1
 
 
 class FullDisk:
