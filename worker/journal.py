@@ -13,6 +13,7 @@ from worker.objective import Scores
 from worker.progress import Emit
 from worker.results import TaskResult, WorkerResults
 from worker.stream import TaskStream
+from worker.training_state import TrainingState
 
 
 class Journal:
@@ -75,7 +76,7 @@ class Journal:
             self.put(self.of(task_id).model_copy(update=fields))
 
     def note_learnt(
-        self, update: TaskUpdate, scores: Scores, best_epoch: int, seconds: dict[str, float]
+        self, update: TaskUpdate, scores: Scores, state: TrainingState, seconds: dict[str, float]
     ) -> None:
         """Training of a task has ended with this update."""
         size = update_bytes(update)
@@ -85,7 +86,8 @@ class Journal:
             learnt_scores=scores.to_dict(),
             update_id=update.update_id,
             base_version=update.base_version,
-            best_epoch=best_epoch,
+            best_epoch=state.best_epoch,
+            validation=state.best_score,
             adapter_bytes=size.adapter,
             head_bytes=size.head,
             seconds=seconds,

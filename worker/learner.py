@@ -106,7 +106,7 @@ class Learner:
         scores = self.evaluate(prepared, head)
         laps.end("score")
         update = self._make_update(prepared, injected, head, scores)
-        self.journal.note_learnt(update, scores, state.best_epoch, laps.seconds)
+        self.journal.note_learnt(update, scores, state, laps.seconds)
         self._keep(update, injected, checkpoint)
         self.journal.emit(
             WorkerEvent.TASK_LEARNT,

@@ -38,7 +38,7 @@ class TaskResult(BaseModel):
     ``frozen`` of the frozen model with a trained head, ``learnt`` when training
     ended, ``history`` under later versions as the coordinator serves them, ``lora``
     of the task's own rank-8 LoRA where that was asked for. ``lag``, ``angle``,
-    ``truncation`` and ``drift`` are the coordinator's.
+    ``truncation`` and ``drift`` are the coordinator's. ``validation`` is the best score on the task's validation rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,6 +70,7 @@ class TaskResult(BaseModel):
     truncation: float | None = None
     drift: float | None = None
     best_epoch: int | None = None
+    validation: float | None = None
     adapter_bytes: int | None = None
     head_bytes: int | None = None
     lora_bytes: int

@@ -35,6 +35,7 @@ class Method:
         training: What it changes of the suite's section ``[training]``.
         keeping: What holds former tasks while another is learnt in the same weights, as
             `worker.bench.keepers` has it; empty: nothing.
+        rates_of: The method whose best rate it takes; empty: its own.
         peft: Its configuration in `peft`, given the adapted layers; None where `peft` has none.
     """
 
@@ -49,6 +50,7 @@ class Method:
     is_warm: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     keeping: Keeping = ""
+    rates_of: str = ""
     peft: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
 
     @property
@@ -103,6 +105,12 @@ _LORA_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 _STREAM_RATES = _LORA_RATES[:3]
 _COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 _GRADIENT = {"start": "gradient"}
+_SHARE_RATES = (2e-2, 3e-2, 5e-2)
+
+
+def _variant_of_share(name: str, about: str, **training: Any) -> Method:
+    return Method(name, about, "stream", rates_of="share", training=training)
+
 
 METHODS = {
     each.name: each
@@ -246,18 +254,31 @@ METHODS = {
             "share",
             "all tasks in one shared subspace, one after another: what this project does",
             "stream",
+            _SHARE_RATES,
             source="Share, arXiv 2602.06043",
         ),
-        Method(
+        _variant_of_share(
             "share-gradient",
             "the same, each task's coefficients and temporary factors started from its first gradient",
-            "stream",
-            training=_GRADIENT,
+            **_GRADIENT,
         ),
-        Method(
+        _variant_of_share(
+            "share-wide",
+            "as `share`, with eight temporary factors a side, as many as a LoRA has",
+            num_temporary=8,
+        ),
+        _variant_of_share(
+            "share-refined",
+            "as `share`, each task trained for one more pass in the version that has all of them",
+            refine_epochs=1,
+        ),
+        _variant_of_share(
             "share-async",
             "as `share`, by four workers at once, none of which waits for another",
-            "stream",
+        ),
+        _variant_of_share(
+            "share-late",
+            "as `share`, by four workers far behind: each task is learnt in the version of eight merges before its own",
         ),
         Method(
             "joint",

@@ -40,7 +40,10 @@ class Plan:
     def count(self) -> tuple[int, int]:
         """How many cells are done, and how many there are in all."""
         done = sum(self._folder.load(work.cell) is not None for work in self._known())
-        return done, sum(map(self._num_cells, self._methods))
+        tuned = {each.name: each for each in map(self._tuned, self._methods)}
+        return done, sum(map(self._num_cells, self._methods)) + sum(
+            map(self._num_searched, tuned.values())
+        )
 
     def chosen(self, method: str, task_id: str, seed: int, rows: int | None = None) -> Cell | None:
         """
@@ -49,10 +52,10 @@ class Plan:
         Raises:
             WorkerError: No rate that was tried came to an end.
         """
-        known = self._suite.method(method)
-        rates = known.rates or (None,)
-        rate = rates[0] if len(rates) == 1 else self._best_rate(known, rows)
-        if rate is None and known.rates:
+        tuned = self._suite.tuned(method)
+        rates = tuned.rates or (None,)
+        rate = rates[0] if len(rates) == 1 else self._best_rate(tuned, rows)
+        if rate is None and tuned.rates:
             return None
         return Cell(method, seed, task_id, rate, rows)
 
@@ -86,12 +89,21 @@ class Plan:
         """Tasks of its cells; an empty one is the stream."""
         return [""] if method.scope == "stream" else self._suite.task_ids
 
+    def _tuned(self, method: Method) -> Method:
+        return self._suite.tuned(method.name)
+
     def _num_cells(self, method: Method) -> int:
-        """Cells of a method: the search, and every task and seed that the search has not computed."""
-        searched = len(self._suite.search_tasks) if method.scope == "task" else 1
-        search = searched * (len(method.rates) - 1) if len(method.rates) > 1 else 0
-        each = len(self._tasks(method)) * self._suite.settings.seeds + search
+        """Cells of a method: every task and seed."""
+        each = len(self._tasks(method)) * self._suite.settings.seeds
         return each * len(self._variants(method))
+
+    def _num_searched(self, method: Method) -> int:
+        """Cells of a method's search that are not among those of its tasks and seeds."""
+        if len(method.rates) < 2:
+            return 0
+        is_asked_for = method.name in self._suite.settings.methods
+        each = len(self._suite.search_tasks) if method.scope == "task" else 1
+        return (len(method.rates) - is_asked_for) * each * len(self._variants(method))
 
     def _search(self, method: Method, rate: float, rows: int | None) -> list[Cell]:
         tasks = [""] if method.scope == "stream" else self._suite.search_tasks
@@ -99,17 +111,20 @@ class Plan:
 
     def _known(self) -> Iterator[Work]:
         """All cells whose learning rate is known by now, each once."""
+        known: set[Cell] = set()
         for method in self._methods:
             for rows in self._variants(method):
-                for cell in dict.fromkeys(self._cells(method, rows)):
+                for cell in self._cells(method, rows):
                     sources = self._sources(method, cell)
-                    if sources is not None:
+                    if sources is not None and cell not in known:
+                        known.add(cell)
                         yield Work(cell, sources)
 
     def _cells(self, method: Method, rows: int | None) -> Iterator[Cell]:
-        if len(method.rates) > 1:
-            for rate in method.rates:
-                yield from self._search(method, rate, rows)
+        tuned = self._tuned(method)
+        if len(tuned.rates) > 1:
+            for rate in tuned.rates:
+                yield from self._search(tuned, rate, rows)
         for seed in range(self._suite.settings.seeds):
             for task_id in self._tasks(method):
                 cell = self.chosen(method.name, task_id, seed, rows)

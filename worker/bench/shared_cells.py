@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from share_dist.client import ShareClient
@@ -18,6 +19,7 @@ from share_dist.core.metrics import basis_bytes, coefficient_bytes
 from share_dist.errors import WorkerError
 from worker.backbone import Backbone
 from worker.bench.cell import Cell, Work
+from worker.bench.late import late
 from worker.bench.methods import METHODS
 from worker.bench.suite import Suite
 from worker.bench.task_free import served_tasks, task_free_scores
@@ -27,6 +29,7 @@ from worker.results import WorkerResults
 from worker.stream import TaskStream, write_stream
 
 ASYNC_WORKERS = 4
+LAG = 8
 START_SECONDS = 120.0
 
 
@@ -52,7 +55,8 @@ class SharedCells:
             tell: Told of every step, and of how many.
         """
         cell, began = work.cell, time.monotonic()
-        learn = self._by_many if cell.method == "share-async" else self._by_one
+        ways = {"share-async": self._by_many, "share-late": self._by_late_ones}
+        learn = ways.get(cell.method, self._by_one)
         with (
             tempfile.TemporaryDirectory(prefix="share-dist-bench-") as folder,
             _coordinator(Path(folder), self.suite) as address,
@@ -68,6 +72,7 @@ class SharedCells:
             "final": {each: tasks[each].final for each in order},
             "scores": {each: tasks[each].history[-1].scores for each in order},
             "learnt": {each: tasks[each].learnt for each in order},
+            "validation": fmean(tasks[each].validation or 0.0 for each in order),
             "lags": {each: tasks[each].lag for each in order},
             "drifts": {each: tasks[each].drift for each in order},
             "sent_bytes": {each: tasks[each].adapter_bytes for each in order},
@@ -131,9 +136,39 @@ class SharedCells:
         loaded = [WorkerResults.load(folder / path.stem) for path in files]
         return [each for each in loaded if each is not None]
 
+    def _by_late_ones(
+        self, cell: Cell, address: str, folder: Path, tell: Callable[[int, int], None]
+    ) -> list[WorkerResults]:
+        """Four workers in turn, each of whose tasks is learnt in the version of ``LAG`` merges before."""
+        order, own = self.suite.order(cell.seed), LoopOptions(resume=True)
+        streams = [
+            self._stream(cell, f"worker-{number % ASYNC_WORKERS}", [task_id])
+            for number, task_id in enumerate(order)
+        ]
+        for number, (task_id, stream) in enumerate(zip(order, streams, strict=True)):
+            with ShareClient(address) as client:
+                known = late(client, max(0, number - LAG))
+                TaskLoop(stream, self.backbone, known, folder / task_id).run()
+                client.pull(min_version=number + 1)
+            tell(number + 1, len(order))
+        results = []
+        for task_id, stream in zip(order, streams, strict=True):
+            with ShareClient(address) as client:
+                results.append(
+                    TaskLoop(stream, self.backbone, client, folder / task_id, own).rescore()
+                )
+        return results
+
     def _stream(self, cell: Cell, worker_id: str, task_ids: list[str]) -> TaskStream:
         stream = self.suite.stream
-        training = self.suite.training(METHODS[cell.method]).model_copy(update={"seed": cell.seed})
+        training = self.suite.training(METHODS[cell.method])
+        rate = training.learning_rate if cell.rate is None else cell.rate
+        rates = {
+            "learning_rate": rate,
+            "temporary_learning_rate": rate
+            * (training.temporary_learning_rate / training.learning_rate),
+        }
+        training = training.model_copy(update={"seed": cell.seed, **rates})
         tasks = tuple(self.suite.task(each) for each in task_ids)
         return TaskStream(stream.path, worker_id, stream.model, training, tasks)
 

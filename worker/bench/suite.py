@@ -93,6 +93,10 @@ class Suite:
         method = METHODS[name]
         return replace(method, rates=tuple(self.settings.rates.get(name, method.rates)))
 
+    def tuned(self, name: str) -> Method:
+        """The method whose search finds the learning rate of this one: itself, or the one that it is a variant of."""
+        return self.method(METHODS[name].rates_of or name)
+
     @property
     def search_tasks(self) -> list[str]:
         """Tasks on which learning rates are searched for."""
@@ -117,7 +121,7 @@ class Suite:
     def small(self) -> "Suite":
         """The same, small enough for minutes on two cores: each method's middle learning rate is taken, and none searched for."""
         small = self.settings.small
-        tried = {name: self.method(name).rates for name in small.methods}
+        tried = {each.name: each.rates for each in map(self.tuned, small.methods)}
         limits = {"max_train": small.max_train, "max_test": small.max_test}
         tasks = tuple(self.task(each).model_copy(update=limits) for each in small.tasks)
         training = self.stream.training.model_copy(update={"epochs": small.epochs})

@@ -1,5 +1,7 @@
 """Suites of images and of completions go through every kind of cell, as suites of texts do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -136,11 +138,13 @@ def test_one_adapter_learns_all_tasks_whatever_heads_they_have(cells, name):
 @pytest.mark.system
 def test_tasks_share_a_subspace_and_say_all_their_scores(cells):
     """A real coordinator merges all three, and the summary says each score of each task beside the one it is compared by."""
-    outcome = SharedCells(cells.suite, cells.backbone).compute(Work(Cell("share", 0)), silent)
+    cell = Cell("share", 0, rate=METHODS["share"].rates[0])
+    outcome = SharedCells(cells.suite, cells.backbone).compute(Work(cell), silent)
     metric, names = METRICS[kind_of(cells)]
     assert outcome["versions"][-1]["version"] == len(TASKS)
     assert all(outcome["scores"][each][metric] == outcome["final"][each] for each in TASKS)
-    cells.folder.save(Cell("share", 0), outcome)
+    for rate in METHODS["share"].rates:
+        cells.folder.save(replace(cell, rate=rate), outcome)
     for each in TASKS:
         learn(cells, "frozen", each)
     summary = summarise(cells.suite, cells.folder)
@@ -157,3 +161,14 @@ def test_tasks_share_a_subspace_and_say_all_their_scores(cells):
         assert [line[0] for line in lines] == list(TASKS)
         assert lines[0][-1] == f"{outcome['scores']['first'][name]:.3f}"
     assert f"{metric} by task" in shown
+
+
+@pytest.mark.system
+def test_late_workers_learn_in_versions_that_are_long_past(cells):
+    """Each task begins in version 0, however many were merged before it; nothing of them is lost."""
+    work = Work(Cell("share-late", 0, rate=2e-2))
+    outcome = SharedCells(cells.suite, cells.backbone).compute(work, silent)
+    assert outcome["lags"] == {each: number for number, each in enumerate(TASKS)}
+    assert [each["num_factors"] for each in outcome["versions"]] == [2, 4, 4]
+    assert outcome["final"].keys() == set(TASKS)
+    assert outcome["learnt"].keys() == set(TASKS)

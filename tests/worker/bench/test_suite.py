@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from share_dist.errors import ConfigError, StreamError
-from worker.bench.cell import CellFolder
+from worker.bench.cell import Cell, CellFolder
 from worker.bench.methods import METHODS
-from worker.bench.plan import Plan
+from worker.bench.plan import SEARCH_SEED, Plan
 from worker.bench.runner import lesson_of
 from worker.bench.suite import read_suite, suite_names
 from worker.stream import read_stream, write_stream
@@ -94,7 +94,9 @@ def test_a_suite_may_try_learning_rates_of_its_own(make_suite, tmp_path):
     assert searched == wanted
 
 
-@pytest.mark.parametrize("line", ["loora = [1e-4]", "share = [1e-4]", "lora = []", "lora = [0.0]"])
+@pytest.mark.parametrize(
+    "line", ["loora = [1e-4]", "share-late = [1e-4]", "lora = []", "lora = [0.0]"]
+)
 def test_rates_that_cannot_be_searched_are_refused(make_suite, line):
     """A method that is not known or has no search, no rate at all and a rate of zero are told."""
     path = make_suite("lora").stream.path
@@ -103,3 +105,23 @@ def test_rates_that_cannot_be_searched_are_refused(make_suite, line):
     )
     with pytest.raises(ConfigError, match="rates"):
         read_suite(str(path), list(METHODS))
+
+
+@pytest.mark.parametrize("methods", [("share", "share-late"), ("share-late", "share-wide")])
+def test_variants_of_share_take_its_rate(make_suite, tmp_path, methods):
+    """The search of `share` is done once for all of its variants, also where it is not asked for itself."""
+    suite = make_suite(*methods)
+    rates = METHODS["share"].rates
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    plan = Plan(suite, folder)
+    searched = [Cell("share", SEARCH_SEED, rate=rate) for rate in rates]
+    assert [work.cell for work in plan.ready()] == searched
+    for cell, validation in zip(searched, (0.7, 0.9, 0.8), strict=True):
+        folder.save(cell, {"validation": validation})
+    done, total = plan.count()
+    assert done == len(rates)
+    chosen = [Cell(name, seed, rate=rates[1]) for name in methods for seed in range(2)]
+    assert [work.cell for work in plan.ready()] == [each for each in chosen if each not in searched]
+    for work in plan.ready():
+        folder.save(work.cell, {})
+    assert plan.count() == (total, total)

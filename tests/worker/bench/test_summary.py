@@ -5,6 +5,7 @@ import pytest
 
 from worker.bench.cell import Cell, CellFolder
 from worker.bench.methods import METHODS
+from worker.bench.plan import SEARCH_SEED
 from worker.bench.report import markdown, render, tables
 from worker.bench.runner import lesson_of
 from worker.bench.seeds import interval, mean_of
@@ -33,6 +34,14 @@ def fill(suite, folder, method, gain=0.0, rows=None):
                 folder.save(Cell(method, seed, task_id, rate, rows), outcome)
 
 
+def keep_stream(folder, name, seed, outcome):
+    """Keep the outcome of a stream with `share` or a variant, whose search found the first rate."""
+    first, *others = METHODS["share"].rates
+    for rate in others:
+        folder.save(Cell("share", SEARCH_SEED, rate=rate), {"validation": 0.0})
+    folder.save(Cell(name, seed, rate=first), {"validation": 1.0} | outcome)
+
+
 def stream_outcome(order):
     matrix = [[0.9, None, None], [0.8, 0.7, None], [0.8, 0.6, 0.7]]
     return {
@@ -56,7 +65,7 @@ def filled(make_suite, tmp_path):
     fill(suite, folder, "frozen")
     fill(suite, folder, "lora", gain=0.1)
     for seed in range(2):
-        folder.save(Cell("share", seed), stream_outcome(suite.order(seed)))
+        keep_stream(folder, "share", seed, stream_outcome(suite.order(seed)))
     return suite, folder
 
 
@@ -135,7 +144,7 @@ def test_forward_transfer_is_told_where_the_next_task_was_scored(filled):
         outcome = stream_outcome(suite.order(seed))
         outcome["matrix"] = [[0.9, 0.6, None], [0.8, 0.7, 0.4], [0.8, 0.6, 0.7]]
         outcome["before"] = dict(zip(outcome["order"], (0.5, 0.5, 0.6), strict=True))
-        folder.save(Cell("share", seed), outcome)
+        keep_stream(folder, "share", seed, outcome)
     summary = summarise(suite, folder)
     found = summary["methods"]["share"]["scores"]["forward_transfer"]
     assert found == pytest.approx((0.6 - 0.5 + 0.4 - 0.6) / 2)
@@ -182,10 +191,10 @@ def test_workers_at_once_are_compared_seed_by_seed(make_suite, tmp_path):
     folder = CellFolder(tmp_path / "bench", lesson_of(suite))
     for seed in range(2):
         outcome = stream_outcome(suite.order(seed))
-        folder.save(Cell("share", seed), outcome)
+        keep_stream(folder, "share", seed, outcome)
         assert summarise(suite, folder)["comparisons"]["async_less_share"] is None
         final = {name: each - 0.01 * (seed + 1) for name, each in outcome["final"].items()}
-        folder.save(Cell("share-async", seed), outcome | {"final": final, "matrix": None})
+        keep_stream(folder, "share-async", seed, outcome | {"final": final, "matrix": None})
     found = summarise(suite, folder)["comparisons"]["async_less_share"]
     assert found["by_seed"] == pytest.approx([-0.01, -0.02])
     assert found["interval"] == pytest.approx(interval([-0.01, -0.02]))
@@ -227,12 +236,12 @@ def test_task_free_use_is_shown_where_it_was_measured(filled):
         "abstained": 0.05,
         "calibration_error": 0.02,
     }
-    folder.save(Cell("share", 0), stream_outcome(suite.order(0)) | {"task_free": found})
+    keep_stream(folder, "share", 0, stream_outcome(suite.order(0)) | {"task_free": found})
     summary = summarise(suite, folder)
     assert summary["methods"]["share"]["task_free"]["choice"]["by_seed"] == [0.9]
     assert tables(summary)[title][1] == [["share", "300", "0.900", "0.050", "-", "-", "0.020"]]
     answered = found | {"choice": 0.8, "oracle": 0.85, "routed": 0.75}
-    folder.save(Cell("share", 1), stream_outcome(suite.order(1)) | {"task_free": answered})
+    keep_stream(folder, "share", 1, stream_outcome(suite.order(1)) | {"task_free": answered})
     (line,) = tables(summarise(suite, folder))[title][1]
     assert line[2:] == ["0.850 ± 0.071", "0.050 ± 0.000", "0.850", "0.750", "0.020 ± 0.000"]
 
