@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
+from share_dist.adapters.diffusers_lora import WEIGHTS_FILE, read_diffusers_lora
 from share_dist.adapters.files import read_tensors, require_keys, write_tensors
+from share_dist.adapters.peft_config import PeftConfig, factors_of, require_representable
 from share_dist.core.subspace import reconstruct, subspace_from_factors, update_from_factors
 from share_dist.core.values import (
     Coefficients,
@@ -36,63 +36,9 @@ from share_dist.core.values import (
 from share_dist.errors import AdapterFormatError, NotFinite, RankTooLarge
 from share_dist.files import write_file
 
-NumberT = TypeVar("NumberT", int, float)
-
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
-
-WITHOUT_EFFECT = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "eva_config",
-    "exclude_modules",
-    "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-}
-"""Options that do not change what saved tensors mean: they choose, start or describe."""
-
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""``init_lora_weights`` that leave the base weights alone; others mean a changed base."""
-
-
-class _PeftConfig(BaseModel):
-    """What of ``adapter_config.json`` decides how the tensors are read; the rest is extra."""
-
-    model_config = ConfigDict(extra="allow")
-
-    peft_type: Literal["LORA"]
-    r: PositiveInt = 8
-    lora_alpha: float = 8
-    use_rslora: bool = False
-    rank_pattern: dict[str, PositiveInt] | None = None
-    alpha_pattern: dict[str, float] | None = None
-    fan_in_fan_out: bool = False
-    modules_to_save: list[str] | None = None
-    bias: str = "none"
-    init_lora_weights: bool | str = True
-    base_model_name_or_path: str | None = None
-    task_type: str | None = None
-
-    def rank_of(self, layer: str) -> int:
-        return _of_layer(self.rank_pattern, layer, self.r)
-
-    def scale_of(self, layer: str) -> float:
-        rank = self.rank_of(layer)
-        alpha = _of_layer(self.alpha_pattern, layer, self.lora_alpha)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 @dataclass(frozen=True)
@@ -126,10 +72,11 @@ class LoraAdapter:
 
 def load_lora(directory: str | Path) -> LoraAdapter:
     """
-    Read a PEFT LoRA directory.
+    Read a LoRA directory of PEFT, or one of diffusers.
 
     Any rank and ``lora_alpha``, rsLoRA, ``rank_pattern`` and ``alpha_pattern``,
-    ``fan_in_fan_out``, half precision (read into float32), ``modules_to_save``.
+    ``fan_in_fan_out``, half precision (read into float32), ``modules_to_save``. Where there is no
+    ``adapter_config.json`` and a ``pytorch_lora_weights.safetensors``, see ``read_diffusers_lora``.
 
     Raises:
         AdapterFormatError: A file is missing or damaged, a key is missing or
@@ -138,22 +85,10 @@ def load_lora(directory: str | Path) -> LoraAdapter:
         NotFinite: A tensor holds NaN or infinity.
     """
     directory = Path(directory)
-    config = _read_config(directory / CONFIG_FILE)
-    tensors, _ = read_tensors(_tensor_path(directory))
-    plain = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}
-    layers = _layer_names(plain)
-    modules = config.modules_to_save or []
-    head = _head_tensors(plain, modules)
-    require_keys(directory / TENSOR_FILE, _expected_keys(layers, head, modules), plain)
     try:
-        return LoraAdapter(
-            factors={name: _factors(plain, name, config, directory) for name in layers},
-            head={name: tensor.float() for name, tensor in head.items()},
-            metadata={
-                "base_model": config.base_model_name_or_path or "",
-                "task_type": config.task_type or "",
-            },
-        )
+        if _is_of_diffusers(directory):
+            return LoraAdapter(read_diffusers_lora(directory / WEIGHTS_FILE))
+        return _load_peft(directory)
     except NotFinite as error:
         raise NotFinite(f"{directory}: {error.message}", **error.details) from error
 
@@ -314,32 +249,47 @@ def update_from_lora(
     return replace(update, head=Head(tensors=adapter.head))
 
 
-def _read_config(path: Path) -> _PeftConfig:
+def is_lora(directory: Path) -> bool:
+    """Whether a folder looks like one that ``load_lora`` reads."""
+    return (directory / CONFIG_FILE).exists() or _is_of_diffusers(directory)
+
+
+def _is_of_diffusers(directory: Path) -> bool:
+    return not (directory / CONFIG_FILE).exists() and (directory / WEIGHTS_FILE).is_file()
+
+
+def _load_peft(directory: Path) -> LoraAdapter:
+    config = _read_config(directory / CONFIG_FILE)
+    tensors, _ = read_tensors(_tensor_path(directory))
+    plain = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}
+    layers = _layer_names(plain)
+    modules = config.modules_to_save or []
+    head = _head_tensors(plain, modules)
+    require_keys(directory / TENSOR_FILE, _expected_keys(layers, head, modules), plain)
+    pairs = {name: [plain[f"{name}.lora_{side}.weight"] for side in "AB"] for name in layers}
+    return LoraAdapter(
+        factors={
+            name: factors_of(down, up, name, config, directory)
+            for name, (down, up) in pairs.items()
+        },
+        head={name: tensor.float() for name, tensor in head.items()},
+        metadata={
+            "base_model": config.base_model_name_or_path or "",
+            "task_type": config.task_type or "",
+        },
+    )
+
+
+def _read_config(path: Path) -> PeftConfig:
     try:
-        config = _PeftConfig.model_validate_json(path.read_text())
+        config = PeftConfig.model_validate_json(path.read_text())
     except (OSError, ValueError) as error:
         raise AdapterFormatError(
             f"{path} is no config of a PEFT LoRA adapter ({error}): give a directory that PEFT wrote",
             path=str(path),
         ) from error
-    _require_representable(config, path)
+    require_representable(config, path)
     return config
-
-
-def _require_representable(config: _PeftConfig, path: Path) -> None:
-    extra = config.model_extra or {}
-    refused = {name: value for name, value in extra.items() if value and name not in WITHOUT_EFFECT}
-    if config.bias != "none":
-        refused["bias"] = config.bias
-    if config.init_lora_weights not in PLAIN_STARTS:
-        refused["init_lora_weights"] = config.init_lora_weights
-    if refused:
-        options = ", ".join(f"{name}={value!r}" for name, value in sorted(refused.items()))
-        raise AdapterFormatError(
-            f"{path} sets {options}, which two factors per layer cannot say: "
-            "train it as plain LoRA, or convert it",
-            path=str(path),
-        )
 
 
 def _tensor_path(directory: Path) -> Path:
@@ -374,33 +324,6 @@ def _expected_keys(
     of_layers = {f"{name}.lora_{side}.weight" for name in layers for side in "AB"}
     of_head = head.keys() or {f"{name}.*" for name in modules}
     return (of_layers or {"*.lora_A.weight"}) | of_head
-
-
-def _factors(
-    tensors: Mapping[str, Tensor], name: str, config: _PeftConfig, directory: Path
-) -> LayerFactors:
-    down, up = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-    rank = config.rank_of(name)
-    if down.ndim != 2 or up.ndim != 2 or not down.shape[0] == up.shape[1] == rank:
-        raise AdapterFormatError(
-            f"{directory}: layer {name!r} has lora_A {tuple(down.shape)} and lora_B "
-            f"{tuple(up.shape)}, its config says rank {rank}: need ({rank}, in) and (out, {rank}); "
-            "only linear layers can be read",
-            path=str(directory),
-        )
-    scale = config.scale_of(name)
-    root = math.sqrt(abs(scale))
-    return LayerFactors(
-        (down.float().mT * root).contiguous(), up.float() * math.copysign(root, scale)
-    )
-
-
-def _of_layer(pattern: Mapping[str, NumberT] | None, layer: str, default: NumberT) -> NumberT:
-    """Look a layer up as PEFT does: the first pattern that matches the end of its name."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", layer):
-            return value
-    return default
 
 
 def _require_writable(adapter: LoraAdapter, directory: Path) -> None:

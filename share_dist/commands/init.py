@@ -36,7 +36,7 @@ class MetricChoice(str, enum.Enum):
 
 
 def init(
-    adapters: Annotated[list[Path], typer.Argument(help="PEFT LoRA directories, of any ranks, or folders that hold some; each becomes the task of its folder's name.", exists=True, file_okay=False)],
+    adapters: Annotated[list[Path], typer.Argument(help="LoRA directories of PEFT or diffusers, of any ranks, or folders that hold some; each becomes the task of its folder's name.", exists=True, file_okay=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make: subspace.safetensors, and a file per task in tasks/.")],
     num_factors: Annotated[int, typer.Option("--num-factors", "-k", min=1, help="Principal factors of each side.")] = 32,
     energy: Annotated[float | None, typer.Option("--energy", help="Keep fewer where that explains this share of the energy, 0 to 1.")] = None,
@@ -174,15 +174,16 @@ def _folders(given: Sequence[Path]) -> dict[str, Path]:
 
 
 def _within(path: Path) -> list[Path]:
-    from share_dist.adapters.lora import CONFIG_FILE
+    from share_dist.adapters.diffusers_lora import WEIGHTS_FILE
+    from share_dist.adapters.lora import CONFIG_FILE, is_lora
 
-    if (path / CONFIG_FILE).exists():
+    if is_lora(path):
         return [path]
-    found = sorted(each.parent for each in path.glob(f"*/{CONFIG_FILE}"))
+    found = sorted(each for each in path.iterdir() if is_lora(each))
     if not found:
         raise ConfigError(
-            f"{path} holds no adapters: neither it nor a folder in it has an {CONFIG_FILE}; give "
-            "directories that PEFT wrote, or a folder of such directories",
+            f"{path} holds no adapters: neither it nor a folder in it has an {CONFIG_FILE} "
+            f"or a {WEIGHTS_FILE}; give directories that PEFT or diffusers wrote, or a folder of such directories",
             key="adapters",
         )
     return found

@@ -33,7 +33,7 @@ class Contents:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="PEFT LoRA directory, or a file that `share-dist pull` wrote.", exists=True)],
+    path: Annotated[Path, typer.Argument(help="LoRA directory of PEFT or diffusers, or a file that `share-dist pull` wrote.", exists=True)],
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -87,7 +87,7 @@ def _adapter(path: Path) -> Contents:
         }
         for name, layer in lora.factors.items()
     ]
-    return Contents("PEFT LoRA", facts, layers)
+    return Contents("LoRA", facts, layers)
 
 
 def _task(path: Path) -> Contents:

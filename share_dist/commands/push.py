@@ -40,7 +40,7 @@ TAKEN = ("pending", "merged")
 
 @connecting
 def push(
-    adapter: Annotated[Path, typer.Argument(help="PEFT LoRA directory, trained anywhere, of any rank.", exists=True, file_okay=False)],
+    adapter: Annotated[Path, typer.Argument(help="LoRA directory of PEFT or diffusers, trained anywhere, of any rank.", exists=True, file_okay=False)],
     task: Annotated[str | None, typer.Option("--task", help="What to call the task; a task of that name is replaced. [default: the folder's name]")] = None,
     worker: WorkerOption = None,
     model: ModelOption = None,
@@ -61,7 +61,7 @@ def push(
 
 @connecting
 def import_(
-    adapters: Annotated[list[Path], typer.Argument(help="PEFT LoRA directories, of any ranks; each becomes the task of its folder's name.", exists=True, file_okay=False)],
+    adapters: Annotated[list[Path], typer.Argument(help="LoRA directories of PEFT or diffusers, of any ranks; each becomes the task of its folder's name.", exists=True, file_okay=False)],
     worker: WorkerOption = None,
     model: ModelOption = None,
     wait: WaitOption = True,

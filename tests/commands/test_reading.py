@@ -150,7 +150,7 @@ def test_a_reader_that_leaves_is_no_error_of_ours(stocked):
 def test_inspect_tells_an_adapter(workshop):
     """Layers, ranks and the norm of each dW, without making any dW."""
     found = share_dist("inspect", workshop.adapter("cats"), "--json").json
-    assert found["kind"] == "PEFT LoRA"
+    assert found["kind"] == "LoRA"
     factors = load_lora(workshop.adapter("cats")).factors
     assert [layer["layer"] for layer in found["layers"]] == list(factors)
     for layer in found["layers"]:
