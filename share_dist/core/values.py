@@ -17,7 +17,7 @@ without side B. Dimension letters, the same everywhere:
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
@@ -525,26 +525,35 @@ def check_finite(tensor: Tensor, layer: str, side: Side) -> None:
     )
 
 
-def check_orthonormal(subspace: Subspace) -> None:
+def check_orthonormal(
+    subspace: Subspace, *, map_bases: Callable[..., Iterable[float]] = map
+) -> None:
     """
     Raise unless every basis has orthonormal columns.
 
+    Args:
+        subspace: Whose bases.
+        map_bases: Measures the bases, as ``map`` would; that of an executor does several at once.
+
     Raises:
         NotOrthonormal: With the first layer and side that has not, and by how much.
+        NotFinite: Because an entry there is no number.
     """
-    for name, layer in subspace.layers.items():
-        for side, basis in layer:
+    sides = [
+        (name, side, basis) for name, layer in subspace.layers.items() for side, basis in layer
+    ]
+    deviations = map_bases(_deviation, [basis for *_, basis in sides])
+    for (name, side, basis), deviation in zip(sides, deviations, strict=True):
+        # one entry that is no number makes its column's product none: none is within the tolerance
+        if not deviation <= ORTHONORMAL_TOLERANCE:
             check_finite(basis.vectors, name, side)
-            deviation = _deviation(basis)
-            # so that what overflowed to no number is refused too
-            if not deviation <= ORTHONORMAL_TOLERANCE:
-                raise NotOrthonormal(
-                    f"{name}, side {side}: columns deviate from orthonormal by {deviation:.1e}, "
-                    f"allowed is {ORTHONORMAL_TOLERANCE:.0e}: pull the subspace again",
-                    layer=name,
-                    side=side,
-                    deviation=deviation,
-                )
+            raise NotOrthonormal(
+                f"{name}, side {side}: columns deviate from orthonormal by {deviation:.1e}, "
+                f"allowed is {ORTHONORMAL_TOLERANCE:.0e}: pull the subspace again",
+                layer=name,
+                side=side,
+                deviation=deviation,
+            )
 
 
 def _deviation(basis: Basis) -> float:

@@ -1,7 +1,9 @@
 """Values with tensors to payload bytes and back: one ``to``/``from`` pair per value."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -34,6 +36,9 @@ from share_dist.wire.tensors import Buffer, note_of, tensors_from_bytes, tensors
 MAX_STORED_TENSORS = 2**22
 MAX_STORED_HEADER_BYTES = 100_000_000
 """Limits of what a coordinator reads from its own disk; the second is safetensors' own."""
+
+_LARGE_BYTES = 8 * 2**20
+"""A subspace from this size on is worth threads."""
 
 
 def subspace_to_bytes(subspace: Subspace) -> bytes:
@@ -76,8 +81,17 @@ def subspace_from_bytes(
     """
     subspace = subspace_from_tensors(tensors_from_bytes(data), version=version, metric=metric)
     if check:
-        check_orthonormal(subspace)
+        _check_orthonormal(subspace, memoryview(data).nbytes)
     return subspace
+
+
+def _check_orthonormal(subspace: Subspace, num_bytes: int) -> None:
+    """Check the bases of a large subspace on all processors that torch leaves."""
+    if num_bytes < _LARGE_BYTES:
+        check_orthonormal(subspace)
+        return
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // torch.get_num_threads())) as threads:
+        check_orthonormal(subspace, map_bases=threads.map)
 
 
 def subspace_from_tensors(
