@@ -107,6 +107,9 @@ bench: $(VENV)/.bench
 bench-gpu: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.training_step --device cuda --model mistral --dtypes bfloat16 --output $(RESULTS)/training_step_gpu.json
 	$(BIN)/python -m tests.benchmarks.merge_time --device cuda --output $(RESULTS)/merge_time_gpu.json $(ARGS)
+	$(BIN)/share-dist kit fetch
+	$(BIN)/python -m tests.benchmarks.gpu_actors --output $(RESULTS)/gpu_actors.json
+	$(BIN)/python -m tests.benchmarks.readme_tables
 
 # Without atheris, which has no wheel for some interpreters, inputs are changed by chance alone.
 SECONDS ?= 600

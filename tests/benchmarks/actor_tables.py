@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tests.house.readme_tables import table
@@ -87,9 +88,29 @@ def _no_barrier(report: Mapping[str, Any]) -> str:
     )
 
 
+def gpu_actors() -> str:
+    """One actor a GPU, and two."""
+    path = RESULTS / "gpu_actors.json"
+    said = {1: "one actor a GPU (`num_gpus` 1)", 2: "two actors on each (`num_gpus` 0.5)"}
+    if not path.exists():
+        absent = "*not run*: no GPU was at hand"
+        return table(["what", "found"], [(each, absent) for each in said.values()])
+    report = json.loads(path.read_text())
+    lines = [(said[run["actors_each"]], _gpu_run(run)) for run in report["runs"]]
+    return f"{report['devices']} x {report['device']}:\n\n{table(['what', 'found'], lines)}"
+
+
+def _gpu_run(run: Mapping[str, Any]) -> str:
+    return (
+        f"{run['actors']} actors, {run['merged']} tasks merged in {run['seconds']:.0f} s, {run['training_seconds']:.0f} s of training in all; mean score "
+        f"{fmean(run['scores'].values()):.3f}, of the frozen model {fmean(run['frozen'].values()):.3f}"
+    )
+
+
 TABLES = {
     "actor overhead": _told("actor_overhead", "over_plain", _overhead),
     "actor start-up": _told("actor_overhead", "start_up_seconds", _start_up),
     "actor memory": _told("actor_overhead", "memory", _memory),
+    "gpu actors": gpu_actors,
     "no barrier": _told("no_barrier", "runs", _no_barrier),
 }
