@@ -26,9 +26,11 @@ class Source:
         self.version = 5
         self.pulls = 0
         self.may_go = threading.Semaphore(0)
+        self.is_asked = threading.Event()
         self.errors = []
 
     def pull(self):
+        self.is_asked.set()
         self.may_go.acquire()
         if self.errors:
             raise self.errors.pop(0)
@@ -115,7 +117,7 @@ def test_a_wish_in_the_middle_of_a_pull_is_another_pull():
     source = Source()
     with prefetching(source) as prefetch:
         prefetch.tell(5)
-        wait_until(lambda: source.may_go._value == 0 and prefetch._is_due())
+        assert source.is_asked.wait(20)
         wishing = threading.Thread(target=prefetch.fetch, args=(lambda: None,))
         wishing.start()
         wait_until(lambda: prefetch._wished == 2)
