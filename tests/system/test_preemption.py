@@ -17,8 +17,8 @@ from tests.worker import toys
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-GRACE_SECONDS = 120
-"""What cluster managers leave between SIGTERM and SIGKILL is 30 s or more; a busy machine of tests takes longer for everything."""
+GRACE_SECONDS = 30
+"""What cluster managers leave between SIGTERM and SIGKILL."""
 
 
 class Command:

@@ -25,7 +25,7 @@ from worker.bench.suite import Suite
 from worker.bench.task_free import served_tasks, task_free_scores
 from worker.loop import LoopOptions, TaskLoop
 from worker.progress import WorkerEvent
-from worker.results import WorkerResults
+from worker.results import TaskResult, WorkerResults
 from worker.stream import TaskStream, write_stream
 
 ASYNC_WORKERS = 4
@@ -72,7 +72,7 @@ class SharedCells:
             "final": {each: tasks[each].final for each in order},
             "scores": {each: tasks[each].history[-1].scores for each in order},
             "learnt": {each: tasks[each].learnt for each in order},
-            "validation": fmean(tasks[each].validation or 0.0 for each in order),
+            "validation": fmean(_validation(tasks[each]) for each in order),
             "lags": {each: tasks[each].lag for each in order},
             "drifts": {each: tasks[each].drift for each in order},
             "sent_bytes": {each: tasks[each].adapter_bytes for each in order},
@@ -217,6 +217,11 @@ def _facts(address: str, suite: Suite) -> dict[str, Any]:
         "basis_bytes": basis_bytes(subspace),
         "coefficient_bytes": coefficient_bytes(subspace, suite.stream.training.pseudo_rank),
     }
+
+
+def _validation(task: TaskResult) -> float:
+    assert task.validation is not None, "a task that was learnt was validated"
+    return task.validation
 
 
 def _peak_mib(whose: int) -> int:
