@@ -2,16 +2,16 @@
 LoRA files as diffusers writes them, of all parts of a pipeline at once, read into factors.
 
 A layer keeps the name of its part, as ``unet.down_blocks.0...to_q``; in a file of one model alone it has none.
-Scales are in the header, as the parts' PEFT configs, or in a tensor ``alpha`` beside a layer; where there is
-neither, ``alpha`` equals the rank. Of the older names for the two factors all are known that say their layer.
+Scales are in the header, as the parts' PEFT configs, or in a tensor ``alpha`` beside each layer; where there is
+neither, each is one. Of the older names for the two factors those are known that say their layer.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -20,6 +20,8 @@ from share_dist.adapters.files import read_tensors
 from share_dist.adapters.peft_config import PeftConfig, factors_of, require_representable
 from share_dist.core.values import Factors
 from share_dist.errors import AdapterFormatError, NotFinite
+
+ValueT = TypeVar("ValueT", Tensor, float)
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
@@ -46,14 +48,14 @@ def read_diffusers_lora(path: Path) -> Factors:
 
     Raises:
         AdapterFormatError: The file is damaged, lacks one of a layer's two factors, names a layer as other
-            programs do, or says something that two factors cannot, such as DoRA or a convolution.
+            programs do, says its scales twice or of some layers only, or says something that two factors
+            cannot, such as DoRA or a convolution.
         NotFinite: A tensor holds NaN or infinity.
     """
     tensors, header = read_tensors(path)
     pairs, alphas = _sorted(tensors, path)
     configs = _configs(header, path)
-    if not configs and not alphas:
-        _require_one_rank(pairs, path)
+    _require_one_account(pairs, configs, alphas, path)
     factors = {}
     for layer, (down, up) in pairs.items():
         config = _config_of(layer, configs, down, alphas.get(layer))
@@ -70,12 +72,12 @@ def _sorted(
     unknown = []
     for key, tensor in tensors.items():
         if (found := _FACTOR.fullmatch(key)) is not None:
-            sides[_SIDES[found[2]]][found[1]] = tensor
+            _put(sides[_SIDES[found[2]]], found[1], tensor, path)
         elif (found := _OF_PROCESSOR.fullmatch(key)) is not None:
             layer = f"{found[1]}.{found[2]}" + (".0" if found[2] == "to_out" else "")
-            sides["a" if found[3] == "down" else "b"][layer] = tensor
+            _put(sides["a" if found[3] == "down" else "b"], layer, tensor, path)
         elif (found := _ALPHA.fullmatch(key)) is not None and tensor.numel() == 1:
-            alphas[found[1]] = _finite(float(tensor), key)
+            _put(alphas, found[1], _finite(float(tensor), key), path)
         else:
             unknown.append(key)
     if unknown:
@@ -117,22 +119,33 @@ def _configs(header: Mapping[str, str], path: Path) -> dict[str, PeftConfig]:
 def _config_of(
     layer: str, configs: Mapping[str, PeftConfig], down: Tensor, alpha: float | None
 ) -> PeftConfig:
-    """A layer's tensor ``alpha`` is heard before its part's config, as diffusers does."""
     part = next((each for each in configs if not each or layer.startswith(f"{each}.")), None)
-    if alpha is None and part is not None:
+    if part is not None:
         return configs[part]
     rank = down.shape[0] if down.ndim else 0
     return PeftConfig(peft_type="LORA", r=max(rank, 1), lora_alpha=rank if alpha is None else alpha)
 
 
-def _require_one_rank(pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
-    ranks = sorted({down.shape[0] for down, _ in pairs.values() if down.ndim})
-    if len(ranks) > 1:
+def _require_one_account(
+    layers: Collection[str], configs: Collection[str], alphas: Collection[str], path: Path
+) -> None:
+    """Refuse scales of which diffusers refuses to choose one, or which it guesses."""
+    without = sorted(set(layers) - set(alphas))
+    if alphas and (configs or without):
+        what = "in its header as well" if configs else f"and none beside {without[0]}"
         raise AdapterFormatError(
-            f"{path} has layers of ranks {', '.join(map(str, ranks))}, and nothing in it says their scales: "
-            "save it again by a release of diffusers that writes them into the header",
+            f"{path} says scales beside {len(alphas)} layers, {what}: load it with diffusers, see what it makes of it, "
+            "and save it again by save_lora_weights",
             path=str(path),
         )
+
+
+def _put(held: dict[str, ValueT], layer: str, value: ValueT, path: Path) -> None:
+    if layer in held:
+        raise AdapterFormatError(
+            f"{path} holds layer {layer} under two names: fetch the file again", path=str(path)
+        )
+    held[layer] = value
 
 
 def _finite(alpha: float, key: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -107,11 +108,55 @@ def test_what_diffusers_saves_is_what_it_computes(tmp_path, options):
         torch.testing.assert_close(found[name].b @ found[name].a.mT, delta, rtol=1e-5, atol=1e-6)
 
 
-def test_older_names_without_scales_are_read(tmp_path):
-    """`lora.down` and `lora.up` without a header have a scale of one."""
-    unet = tiny_unet(r=4, lora_alpha=4)
-    save(unet, tmp_path, older=True)
-    for name, delta in changes_of(unet).items():
+def loaded(folder, alphas=None):
+    """Layer -> the change of its weights that diffusers computes from the file."""
+    from diffusers import StableDiffusionPipeline
+
+    unet = tiny_unet(r=1, lora_alpha=1)
+    unet.delete_adapters("default")
+    state = StableDiffusionPipeline.lora_state_dict(folder)[0]
+    unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, adapter_name="default")
+    return changes_of(unet)
+
+
+def assert_as_diffusers(folder):
+    expected, found = loaded(folder), load_lora(folder).factors
+    assert found.keys() == expected.keys()
+    for name, delta in expected.items():
+        torch.testing.assert_close(found[name].b @ found[name].a.mT, delta, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [{}, {"to_v": 2}])
+def test_older_names_without_scales_are_read_as_diffusers_does(tmp_path, ranks):
+    """`lora.down` and `lora.up` without a header have a scale of one, of whatever ranks the layers are."""
+    save(tiny_unet(r=4, lora_alpha=4, rank_pattern=ranks), tmp_path, older=True)
+    assert_as_diffusers(tmp_path)
+
+
+def test_names_of_attention_processors_are_read_as_diffusers_does(tmp_path):
+    """`processor.to_out_lora.down` is the first factor of `to_out.0`."""
+    path = save(tiny_unet(r=4, lora_alpha=4), tmp_path, older=True)
+    short = {
+        re.sub(r"\.(to_[qv]|to_out)(\.0)?\.lora\.", r".processor.\1_lora.", key): tensor
+        for key, tensor in load_file(path).items()
+    }
+    assert all(".processor." in key for key in short)
+    save_file(short, path, metadata={"format": "pt"})
+    assert_as_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_scales_beside_layers_are_read_as_diffusers_does(tmp_path, same):
+    """`alpha / r` multiplies each layer's product, alike or not."""
+    path = save(tiny_unet(r=4, lora_alpha=4), tmp_path, older=True)
+    layers = sorted(load_lora(tmp_path).factors)
+    scales = {f"{name}.alpha": 2.0 if same else 1.0 + at % 3 for at, name in enumerate(layers)}
+    plain = load_file(path)
+    save_file(plain, path, metadata={"format": "pt"})
+    expected = loaded(tmp_path, scales)
+    tensors = plain | {name: torch.tensor(scale) for name, scale in scales.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    for name, delta in expected.items():
         torch.testing.assert_close(change(tmp_path, name), delta, rtol=1e-5, atol=1e-6)
 
 
@@ -145,18 +190,6 @@ def test_an_alpha_beside_a_layer_scales_it(tmp_path, layer, keys):
     torch.testing.assert_close(scaled, plain * 1.5)
 
 
-@pytest.mark.parametrize(("short", "layer"), [("to_k", "to_k"), ("to_out", "to_out.0")])
-def test_layers_of_attention_processors_are_those_of_today(tmp_path, short, layer):
-    """`processor.to_out_lora.down` is the first factor of `to_out.0`, as diffusers has it since."""
-    tensors = pair("x", "down", "up")
-    older = {
-        key.replace("x.", f"unet.mid.attn1.processor.{short}_lora."): each
-        for key, each in tensors.items()
-    }
-    found = change(written(tmp_path, older), f"unet.mid.attn1.{layer}")
-    torch.testing.assert_close(found, tensors["x.up.weight"] @ tensors["x.down.weight"])
-
-
 def test_adapters_of_a_pipeline_share_a_subspace(tmp_path):
     """Two files of diffusers of different ranks make one subspace, which holds both."""
     adapters = []
@@ -178,7 +211,9 @@ def test_adapters_of_a_pipeline_share_a_subspace(tmp_path):
         ({"lora_unet_mid_block_to_q.lora_down.weight": torch.ones(2, 6)}, None, "lora_unet_mid.*save_lora_weights"),
         ({"unet.to_q.lora_A.weight": torch.ones(2, 6)}, None, "unet.to_q.*fetch"),
         ({}, None, "no factors"),
-        (pair("unet.a") | pair("unet.b", rank=1), None, "ranks 1, 2.*scales"),
+        (pair("unet.a") | pair("unet.a", "lora.down", "lora.up"), None, "two names"),
+        (pair("unet.a") | pair("unet.b") | {"unet.a.alpha": torch.tensor(1.0)}, None, "none beside unet.b"),
+        (pair("unet.a") | {"unet.a.alpha": torch.tensor(1.0)}, json.dumps({"unet.r": 2}), "header as well"),
         (pair("unet.a"), "{", "header"),
         (pair("unet.a"), "[]", "header"),
         (pair("unet.a"), json.dumps({"unet.r": 0}), "header"),
