@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 GRACE_SECONDS = 30
 """What cluster managers leave between SIGTERM and SIGKILL."""
 
+EPOCHS, STEPS_PER_EPOCH = 100, 5
+"""A step takes 20 ms, so that ten seconds are left to be stopped in after the first steps were seen."""
+
 
 class Command:
     """`worker run`, with its events as they come."""
@@ -73,7 +76,7 @@ def test_sigterm_keeps_the_last_step(coordinator, tmp_path, victim):
     """Within the grace time the command ends with 143, its last step kept, and --resume ends the stream."""
     stream = tmp_path / "north.toml"
     text = toys.stream_text(toys.make_model(tmp_path / "model"), "north", ("mood",))
-    stream.write_text(text.replace("epochs = 2", "epochs = 8"))
+    stream.write_text(text.replace("epochs = 2", f"epochs = {EPOCHS}"))
     workdir = tmp_path / "work"
     first = Command(stream, coordinator.address, workdir)
     first.wait_for_step(5)
@@ -83,7 +86,7 @@ def test_sigterm_keeps_the_last_step(coordinator, tmp_path, victim):
     path = workdir / "north/tasks/mood/epoch.safetensors"
     kept = json.loads(read_tensors(path)[1]["epoch"])
     last = max(each["step"] for each in first.events() if each["event"] == "task_progressed")
-    assert kept["epochs_done"] * 5 + kept["batches_done"] >= last
+    assert kept["epochs_done"] * STEPS_PER_EPOCH + kept["batches_done"] >= last
     again = Command(stream, coordinator.address, workdir, "--resume")
     assert again.process.wait(300) == ExitCode.OK
     started = next(each for each in again.events() if each["event"] == "task_started")
