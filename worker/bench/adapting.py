@@ -198,7 +198,7 @@ def _at(parameters: Mapping[str, nn.Parameter], rate: float) -> Trainee:
 
 
 def random_subspace(shapes: Mapping[str, LayerShape], num_factors: int, seed: int) -> Subspace:
-    """A subspace of these layers whose directions are random."""
+    """A subspace of these layers whose directions are random; of a side with fewer features, all of them."""
     generator = torch.Generator().manual_seed(seed)
     return Subspace(
         {
@@ -212,5 +212,6 @@ def random_subspace(shapes: Mapping[str, LayerShape], num_factors: int, seed: in
 
 
 def _random(features: int, num_factors: int, generator: torch.Generator) -> Basis:
-    vectors = propose_temporary(torch.zeros(features, 0), num_factors, generator)
-    return Basis(vectors, torch.ones(num_factors, dtype=torch.float64), num_factors)
+    size = min(num_factors, features)
+    vectors = propose_temporary(torch.zeros(features, 0), size, generator)
+    return Basis(vectors, torch.ones(size, dtype=torch.float64), size)

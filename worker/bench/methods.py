@@ -30,6 +30,7 @@ class Method:
             weights, or of what layers are given; empty: in none.
         form: What is trained in a subspace: coefficients of both sides, a ``(k, k)`` core between the bases, or its
             diagonal.
+        num_factors: Directions a side (k) of its subspace; None: the suite's.
         is_warm: Whether coefficients begin as those of the other task that the first gradient is most
             aligned with.
         training: What it changes of the suite's section ``[training]``.
@@ -47,6 +48,7 @@ class Method:
     needs: str = ""
     within: Within = ""
     form: Form = "columns"
+    num_factors: int | None = None
     is_warm: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     keeping: Keeping = ""
@@ -201,6 +203,16 @@ METHODS = {
             training={"pseudo_rank": 4, **_GRADIENT},
         ),
         Method(
+            "eigenlorax-broad",
+            "as `eigenlorax-gradient`, the same numbers in twice the directions: k = 64 of four columns each",
+            "task",
+            _COEFFICIENT_RATES,
+            needs="lora",
+            within="others",
+            num_factors=64,
+            training={"pseudo_rank": 4, **_GRADIENT},
+        ),
+        Method(
             "eigenlorax-core",
             "a k x k matrix between the bases of the other tasks' LoRAs",
             "task",
@@ -234,6 +246,15 @@ METHODS = {
             _COEFFICIENT_RATES,
             within="random",
             training=_GRADIENT,
+        ),
+        Method(
+            "random-broad",
+            "the same, the same numbers in twice the directions: k = 64 of four columns each",
+            "task",
+            _COEFFICIENT_RATES,
+            within="random",
+            num_factors=64,
+            training={"pseudo_rank": 4, **_GRADIENT},
         ),
         Method(
             "weight-subspace",

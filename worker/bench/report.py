@@ -146,14 +146,28 @@ def stream_rows(summary: Summary) -> Rows:
 
 def async_rows(summary: Summary) -> Rows:
     """A line for what is lost or won where nobody waits, of the same seeds; the 95 % interval of the mean."""
-    found = summary["comparisons"]["async_less_share"]
-    headings = ["", "difference of accuracy", "95 % interval", "seeds"]
-    if found is None:
-        return headings, []
-    low, high = found["interval"] or (None, None)
-    between = f"{_number(low, '+.4f')} to {_number(high, '+.4f')}"
-    line = ["share-async less share", _number(found["mean"], "+.4f"), between]
-    return headings, [[*line, str(len(found["by_seed"]))]]
+    headings = ["", "difference of accuracy", "95 % interval", "largest lag", "seeds"]
+    lines = []
+    for name, found in summary["comparisons"]["less_share"].items():
+        if found is not None:
+            low, high = found["interval"] or (None, None)
+            between = f"{_number(low, '+.4f')} to {_number(high, '+.4f')}"
+            lines.append(
+                [
+                    f"{name} less share",
+                    _number(found["mean"], "+.4f"),
+                    between,
+                    str(largest_lag(summary, name)),
+                    str(len(found["by_seed"])),
+                ]
+            )
+    return headings, lines
+
+
+def largest_lag(summary: Summary, name: str) -> int:
+    """By how many versions a task's base version was behind when its update was merged, at most."""
+    runs = summary["methods"][name]["runs"]
+    return max((lag for run in runs for lag in run.get("lags", {}).values()), default=0)
 
 
 def task_free_rows(summary: Summary) -> Rows:

@@ -44,12 +44,12 @@ class Standing:
 def lesson_of(suite: Suite) -> Lesson:
     """What decides every outcome of a suite."""
     stream, settings = suite.stream, suite.settings
-    sizes = {"num_factors": settings.num_factors, "oversample": settings.oversample}
 
     def of_cell(cell: Cell) -> dict[str, Any]:
         method = METHODS[cell.method]
         lessons = {task.id: task.lesson() for task in stream.tasks}
         built_on = lessons if method.needs or not cell.task_id else {}
+        sizes = {"num_factors": suite.num_factors(method), "oversample": settings.oversample}
         return {
             "model": stream.model.lesson(),
             "training": suite.training(method, cell.rows).lesson(),

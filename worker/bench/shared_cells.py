@@ -20,7 +20,7 @@ from share_dist.errors import WorkerError
 from worker.backbone import Backbone
 from worker.bench.cell import Cell, Work
 from worker.bench.late import late
-from worker.bench.methods import METHODS
+from worker.bench.methods import METHODS, Method
 from worker.bench.suite import Suite
 from worker.bench.task_free import served_tasks, task_free_scores
 from worker.loop import LoopOptions, TaskLoop
@@ -59,7 +59,7 @@ class SharedCells:
         learn = ways.get(cell.method, self._by_one)
         with (
             tempfile.TemporaryDirectory(prefix="share-dist-bench-") as folder,
-            _coordinator(Path(folder), self.suite) as address,
+            _coordinator(Path(folder), self.suite, METHODS[cell.method]) as address,
         ):
             results = learn(cell, address, Path(folder), tell)
             seconds = time.monotonic() - began
@@ -174,7 +174,7 @@ class SharedCells:
 
 
 @contextmanager
-def _coordinator(folder: Path, suite: Suite) -> Iterator[str]:
+def _coordinator(folder: Path, suite: Suite, method: Method) -> Iterator[str]:
     """A coordinator's process, and its address."""
     port_file = folder / "port"
     command = share_dist_command(
@@ -187,7 +187,7 @@ def _coordinator(folder: Path, suite: Suite) -> Iterator[str]:
         "--port-file",
         port_file,
         "--num-factors",
-        suite.settings.num_factors,
+        suite.num_factors(method),
         "--oversample",
         suite.settings.oversample,
     )

@@ -111,6 +111,10 @@ class Suite:
         )
         return self.stream.training.model_copy(update={**few, **method.training})
 
+    def num_factors(self, method: Method) -> int:
+        """Directions a side of a method's subspace."""
+        return method.num_factors or self.settings.num_factors
+
     def order(self, seed: int) -> list[str]:
         """In which order a stream of this seed meets the tasks; seed 0: that of the file."""
         ids = self.task_ids

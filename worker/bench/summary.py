@@ -14,6 +14,9 @@ from worker.bench.suite import Suite
 TASK_COUNTS = (1, 10, 30, 100, 300, 1000)
 """For how many tasks the bytes in all are accounted for."""
 
+AT_ONCE = ("share-async", "share-late")
+"""Methods of several workers at once, which are compared with one worker."""
+
 
 def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
     """
@@ -230,7 +233,7 @@ def _comparisons(
     What methods have of others, seed by seed, where all seeds are computed.
 
     Returns:
-        ``of_lora``: method -> mean accuracy as a share of own LoRAs'; ``async_less_share``;
+        ``of_lora``: method -> mean accuracy as a share of own LoRAs'; ``less_share``: method of workers at once -> mean accuracy less that of ``share``;
         ``few_over_lora`` and ``few_over_random``: method -> gain from few rows.
     """
 
@@ -253,7 +256,7 @@ def _comparisons(
     }
     return {
         "of_lora": {name: spread(each) for name, each in ratios.items() if each},
-        "async_less_share": less(methods, "share-async", "share"),
+        "less_share": {name: less(methods, name, "share") for name in AT_ONCE if name in methods},
         "few_over_lora": gains("lora"),
         "few_over_random": gains("random-subspace"),
     }

@@ -161,8 +161,9 @@ class TaskCells:
     ) -> Subspace | None:
         """In which the method begins, where it begins in one."""
         model, shapes = self.backbone.model, self.backbone.shapes
-        num_factors = self.suite.settings.num_factors
-        match METHODS[work.cell.method].within:
+        method = METHODS[work.cell.method]
+        num_factors = self.suite.num_factors(method)
+        match method.within:
             case "others":
                 return subspace_from_adapters(others, num_factors)
             case "random":

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.house.readme_tables import table, with_tables
-from worker.bench.report import markdown, tables
+from worker.bench.report import largest_lag, markdown, tables
+from worker.bench.summary import AT_ONCE
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
@@ -54,45 +55,45 @@ def _verdict(*, is_reached: bool) -> str:
     return "reached" if is_reached else "*not reached*"
 
 
-def _final(summary: Summary) -> Row | None:
-    found = summary["comparisons"]["of_lora"].get("share")
+def _final(summary: Summary, name: str) -> Row | None:
+    found = summary["comparisons"]["of_lora"].get(name)
     if found is None:
         return None
     said = f"{found['mean']:.4f} ± {found['deviation']:.4f}"
     return (
-        "`share`: mean final score, to that of each task's own tuned LoRA",
+        f"`{name}`: mean final score, to that of each task's own tuned LoRA",
         "≥ 0.99",
         said,
         _verdict(is_reached=found["mean"] >= 0.99),
     )
 
 
-def _kept(summary: Summary) -> Row | None:
-    share, methods = summary["methods"].get("share"), summary["methods"]
-    if not share or not share["runs"]:
+def _kept(summary: Summary, name: str) -> Row | None:
+    share, methods = summary["methods"].get(name), summary["methods"]
+    if name not in summary["comparisons"]["of_lora"] or not share["runs"]:
         return None
     change = share["scores"]["backward_transfer"]
     learnt, gained = 0, 0
     for task_id in summary["order"]:
-        frozen, lora = (methods[name]["tasks"][task_id] for name in ("frozen", "lora"))
+        frozen, lora = (methods[each]["tasks"][task_id] for each in ("frozen", "lora"))
         ours = sum(run["learnt"][task_id] for run in share["runs"]) / len(share["runs"])
         if lora > frozen:
             learnt += 1
             gained += ours - frozen >= 0.95 * (lora - frozen)
     said = f"{change:+.4f}; {gained} of {learnt} tasks that a LoRA gains on"
     return (
-        "`share`: backward transfer, and tasks learnt to 0.95 of their LoRA's gain over the frozen model",
+        f"`{name}`: backward transfer, and tasks learnt to 0.95 of their LoRA's gain over the frozen model",
         "≥ -0.003; all",
         said,
         _verdict(is_reached=change >= -0.003 and gained == learnt),
     )
 
 
-def _bytes(summary: Summary, precision: str | None, share: float) -> Row | None:
-    settled, lora = summary["methods"].get(SETTLED), summary["bytes"]["tasks"].get("lora")
+def _bytes(summary: Summary, name: str, precision: str | None, share: float) -> Row | None:
+    settled, lora = summary["methods"].get(name), summary["bytes"]["tasks"].get("lora")
     if not settled or not settled["by_seed"] or lora is None:
         return None
-    reference = summary["comparisons"]["of_lora"][SETTLED]
+    reference = summary["comparisons"]["of_lora"][name]
     lora_mean = sum(summary["methods"]["lora"]["by_seed"]) / len(reference["by_seed"])
     if precision is None:
         sent, scores = settled["adapter_bytes"], settled["by_seed"]
@@ -108,7 +109,7 @@ def _bytes(summary: Summary, precision: str | None, share: float) -> Row | None:
         f"at {points:+.2f} points"
     )
     return (
-        f"`{SETTLED}`, what is sent once the subspace has settled, in {precision or 'fp32'}, to a rank-8 LoRA",
+        f"`{name}`, what is sent once the subspace has settled, in {precision or 'fp32'}, to a rank-8 LoRA",
         f"≤ 1/{1 / share:.0f} at ≥ -0.2 points",
         said,
         _verdict(is_reached=sent / lora["stored"] <= share and points >= -0.2),
@@ -148,33 +149,36 @@ def _few(summary: Summary) -> Row | None:
     )
 
 
-def _async(summary: Summary) -> Row | None:
-    found = summary["comparisons"]["async_less_share"]
+def _async(summary: Summary, name: str) -> Row | None:
+    found = summary["comparisons"]["less_share"].get(name)
     if found is None:
         return None
     low, high = found["interval"]
-    runs = summary["methods"]["share-async"]["runs"]
-    lag = max(each for run in runs for each in run["lags"].values())
+    lag = largest_lag(summary, name)
     is_inside = low > -0.01 and high < 0.01
     return (
-        "`share-async` less `share`: 95 % interval of the paired difference, in points",
+        f"`{name}` less `share`: 95 % interval of the paired difference, in points",
         "inside ±1, with lags up to 8 versions",
         f"{100 * low:+.2f} to {100 * high:+.2f}, with lags up to {lag}",
         "reached at these lags" if is_inside and lag < 8 else _verdict(is_reached=is_inside),
     )
 
 
-SETTLED = "eigenlorax"
+SHARED = ("share", "share-gradient", "share-wide", "share-refined")
+SETTLED = ("eigenlorax", "eigenlorax-gradient", "eigenlorax-broad")
+SENT = ((None, 1 / 12), ("int8", 1 / 40), ("int4", 1 / 40))
 
 WANTED: tuple[Callable[[Summary], Row | None], ...] = (
-    _final,
-    _kept,
-    partial(_bytes, precision=None, share=1 / 12),
-    partial(_bytes, precision="int8", share=1 / 40),
-    partial(_bytes, precision="int4", share=1 / 40),
+    *(partial(_final, name=name) for name in SHARED),
+    *(partial(_kept, name=name) for name in SHARED),
+    *(
+        partial(_bytes, name=name, precision=precision, share=share)
+        for precision, share in SENT
+        for name in SETTLED
+    ),
     _in_all,
     _few,
-    _async,
+    *(partial(_async, name=name) for name in AT_ONCE),
 )
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -47,6 +47,7 @@ def silent(_step, _num_steps):
         "random-subspace",
         "weight-subspace",
         "random-gradient",
+        "random-broad",
         "input-subspace",
     ],
 )
@@ -243,6 +244,25 @@ def test_few_rows_and_a_method_change_how_is_learnt(make_suite):
     assert few.training(METHODS["lora"]).epochs == suite.stream.training.epochs
     assert few.training(METHODS["lora"], 16).epochs == 7
     assert few.training(METHODS["eigenlorax-gradient"]).start == "gradient"
+
+
+def test_a_methods_own_size_holds_over_the_suites(make_suite, tmp_path):
+    """Where a method says its directions a side, another size of the suite leaves its cells as they are."""
+    suite = make_suite("eigenlorax", "eigenlorax-broad")
+    assert [suite.num_factors(METHODS[each]) for each in suite.settings.methods] == [4, 64]
+    larger = replace(suite, settings=suite.settings.model_copy(update={"num_factors": 9}))
+    for name, is_kept in (("eigenlorax", False), ("eigenlorax-broad", True)):
+        cell = Cell(name, 0, "mood", 1e-2)
+        CellFolder(tmp_path, lesson_of(suite)).save(cell, {"test": 0.5})
+        assert (CellFolder(tmp_path, lesson_of(larger)).load(cell) is not None) == is_kept
+
+
+def test_a_random_subspace_is_no_larger_than_its_layers(make_cells):
+    """More directions than a side has features are all of them."""
+    _, _, cells = make_cells("frozen")
+    for layer in random_subspace(cells.backbone.shapes, 64, 0).layers.values():
+        for _, basis in layer:
+            assert basis.num_factors == basis.vectors.shape[0] == 32
 
 
 def test_the_plan_searches_with_the_first_seed_only(make_suite, tmp_path):

@@ -192,14 +192,16 @@ def test_workers_at_once_are_compared_seed_by_seed(make_suite, tmp_path):
     for seed in range(2):
         outcome = stream_outcome(suite.order(seed))
         keep_stream(folder, "share", seed, outcome)
-        assert summarise(suite, folder)["comparisons"]["async_less_share"] is None
+        assert summarise(suite, folder)["comparisons"]["less_share"] == {"share-async": None}
         final = {name: each - 0.01 * (seed + 1) for name, each in outcome["final"].items()}
-        keep_stream(folder, "share-async", seed, outcome | {"final": final, "matrix": None})
-    found = summarise(suite, folder)["comparisons"]["async_less_share"]
+        lags = dict(zip(outcome["order"], (0, seed, 2), strict=True))
+        changed = {"final": final, "matrix": None, "lags": lags}
+        keep_stream(folder, "share-async", seed, outcome | changed)
+    found = summarise(suite, folder)["comparisons"]["less_share"]["share-async"]
     assert found["by_seed"] == pytest.approx([-0.01, -0.02])
     assert found["interval"] == pytest.approx(interval([-0.01, -0.02]))
     (line,) = tables(summarise(suite, folder))["four workers at once against one"][1]
-    assert line[1:] == ["-0.0150", "-0.0785 to +0.0485", "2"]
+    assert line[1:] == ["-0.0150", "-0.0785 to +0.0485", "2", "2"]
 
 
 def test_gains_from_few_rows_are_over_the_lora_and_the_control(make_suite, tmp_path):
