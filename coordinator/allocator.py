@@ -7,6 +7,7 @@ It also asks the system anew for each chunk of a payload, and a page that is new
 to write it: so what was freed is kept warm, for the next chunk and the next merge, and given back when it rests.
 Other C libraries have no such functions, and are left alone. Intel's MKL, where torch multiplies with it,
 has its own way to keep buffers, for each thread and each kind of product, and is told not to.
+The buffers that pushes are gathered in are no part of the heap; the last of them is kept warm like it.
 """
 
 import asyncio
@@ -65,13 +66,24 @@ def keep_no_product_buffers(environment: MutableMapping[str, str] | None = None)
     environment.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 
+def keep_a_buffer() -> None:
+    """Gather a large push in the memory that the one before it was gathered in; to be called after ``use_few_heaps``."""
+    # numpy starts threads when it is imported
+    from share_dist.wire import buffers
+
+    buffers.keep_a_spare(_MOST_KEPT_BYTES)
+
+
 def give_back() -> bool:
     """
     Give every page that is free to the system; takes milliseconds, and lets other threads go on.
 
     Returns:
-        Whether there was anything to give; not where the C library is another one.
+        Whether the heap had anything to give; not where the C library is another one.
     """
+    from share_dist.wire import buffers
+
+    buffers.drop_spare()
     trim = _function("malloc_trim")
     return trim is not None and trim(0) == 1
 

@@ -136,6 +136,7 @@ def _serve(config: "CoordinatorConfig", *, as_json: bool) -> None:
     # before torch and gRPC start their threads
     allocator.use_few_heaps()
     allocator.keep_no_product_buffers()
+    allocator.keep_a_buffer()
     if config.tls_certificate is not None:
         # before anything that logs, and before gRPC is imported
         from coordinator import handshakes

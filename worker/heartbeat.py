@@ -19,13 +19,15 @@ class Heartbeat:
     Registers, and keeps the lease for as long as the contact is open.
 
     ```
-    nobody answers                        tries again now and then; meanwhile there may be no lease
-    lease 1 ends (the machine slept)      registers again once: lease 2
-    lease 2 ends too                      somebody else registers under this worker's name:
-                                          ends, and so does the worker
+    nobody answers                    tries again now and then; meanwhile there may be no lease
+    a lease ran out (the machine      registers again, however often
+    slept), or is not known
+    lease 1 was taken over            registers again once: lease 2
+    lease 2 was taken over too        somebody else registers under this worker's name:
+                                      ends, and so does the worker
     ```
 
-    A heartbeat that succeeds clears the count.
+    A heartbeat that succeeds, or a lease that ran out, clears the count.
 
     Args:
         contact: Through which is asked.
@@ -52,7 +54,7 @@ class Heartbeat:
         self._on_version = on_version
         self._lock = threading.Lock()
         self._lease: Lease | None = None
-        self._has_just_renewed = False
+        self._was_taken_over = False
 
     def register(self) -> None:
         """Take the lease, unless there is one."""
@@ -79,19 +81,20 @@ class Heartbeat:
         Keep the lease now; register where there is none, and again when it has ended.
 
         Raises:
-            LeaseExpired: It has, twice in a row.
+            LeaseExpired: It was taken over, twice in a row.
             TransportError: The coordinator does not answer.
         """
         self.register()
         try:
             self._on_version(self._coordinator.heartbeat().current_version)
         except LeaseExpired as error:
-            if self._has_just_renewed:
+            is_taken_over = int(error.current_epoch) > int(error.lease_epoch)
+            if is_taken_over and self._was_taken_over:
                 raise
-            self._has_just_renewed = True
+            self._was_taken_over = is_taken_over
             self.renew(error)
         else:
-            self._has_just_renewed = False
+            self._was_taken_over = False
 
     def run(self) -> None:
         """Beat until the contact is closed."""

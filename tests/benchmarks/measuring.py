@@ -101,12 +101,17 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Do all in turn, again and again, after one round to warm up."""
+def interleaved(
+    works: Mapping[str, Callable[[], object]],
+    repeats: int,
+    tidy: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Do all in turn, again and again, after one round to warm up; tidy up after each, outside of its time."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for round_number in range(repeats + 1):
         for name, work in works.items():
             seconds = seconds_of(work)
+            tidy()
             if round_number:
                 taken[name].append(seconds)
     return taken

@@ -2,7 +2,8 @@
 What one slow actor costs the others, with and without a barrier: part of `make bench`.
 
 Actors are processes with the worker's own loop, a real coordinator and real tasks. Each gives up a share of its time: for every second of processor time that it
-used it sleeps ``--idle`` seconds, and the slow one so many more that it takes ``--slower`` times as long for the same. Nobody waits for a processor, and the slow
+used it sleeps ``--idle`` seconds, and the slow one so many more that it takes ``--slower`` times as long for the same: 17, so that with all that no sleep
+lengthens a task takes it about ten times as long. Nobody waits for a processor, and the slow
 actor takes from the others no more than a tenth of what one of them does: their share of the cores is the same in all three runs, and processors remain free.
 
 - *without*: the others alone;
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--idle", type=float, default=1.0, help="seconds of sleep per second of processor time"
     )
-    parser.add_argument("--slower", type=float, default=10.0)
+    parser.add_argument("--slower", type=float, default=17.0)
     parser.add_argument("--output", type=Path, default=None, help="file for the JSON")
     options = parser.parse_args()  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="share-dist-bench-") as name:

@@ -75,11 +75,21 @@ def test_a_coordinator_that_is_away_is_waited_for():
 
 
 def test_two_workers_of_one_name_are_an_error():
-    """A lease that ends twice in a row is not fought for."""
-    heartbeat, coordinator, _ = beating(LeaseExpired("one"), LeaseExpired("two"))
+    """A lease that is taken over twice in a row is not fought for."""
+    taken = [LeaseExpired(each, lease_epoch=1, current_epoch=2) for each in ("one", "two")]
+    heartbeat, coordinator, _ = beating(*taken)
     with pytest.raises(LeaseExpired, match="two"):
         heartbeat.run()
     assert coordinator.lease_epoch == 2
+
+
+def test_a_machine_may_sleep_as_often_as_it_likes():
+    """A lease that ran out is taken anew each time, also with no heartbeat in between, and counts as no fight."""
+    slept = [LeaseExpired("ran out", lease_epoch=each, current_epoch=each) for each in (1, 2, 3)]
+    taken = LeaseExpired("taken over", lease_epoch=4, current_epoch=5)
+    heartbeat, coordinator, _ = beating(*slept, taken, LeaseExpired("not known", lease_epoch=5))
+    heartbeat.run()
+    assert coordinator.lease_epoch == 6
 
 
 def test_a_lease_that_another_thread_took_anew_is_not_taken_again():
