@@ -106,6 +106,7 @@ _LORA = "LoRA, arXiv 2106.09685"
 _LORA_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 _STREAM_RATES = _LORA_RATES[:3]
 _COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
+_BROAD_RATES = (1e-2, 2e-2, 5e-2, 1e-1)
 _GRADIENT = {"start": "gradient"}
 _SHARE_RATES = (2e-2, 3e-2, 5e-2)
 
@@ -206,7 +207,7 @@ METHODS = {
             "eigenlorax-broad",
             "as `eigenlorax-gradient`, the same numbers in twice the directions: k = 64 of four columns each",
             "task",
-            _COEFFICIENT_RATES,
+            _BROAD_RATES,
             needs="lora",
             within="others",
             num_factors=64,
@@ -251,7 +252,7 @@ METHODS = {
             "random-broad",
             "the same, the same numbers in twice the directions: k = 64 of four columns each",
             "task",
-            _COEFFICIENT_RATES,
+            _BROAD_RATES,
             within="random",
             num_factors=64,
             training={"pseudo_rank": 4, **_GRADIENT},
