@@ -39,7 +39,7 @@ from share_dist.wire.codec import (
     task_from_precision,
     task_summary_from_pb,
     update_header,
-    update_to_bytes,
+    update_to_parts,
 )
 from share_dist.wire.records import (
     DEFAULT_SUBSPACE,
@@ -200,7 +200,7 @@ class ShareClient(Caller):
             LeaseExpired: Register and push again.
             UpdateRefused: It is well formed, yet may not be merged.
         """
-        pieces = cut(update_to_bytes(update)) if pieces is None else pieces
+        pieces = cut(*update_to_parts(update)) if pieces is None else pieces
         header = update_header(
             update,
             worker_id=self.worker_id,

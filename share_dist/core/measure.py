@@ -110,16 +110,9 @@ class _Grams:
 
 
 def _grams(base: Basis, current: Basis, part: SideUpdate) -> _Grams:
-    found = _grams_of_parts(base, current, part) if _is_safe(part) else None
+    found = _grams_of_parts(base, current, part)
     whole, inside = found or _grams_of_factor(base, current, part)
     return _Grams(whole, inside, rank_tolerance(base.vectors.dtype, base.features))
-
-
-def _is_safe(part: SideUpdate) -> bool:
-    """Whether products of these parts neither overflow nor vanish."""
-    learnt = _largest(part.temporary)
-    small = max(map(_largest, (part.coefficients, part.temporary_coefficients)))
-    return max(small, learnt) < _SAFE[1] and not 0 < learnt < _SAFE[0]
 
 
 def _largest(tensor: Tensor) -> float:
@@ -134,12 +127,15 @@ def _grams_of_parts(base: Basis, current: Basis, part: SideUpdate) -> tuple[Tens
     ``S = V.T T`` and ``N = T.T T``: only these two cost more than a few small products.
 
     Returns:
-        None where digits are lost that ``F`` itself has: temporary factors that are nearly
-        combinations of each other and of the basis may cancel.
+        None where digits are lost that ``F`` itself has: products may overflow or vanish, and temporary factors
+        that are nearly combinations of each other and of the basis may cancel.
     """
     T = part.temporary.to(base.vectors.dtype)
     E, tau = part.coefficients.double(), part.temporary_coefficients.double()
-    S, N = tall_product(base.leading, T), tall_product(T, T)
+    N = tall_product(T, T)
+    if not max(_largest(E), _largest(tau)) < _SAFE[1] or not _have_safe_entries(N, T.shape[0]):
+        return None
+    S = tall_product(base.leading, T)
     if not _are_independent(S, N):
         return None
     crossed = E.mT @ S @ tau
@@ -150,6 +146,19 @@ def _grams_of_parts(base: Basis, current: Basis, part: SideUpdate) -> tuple[Tens
         inside = tall_product(current.leading, base.leading) @ E
         inside = inside + tall_product(current.leading, T) @ tau
     return whole, inside.mT @ inside
+
+
+def _have_safe_entries(N: Float[Tensor, "f f"], features: int) -> bool:
+    """
+    Whether the largest entry of ``T`` is one of a safe size, told from ``N = T.T T``.
+
+    To look at ``T`` itself would take as long as the product did. A column of squared length ``n`` has
+    a largest entry from ``sqrt(n / d)`` to ``sqrt(n)``.
+    """
+    if not N.numel():
+        return True
+    longest = float(N.diagonal().max())
+    return features * _SAFE[0] ** 2 < longest < _SAFE[1] ** 2
 
 
 def _are_independent(S: Float[Tensor, "k f"], N: Float[Tensor, "f f"]) -> bool:

@@ -25,7 +25,7 @@ from share_dist.errors import WorkerError
 from share_dist.simulation.scenario import Scenario
 from share_dist.simulation.updates import DrawnUpdate
 from share_dist.wire.chunks import cut
-from share_dist.wire.codec import subspace_to_bytes, update_to_bytes
+from share_dist.wire.codec import subspace_to_bytes, update_to_parts
 from share_dist.wire.records import Lease, Receipt, UpdateState, Wait
 
 _BASE_MODEL = "0" * 64
@@ -150,7 +150,7 @@ class Link:
         """Tell how long the payload of an update is; that of equal shapes is equally long."""
         key = drawn.recorded_as, base.ranks
         if key not in self._update_bytes:
-            self._update_bytes[key] = len(update_to_bytes(_update(drawn, base, "any")))
+            self._update_bytes[key] = sum(map(len, update_to_parts(_update(drawn, base, "any"))))
         return self._update_bytes[key]
 
     def push(self, task_id: str, drawn: DrawnUpdate, base: Base, wait: Wait) -> Pushed:
@@ -162,7 +162,7 @@ class Link:
         """
         assert base.lease is not None, "it was pulled from this coordinator"
         update = _update(drawn, base, task_id)
-        pieces = cut(update_to_bytes(update))
+        pieces = cut(*update_to_parts(update))
         self._client.worker_id, self._client.lease = base.lease.worker_id, base.lease
         began = time.perf_counter()
         receipt = self._client.push(update, wait=wait, pieces=pieces)
@@ -175,7 +175,7 @@ class Link:
         # version 0 is kept anyway: from now on this lease holds nothing
         self._client.pull(0, held_version=0)
         self._idle.append(base.lease)
-        return Pushed(receipt, seconds, len(pieces.payload))
+        return Pushed(receipt, seconds, pieces.num_bytes)
 
     def newest(self) -> Subspace:
         """Look at the newest version, as no worker: it counts neither as bytes nor as processor time."""

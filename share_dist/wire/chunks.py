@@ -22,7 +22,7 @@ from share_dist.errors import (
 )
 from share_dist.pb import tensor_pb2 as pb
 from share_dist.wire.buffers import copy_into, room_for
-from share_dist.wire.frames import LentChunk, PayloadChunk, chunk_message
+from share_dist.wire.frames import PayloadChunk, chunk_message
 from share_dist.wire.tensors import Buffer
 
 PayloadHeader: TypeAlias = pb.PayloadHeader
@@ -47,14 +47,18 @@ class CutPayload:
     """
     A payload with the digest up to the end of each of its chunks; made by ``cut``.
 
+    Its bytes stay in the memory that they came in, which must not be written to before it is sent.
+
     Args:
-        payload: The whole.
+        num_bytes: Length of the whole.
         chunk_bytes: Length of every chunk but the last.
+        pieces: The bytes of each chunk, in as many pieces as they lie in.
         prefixes: SHA-256 up to the end of each chunk; the last one is that of the whole.
     """
 
-    payload: bytes
+    num_bytes: int
     chunk_bytes: int
+    pieces: tuple[tuple[memoryview, ...], ...]
     prefixes: tuple[bytes, ...]
 
     @property
@@ -62,7 +66,7 @@ class CutPayload:
         """What announces it: its length, its number of chunks, its digest."""
         return pb.PayloadHeader(
             wire_version=WIRE_VERSION,
-            num_bytes=len(self.payload),
+            num_bytes=self.num_bytes,
             num_chunks=len(self.prefixes),
             sha256=self.prefix_sha256(len(self.prefixes)),
         )
@@ -74,36 +78,59 @@ class CutPayload:
     def chunks(self, first_chunk: int = 0) -> Iterator[pb.Chunk]:
         """Cut it; the pieces are made one at a time."""
         for index in range(first_chunk, len(self.prefixes)):
-            start = index * self.chunk_bytes
             yield pb.Chunk(
                 index=index,
-                data=self.payload[start : start + self.chunk_bytes],
+                data=b"".join(self.pieces[index]),
                 prefix_sha256=self.prefixes[index],
             )
 
     def messages(self, first_chunk: int = 0) -> Iterator[bytes]:
         """Write every chunk as the message that streams it, one at a time."""
-        view = memoryview(self.payload)
         for index in range(first_chunk, len(self.prefixes)):
-            start = index * self.chunk_bytes
-            piece = view[start : start + self.chunk_bytes]
-            yield chunk_message(LentChunk(index, piece, self.prefixes[index]))
+            yield chunk_message(index, self.pieces[index], self.prefixes[index])
 
 
-def cut(payload: bytes, chunk_bytes: int = CHUNK_BYTES) -> CutPayload:
-    """Make a payload ready to be announced and sent in chunks; it is hashed once."""
-    running, view, prefixes = hashlib.sha256(), memoryview(payload), []
-    for start in range(0, len(payload), chunk_bytes):
-        running.update(view[start : start + chunk_bytes])
+def cut(*parts: Buffer, chunk_bytes: int = CHUNK_BYTES) -> CutPayload:
+    """
+    Make a payload ready to be announced and sent in chunks; it is hashed once, and not copied.
+
+    Args:
+        parts: The payload, in as many pieces as it lies in.
+        chunk_bytes: Length of every chunk but the last.
+
+    Examples:
+        >>> [chunk.data for chunk in cut(b"abc", b"de", chunk_bytes=2).chunks()]
+        [b'ab', b'cd', b'e']
+    """
+    running, prefixes, chunks = hashlib.sha256(), [], [*_windows(parts, chunk_bytes)]
+    for pieces in chunks:
+        for piece in pieces:
+            running.update(piece)
         prefixes.append(running.digest())
-    return CutPayload(payload, chunk_bytes, tuple(prefixes))
+    return CutPayload(sum(map(len, parts)), chunk_bytes, tuple(chunks), tuple(prefixes))
+
+
+def _windows(parts: Iterable[Buffer], num_bytes: int) -> Iterator[tuple[memoryview, ...]]:
+    """Look at bytes that lie in several places so many at a time."""
+    window: list[memoryview] = []
+    left = num_bytes
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            window.append(view[:left])
+            view, left = view[left:], left - len(window[-1])
+            if not left:
+                yield tuple(window)
+                window, left = [], num_bytes
+    if window:
+        yield tuple(window)
 
 
 def split_into_chunks(
     payload: bytes, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[pb.PayloadHeader, Iterator[pb.Chunk]]:
     """Announce a payload and cut it; ``join_chunks`` is the way back."""
-    pieces = cut(payload, chunk_bytes)
+    pieces = cut(payload, chunk_bytes=chunk_bytes)
     return pieces.header, pieces.chunks()
 
 

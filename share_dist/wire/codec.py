@@ -81,6 +81,7 @@ from share_dist.wire.payloads import (
     update_metadata,
     update_tensors_from_bytes,
     update_to_bytes,
+    update_to_parts,
     update_to_record,
 )
 from share_dist.wire.precision import (
@@ -168,6 +169,7 @@ __all__ = [
     "update_summary_to_pb",
     "update_tensors_from_bytes",
     "update_to_bytes",
+    "update_to_parts",
     "update_to_record",
     "upload_progress_from_pb",
     "upload_progress_to_pb",

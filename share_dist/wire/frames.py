@@ -11,11 +11,12 @@ times; written here, it is copied once.
 Source: the encoding of protocol buffers, https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from share_dist.pb import tensor_pb2
+from share_dist.wire.tensors import Buffer
 
 _CHUNK_TAG, _INDEX_TAG, _DATA_TAG, _PREFIX_TAG = b"\x12", b"\x08", b"\x12", b"\x1a"
 _LONGEST_NUMBER = 5
@@ -52,19 +53,24 @@ def reader(message_type: Any) -> Callable[[bytes], Any]:
     return read
 
 
-def chunk_message(chunk: PayloadChunk) -> bytes:
+def chunk_message(index: int, data: Sequence[Buffer], prefix_sha256: bytes) -> bytes:
     """
     Write the message that brings a chunk.
 
     All streams of the protocol carry a chunk as field 2 of their message, so that these bytes
     are a ``PullSubspaceResponse``, a ``PullTaskResponse`` and a ``PushUpdateRequest`` alike.
+
+    Args:
+        index: Of the chunk.
+        data: Its bytes, in as many pieces as they lie in.
+        prefix_sha256: SHA-256 of the payload up to its end; empty for none.
     """
-    data, prefix = chunk.data, chunk.prefix_sha256
+    num_bytes = sum(map(len, data))
     parts = (
-        _INDEX_TAG + _varint(chunk.index) if chunk.index else b"",
-        _DATA_TAG + _varint(len(data)) if data else b"",
-        data,
-        _PREFIX_TAG + _varint(len(prefix)) + prefix if prefix else b"",
+        _INDEX_TAG + _varint(index) if index else b"",
+        _DATA_TAG + _varint(num_bytes) if num_bytes else b"",
+        *data,
+        _PREFIX_TAG + _varint(len(prefix_sha256)) + prefix_sha256 if prefix_sha256 else b"",
     )
     return b"".join((_CHUNK_TAG, _varint(sum(map(len, parts))), *parts))
 

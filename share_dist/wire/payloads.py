@@ -31,7 +31,13 @@ from share_dist.core.values import (
 )
 from share_dist.errors import MalformedMessage, ShapeMismatch
 from share_dist.wire.names import Parts, name_head, name_parts, parts_by_layer, take_head
-from share_dist.wire.tensors import Buffer, note_of, tensors_from_bytes, tensors_to_bytes
+from share_dist.wire.tensors import (
+    Buffer,
+    note_of,
+    tensors_from_bytes,
+    tensors_to_bytes,
+    tensors_to_parts,
+)
 
 MAX_STORED_TENSORS = 2**22
 MAX_STORED_HEADER_BYTES = 100_000_000
@@ -118,11 +124,20 @@ def subspace_from_tensors(
 
 def update_to_bytes(update: TaskUpdate) -> bytes:
     """Write the tensors of an update: coefficients, temporary factors, their coefficients, head."""
+    return tensors_to_bytes(_update_tensors(update))
+
+
+def update_to_parts(update: TaskUpdate) -> list[Buffer]:
+    """Write what ``update_to_bytes`` does in pieces, those of tensors not copied: for who sends them at once."""
+    return tensors_to_parts(_update_tensors(update))
+
+
+def _update_tensors(update: TaskUpdate) -> dict[str, Tensor]:
     parts = (
         (name, Pair(_update_parts(layer.a), _update_parts(layer.b)))
         for name, layer in update.layers.items()
     )
-    return tensors_to_bytes(name_parts(parts) | name_head(update.head.tensors))
+    return name_parts(parts) | name_head(update.head.tensors)
 
 
 def update_tensors_from_bytes(data: Buffer) -> tuple[dict[str, LayerUpdate], dict[str, Tensor]]:

@@ -71,6 +71,23 @@ def tensors_to_bytes(
     Raises:
         MalformedMessage: A tensor has a dtype that is not sent.
     """
+    return b"".join(tensors_to_parts(tensors, note, may_have_int8=may_have_int8))
+
+
+def tensors_to_parts(
+    tensors: Mapping[str, Tensor], note: str | None = None, *, may_have_int8: bool = False
+) -> list[Buffer]:
+    """
+    Write what ``tensors_to_bytes`` does as pieces to be sent one after another: a tensor's is the memory that it has.
+
+    Raises:
+        MalformedMessage: A tensor has a dtype that is not sent.
+
+    Examples:
+        >>> named = {"x": torch.zeros(3), "y": torch.ones(2)}
+        >>> b"".join(tensors_to_parts(named)) == tensors_to_bytes(named)
+        True
+    """
     for name, tensor in tensors.items():
         if _DTYPE_NAMES.get(tensor.dtype) not in (
             ITEM_BYTES_WITH_INT8 if may_have_int8 else ITEM_BYTES
@@ -83,7 +100,7 @@ def tensors_to_bytes(
     views = [(name, _DTYPE_NAMES[t.dtype], t.shape, _bytes_of(t)) for name, t in tensors.items()]
     # the order of the safetensors library: widest entries first, then by name
     views.sort(key=lambda view: (-ITEM_BYTES_WITH_INT8[view[1]], view[1], view[0]))
-    return b"".join([_header(views, note), *(data for *_, data in views)])
+    return [_header(views, note), *(data for *_, data in views)]
 
 
 def tensors_from_bytes(

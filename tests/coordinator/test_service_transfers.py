@@ -226,7 +226,7 @@ def test_more_than_may_be_in_flight_waits_its_turn(tmp_path):
             yield from (pb.PushUpdateRequest(chunk=chunk) for chunk in pieces.chunks(1))
 
         first = stub.PushUpdate.future(slowly(), timeout=60)
-        wait_until(lambda: client.status().bytes_in_flight == len(pieces.payload))
+        wait_until(lambda: client.status().bytes_in_flight == pieces.num_bytes)
         with pytest.raises(grpc.RpcError) as caught:
             stub.PushUpdate(requests_of(*sent_of(large_update("second"))), timeout=60)
         assert refused(caught, Overloaded).retry_after_seconds == 1.0

@@ -17,7 +17,7 @@ from share_dist.wire.chunks import MIN_CHUNK_BYTES, cut
 
 LIMIT = 2**30
 PAYLOAD = os.urandom(5 * MIN_CHUNK_BYTES + 7)
-PIECES = cut(PAYLOAD, MIN_CHUNK_BYTES)
+PIECES = cut(PAYLOAD, chunk_bytes=MIN_CHUNK_BYTES)
 CHUNKS = list(PIECES.chunks())
 KEY = upload_key("default", "north", "u1", PIECES.header.sha256)
 FILE_BYTES = MIN_CHUNK_BYTES

@@ -88,7 +88,19 @@ def test_a_change_of_nothing_measures_nothing():
     assert (found.norm, found.largest_singular, found.smallest_singular) == (0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(("scale_a", "scale_b"), [(1e37, 1e-37), (1e-37, 1e37), (3e38, 3e38)])
+@pytest.mark.parametrize(
+    ("scale_a", "scale_b"),
+    [
+        (1e37, 1e-37),
+        (1e-37, 1e37),
+        (3e38, 3e38),
+        (1e15, 1e-15),
+        (1e16, 1e-16),
+        (1e19, 1e-19),
+        (1e-22, 1e22),
+        (1e-23, 1e23),
+    ],
+)
 def test_factors_at_the_ends_of_float32_are_measured(scale_a, scale_b):
     """What float32 can hold neither overflows nor vanishes on the way."""
     generator = torch.Generator().manual_seed(0)

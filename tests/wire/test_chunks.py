@@ -128,7 +128,7 @@ def test_damage_is_known_at_the_chunk_that_has_it():
 @pytest.mark.parametrize("num_held", [0, 1, 2, 3])
 def test_joining_goes_on_where_it_was_cut_off(num_held):
     """What came before need not come again, and is part of what is checked at the end."""
-    pieces = cut(PAYLOAD, MIN_CHUNK_BYTES)
+    pieces = cut(PAYLOAD, chunk_bytes=MIN_CHUNK_BYTES)
     held = PAYLOAD[: num_held * MIN_CHUNK_BYTES]
     assert hashlib.sha256(held).digest() == pieces.prefix_sha256(num_held)
 
@@ -138,9 +138,27 @@ def test_joining_goes_on_where_it_was_cut_off(num_held):
     assert joiner.finish() == PAYLOAD
 
 
+@given(
+    st.lists(st.binary(max_size=40), max_size=8),
+    st.integers(1, 50),
+    st.integers(0, 10),
+)
+def test_bytes_in_many_places_are_cut_as_those_in_one(parts, chunk_bytes, first_chunk):
+    """Wherever a part ends, in the middle of a chunk or at its end, or has nothing in it."""
+    whole, apart = (
+        cut(b"".join(parts), chunk_bytes=chunk_bytes),
+        cut(*parts, chunk_bytes=chunk_bytes),
+    )
+    assert apart.header == whole.header
+    assert apart.prefixes == whole.prefixes
+    assert [*apart.chunks(first_chunk)] == [*whole.chunks(first_chunk)]
+    assert [*apart.messages(first_chunk)] == [*whole.messages(first_chunk)]
+    assert all(len(chunk.data) == chunk_bytes for chunk in [*apart.chunks()][:-1])
+
+
 def test_what_is_held_must_be_of_the_same_payload():
     """Other bytes under the same number of chunks are noticed at the first chunk that follows."""
-    pieces = cut(PAYLOAD, MIN_CHUNK_BYTES)
+    pieces = cut(PAYLOAD, chunk_bytes=MIN_CHUNK_BYTES)
     joiner = ChunkJoiner(pieces.header, held=bytes(MIN_CHUNK_BYTES), num_held_chunks=1)
 
     with pytest.raises(ChecksumMismatch, match="up to the end of chunk 1"):

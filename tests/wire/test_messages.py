@@ -179,6 +179,7 @@ def test_every_encoder_has_its_decoder():
     names = set(codec.__all__)
     halves = {
         "update_to_bytes": "update_tensors_from_bytes",
+        "update_to_parts": "update_tensors_from_bytes",
         "update_header": "update_from_wire",
     }
     for name in names:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,6 +43,7 @@ from share_dist.wire.codec import (
     update_from_record,
     update_tensors_from_bytes,
     update_to_bytes,
+    update_to_parts,
     update_to_record,
 )
 from share_dist.wire.tensors import payload_sizes, tensors_from_bytes, tensors_to_bytes
@@ -155,6 +157,15 @@ def test_tensors_of_a_payload_are_named_as_documented():
         for side in "ab"
         for kind in ("coefficients", "temporary", "temporary_coefficients")
     }
+
+
+def test_an_update_in_parts_is_its_own_memory():
+    """What is sent is what is stored, to the byte, and no tensor was copied for it."""
+    sent = update()
+    parts = update_to_parts(sent)
+    assert b"".join(parts) == update_to_bytes(sent)
+    addresses = {np.frombuffer(part, np.uint8).ctypes.data for part in parts if len(part)}
+    assert sent.layers[Q].a.temporary.data_ptr() in addresses
 
 
 def test_the_bytes_of_an_update_are_its_entries_and_a_header():
