@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from share_dist.client.credentials import Credentials
+from share_dist.wire.buffers import keep_a_spare
 from share_dist.wire.records import DEFAULT_SUBSPACE
 from worker.backbone import Backbone, load_backbone
 from worker.journal import Laps
@@ -79,6 +80,8 @@ class WorkerActor:
 
     def __init__(self, config: WorkerConfig, *, is_restarted: bool = False) -> None:
         torch.set_num_threads(config.num_threads)
+        # one version after another is received
+        keep_a_spare()
         self._config = config
         self._is_restarted = is_restarted
         self._events: deque[Mapping[str, Any]] = deque()

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -203,6 +204,28 @@ def tall_product(left: Float[Tensor, "d f"], right: Float[Tensor, "d g"]) -> Flo
     rest = left[end:].mT @ right[end:]
     summed: Tensor = (first.mT @ second).sum(dim=0, dtype=torch.float64) + rest
     return summed
+
+
+def tall_gram(matrix: Float[Tensor, "d f"]) -> Float[Tensor, "f f"]:
+    """
+    Multiply ``matrix.T @ matrix`` as ``tall_product`` does, and as accurately.
+
+    On a processor by numpy, which sees that the product is symmetric and takes two thirds of the time.
+
+    Examples:
+        >>> tall_gram(torch.ones(1000, 1))
+        tensor([[1000.]], dtype=torch.float64)
+    """
+    if matrix.device.type != "cpu" or matrix.dtype not in {torch.float32, torch.float64}:
+        return tall_product(matrix, matrix)
+    rows = matrix.detach().numpy()
+    num_blocks = len(rows) // _ROWS_AT_ONCE
+    end = num_blocks * _ROWS_AT_ONCE
+    blocks, rest = rows[:end].reshape(num_blocks, _ROWS_AT_ONCE, rows.shape[1]), rows[end:]
+    # what overflows is no number in the product, as torch has it, and no warning
+    with np.errstate(all="ignore"):
+        summed = np.matmul(blocks.transpose(0, 2, 1), blocks).sum(0, dtype=np.float64)
+        return torch.from_numpy(summed + rest.T @ rest)
 
 
 def nearest_orthonormal(matrix: Float[Tensor, "d m"]) -> Float[Tensor, "d m"] | None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from share_dist.core.linalg import rank_tolerance, tall_product
+from share_dist.core.linalg import rank_tolerance, tall_gram, tall_product
 from share_dist.core.newcomers import (
     in_double,
     require_equal_pseudo_rank,
@@ -132,7 +132,7 @@ def _grams_of_parts(base: Basis, current: Basis, part: SideUpdate) -> tuple[Tens
     """
     T = part.temporary.to(base.vectors.dtype)
     E, tau = part.coefficients.double(), part.temporary_coefficients.double()
-    N = tall_product(T, T)
+    N = tall_gram(T)
     if not max(_largest(E), _largest(tau)) < _SAFE[1] or not _have_safe_entries(N, T.shape[0]):
         return None
     S = tall_product(base.leading, T)

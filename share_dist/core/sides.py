@@ -16,7 +16,7 @@ from share_dist.core.linalg import (
     left_svd,
     orthonormalise,
     rank_tolerance,
-    tall_product,
+    tall_gram,
 )
 from share_dist.core.newcomers import Newcomer
 from share_dist.core.outcome import SideReport, SideRotation
@@ -321,7 +321,7 @@ def _credit(
 def _upright(V: Float[Tensor, "b d m"]) -> Float[Tensor, "b m m"] | None:
     """Find what makes columns orthonormal again to first order, ``I - (V.T V - I) / 2``, where rounding has turned them."""
     identity = torch.eye(V.shape[-1], dtype=torch.float64, device=V.device)
-    excess = torch.stack([tall_product(each, each) for each in V]) - identity
+    excess = torch.stack([tall_gram(each) for each in V]) - identity
     if not bool((excess.abs() > _CROOKED).any()):
         return None
     return identity - excess / 2

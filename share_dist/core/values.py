@@ -25,7 +25,7 @@ from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from share_dist.core.linalg import tall_product
+from share_dist.core.linalg import tall_gram
 from share_dist.errors import (
     ConfigError,
     FingerprintMismatch,
@@ -560,11 +560,11 @@ def _deviation(basis: Basis) -> float:
     """
     Largest entry of ``|V.T V - I|``.
 
-    By ``tall_product``: a third of the tolerance off at worst, and a hundredth of it in practice.
+    By ``tall_gram``: a third of the tolerance off at worst, and a hundredth of it in practice.
     """
     if not basis.num_columns:
         return 0.0
     vectors = basis.vectors.to(torch.promote_types(basis.vectors.dtype, torch.float32))
-    excess = tall_product(vectors, vectors)
+    excess = tall_gram(vectors)
     excess.diagonal().sub_(1)
     return float(excess.abs().max())

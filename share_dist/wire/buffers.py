@@ -13,7 +13,7 @@ _spare: deque[mmap.mmap] = deque(maxlen=1)
 _largest_spare_bytes = 0
 
 
-def keep_a_spare(largest_bytes: int) -> None:
+def keep_a_spare(largest_bytes: int = 2**27) -> None:
     """
     Keep the last large buffer that was let go, for the next of about its length; by default none is kept.
 

@@ -36,6 +36,7 @@ from share_dist.client import ShareClient
 from share_dist.client.client import new_update_id
 from share_dist.core.values import TaskUpdate
 from share_dist.pb import coordinator_pb2
+from share_dist.wire.buffers import keep_a_spare
 from share_dist.wire.chunks import CutPayload, cut
 from share_dist.wire.codec import update_to_bytes
 from share_dist.wire.options import CHANNEL_OPTIONS, SERVER_OPTIONS
@@ -64,6 +65,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, default=None, help="file for the JSON")
     options = parser.parse_args()
+    # as a worker does, which receives one version after another
+    keep_a_spare()
     features = options.mib * 2**20 // (LAYERS * 2 * FACTORS * 4)
     shapes = shapes_of(LAYERS, features)
     fingerprint = fingerprint_of(shapes)

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from share_dist.core.linalg import largest_angle, orthonormalise, tall_product, thin_svd
+from share_dist.core.linalg import (
+    largest_angle,
+    orthonormalise,
+    tall_gram,
+    tall_product,
+    thin_svd,
+)
 from share_dist.core.rebase import rebase, rebase_moments
 from share_dist.core.subspace import (
     project,
@@ -62,6 +68,34 @@ def test_tall_product_is_the_product_in_float64(rows, f, g, seed):
     scale = float(left.double().norm() * right.double().norm())
     assert found.shape == (f, g)
     assert torch.allclose(found, expected, rtol=0, atol=1e-6 * scale)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(0, 1100),
+    f=st.integers(0, 4),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    turned=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_tall_gram_is_the_product_of_a_matrix_with_itself(rows, f, dtype, turned, seed):
+    """Symmetric, in whatever order the matrix lies in memory, and as near as the product of any two."""
+    matrix = draw(rows, f, seed=seed, dtype=torch.float32).to(dtype)
+    if turned:
+        matrix = matrix.mT.contiguous().mT
+    found, exact = tall_gram(matrix), matrix.double().mT @ matrix.double()
+    assert found.dtype == torch.float64
+    scale = float(matrix.double().square().sum())
+    assert torch.equal(found, found.mT)
+    assert torch.allclose(found, exact, rtol=0, atol=scale * max(1e-6, torch.finfo(dtype).eps))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gram_matrix_that_overflows_is_no_number():
+    """As from torch: whoever looks at it sees that it is none, and nothing is said meanwhile."""
+    matrix = torch.full((300, 1), 1e30)
+    assert not tall_gram(matrix).isfinite().any()
+    assert tall_gram(torch.full((300, 1), math.nan)).isnan().all()
 
 
 @settings(max_examples=50, deadline=None)
