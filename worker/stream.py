@@ -71,18 +71,21 @@ class _Section(BaseModel):
         """
         What decides the result, as JSON.
 
-        A key that came after the first release stands there only where it is not
-        the default, so that a lesson keeps its name from release to release.
+        A key that came after the first release stands there only where it says another thing than
+        what that release did, so that a lesson keeps its name from release to release.
         """
         said = {}
         for name, value in self.model_dump(mode="json", exclude=_HOW_ONLY).items():
             section = getattr(self, name)
-            if name not in _LATER_KEYS or value != _default_of(type(self), name):
+            if name not in _LATER_KEYS or value != _first_default(type(self), name):
                 said[name] = section.lesson() if isinstance(section, _Section) else value
         return said
 
 
-def _default_of(section: type[BaseModel], name: str) -> Any:
+def _first_default(section: type[BaseModel], name: str) -> Any:
+    """What the first release that had a key did without it."""
+    if name in _CHANGED_DEFAULTS:
+        return _CHANGED_DEFAULTS[name]
     return section.model_fields[name].get_default(call_default_factory=True)
 
 
@@ -103,6 +106,7 @@ _LATER_KEYS = {
     "refine_epochs",
     "pair_column",
 }
+_CHANGED_DEFAULTS = {"start": "random"}
 
 
 class ModelSettings(_Section):
@@ -165,8 +169,8 @@ class TrainingSettings(_Section):
     """``p``."""
     num_temporary: int = Field(4, ge=0)
     """``f``; 0: coefficients only, in a subspace that is not empty."""
-    start: Start = "random"
-    """Where a task begins: `"gradient"`: where its first steps lower the loss most; `"random"`."""
+    start: Start = "gradient"
+    """Where a task begins: `"gradient"`: where its first steps lower the loss most, found from 256 of its rows; `"random"`."""
     reach: float | None = Field(None, gt=0, le=1)
     """With `start = "gradient"`: a layer gets only as many of the `num_temporary` as let the task follow this share of what a weight change of rank `p` could follow of the first gradient, none where the subspace suffices."""
     refine_epochs: int = Field(0, ge=0)

@@ -1,7 +1,7 @@
 """Injection: a subspace inside a model, and the tasks that are said in it."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -286,18 +286,23 @@ class InjectedModel:
         self._show()
 
     @contextmanager
-    def gather_gradients(self) -> Iterator[Mapping[str, Tensor]]:
+    def gather_gradients(
+        self, names: Collection[str] | None = None
+    ) -> Iterator[Mapping[str, Tensor]]:
         """
         Let the plain base gather what its adapted weights' gradients would be.
 
         Whatever is run backward inside adds to them; the weights stay frozen. They take as much
-        memory as the adapted weights in float32, until they are let go.
+        memory as the layers' weights in float32, twice that while they are gathered, until they are let go.
+
+        Args:
+            names: Of the layers whose gradients are wanted; None: all.
 
         Returns:
             Layer -> ``(n, d)``, filled at the end; zeros where nothing was run backward.
 
         Raises:
-            ConfigError: A task is merged into the base weights.
+            ConfigError: A task is merged into the base weights, or the model was ejected.
 
         Examples:
             >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
@@ -307,6 +312,7 @@ class InjectedModel:
             >>> gradients["0"].tolist()
             [[1.0, 2.0]]
         """
+        self._require_injected("gather gradients")
         self._require_unmerged("gather gradients")
         probes = {
             name: torch.zeros(
@@ -315,10 +321,11 @@ class InjectedModel:
                 requires_grad=True,
             )
             for name, layer in self._layers.items()
+            if names is None or name in names
         }
         gathered: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
-            layer.term = ProbeTerm(probes[name])
+            layer.term = ProbeTerm(probes[name]) if name in probes else None
         try:
             yield gathered
         finally:
@@ -503,10 +510,7 @@ class InjectedModel:
         }
 
     def _require_holdable(self, task_id: str, task: Mapping[str, LayerUpdate]) -> None:
-        if self._is_ejected:
-            raise ConfigError(
-                f"cannot hold task {task_id!r}: the model was ejected; inject it again", key="model"
-            )
+        self._require_injected(f"hold task {task_id!r}")
         if self._merged == task_id:
             self._require_unmerged("replace the merged task")
         if task_id in (self._active_rows or ()):
@@ -521,6 +525,10 @@ class InjectedModel:
             task_id=task_id,
             nearest=", ".join(nearest),
         )
+
+    def _require_injected(self, wish: str) -> None:
+        if self._is_ejected:
+            raise ConfigError(f"cannot {wish}: the model was ejected; inject it again", key="model")
 
     def _require_unmerged(self, wish: str) -> None:
         if self._merged is not None:

@@ -721,6 +721,24 @@ def test_gathered_gradients_are_those_of_the_weights():
         assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_gradients_of_some_layers_take_no_memory_for_the_others():
+    """Only they are gathered, and they are what they are beside all others; an ejected model has none."""
+    model, batch = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)), torch.randn(4, 6)
+    subspace = Subspace.empty(find_targets(model, "all-linear"))
+    with inject(model, subspace) as injected:
+        with injected.gather_gradients() as together:
+            injected(batch).square().sum().backward()
+        with injected.gather_gradients(["2"]) as alone:
+            injected(batch).square().sum().backward()
+        assert alone.keys() == {"2"}
+        assert torch.equal(alone["2"], together["2"])
+    with (
+        pytest.raises(ConfigError, match="cannot gather gradients: the model was ejected"),
+        injected.gather_gradients(),
+    ):
+        pass
+
+
 def test_gradients_are_gathered_at_the_base_whatever_is_active():
     """A task that is in use is left out meanwhile, and is in use again afterwards."""
     model = nn.Sequential(nn.Linear(6, 5))

@@ -5,10 +5,11 @@ import torch
 
 from share_dist.adapters import inject
 from share_dist.core.values import Subspace
+from share_dist.errors import WorkerError
 from tests.worker import toys
 from tests.worker.fakes import FakeCoordinator
-from worker.backbone import load_backbone
-from worker.beginning import first_gradients, starting_gradients
+from worker.backbone import Backbone, load_backbone
+from worker.beginning import FirstGradients, starting_gradients
 from worker.evaluate import evaluate
 from worker.loop import TaskLoop
 from worker.prepared import frozen_baseline, prepare
@@ -63,10 +64,65 @@ def test_the_first_gradient_leaves_head_and_model_alone(begun, backbone):
     """Neither head nor frozen weights have a gradient afterwards, and the head can still be trained."""
     lesson, _, head = begun
     with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
-        gradients = first_gradients(injected, lesson, head)
+        gradients = dict(FirstGradients(injected, lesson, head))
+    assert gradients.keys() == backbone.shapes.keys()
     assert all(gradient.any() for gradient in gradients.values())
     assert all(each.grad is None for each in (*head.parameters(), *backbone.model.parameters()))
     assert all(each.requires_grad for each in head.parameters())
+
+
+def test_gradients_are_found_for_few_layers_at_once_where_all_are_too_large(begun, backbone):
+    """Layer by layer they are what they are together, and no more of them are held than fit."""
+    lesson, _, head = begun
+    with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
+        together = dict(FirstGradients(injected, lesson, head))
+        one_by_one = FirstGradients(injected, lesson, head, most_bytes=1)
+        calls, gather = [], injected.gather_gradients
+        injected.gather_gradients = lambda names: calls.append(names) or gather(names)
+        for name, gradient in one_by_one.items():
+            assert torch.equal(gradient, together[name])
+    assert calls == [(name,) for name in backbone.shapes]
+
+
+@pytest.mark.parametrize("enough_rows", [4, 1])
+def test_fewer_rows_go_through_the_model_where_memory_is_short(
+    begun, backbone, monkeypatch, enough_rows
+):
+    """Half as many at once until they fit: the gradient is that of all rows, whatever the parts."""
+    lesson, _, head = begun
+    with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
+        expected = dict(FirstGradients(injected, lesson, head))
+        _allow_rows(monkeypatch, enough_rows)
+        found = dict(FirstGradients(injected, lesson, head))
+    for name, gradient in expected.items():
+        assert torch.allclose(
+            found[name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max())
+        )
+
+
+def test_memory_for_not_even_one_row_is_said(begun, backbone, monkeypatch):
+    """With what to do; and the head can be trained afterwards."""
+    lesson, _, head = begun
+    _allow_rows(monkeypatch, 0)
+    with (
+        inject(backbone.model, Subspace.empty(backbone.shapes)) as injected,
+        pytest.raises(WorkerError, match=r"not even of a single row .*start = 'random'"),
+    ):
+        starting_gradients(injected, lesson, head)[next(iter(backbone.shapes))]
+    assert all(each.requires_grad for each in head.parameters())
+
+
+def _allow_rows(monkeypatch, num_rows):
+    """Let no more rows go through the model at once."""
+    pooled = Backbone.pooled
+
+    def limited(self, encoded):
+        features = pooled(self, encoded)
+        if len(features) > num_rows:
+            raise torch.OutOfMemoryError(f"{len(features)} rows")
+        return features
+
+    monkeypatch.setattr(Backbone, "pooled", limited)
 
 
 def test_a_random_start_asks_for_no_gradient(begun, backbone):

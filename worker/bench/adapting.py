@@ -16,7 +16,7 @@ from share_dist.core.gradient import alignment
 from share_dist.core.subspace import project, reconstruct
 from share_dist.core.temporary import propose_temporary
 from share_dist.core.values import Basis, Coefficients, LayerShape, LayerSubspace, Subspace
-from worker.beginning import first_gradients, starting_gradients
+from worker.beginning import FirstGradients, starting_gradients
 from worker.bench.methods import LORA_RANK, Method
 from worker.optimizer import Trainee
 from worker.stream import ModelSettings, TrainingSettings
@@ -120,7 +120,7 @@ def _nearest(
     injected: InjectedModel, lesson: Lesson, head: nn.Module, others: Sequence[LoraAdapter]
 ) -> Coefficients | None:
     """What the subspace says of the adapter that lowers the loss fastest; None where none does."""
-    gradients = first_gradients(injected, lesson, head)
+    gradients = FirstGradients(injected, lesson, head)
     said = [project(injected.subspace, each.factors) for each in others]
     found = [alignment(gradients, reconstruct(injected.subspace, each)) for each in said]
     best = max(range(len(found)), key=found.__getitem__)

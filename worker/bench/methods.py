@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from share_dist.errors import ConfigError
+from worker.stream import Start
 
 LORA_RANK = 8
 
@@ -33,7 +34,8 @@ class Method:
         num_factors: Directions a side (k) of its subspace; None: the suite's.
         is_warm: Whether coefficients begin as those of the other task that the first gradient is most
             aligned with.
-        training: What it changes of the suite's section ``[training]``.
+        start: Where its tasks begin: the setting of that name; for what is trained in a subspace.
+        training: What else it changes of the suite's section ``[training]``.
         keeping: What holds former tasks while another is learnt in the same weights, as
             `worker.bench.keepers` has it; empty: nothing.
         rates_of: The method whose best rate it takes; empty: its own.
@@ -50,6 +52,7 @@ class Method:
     form: Form = "columns"
     num_factors: int | None = None
     is_warm: bool = False
+    start: Start = "random"
     training: Mapping[str, Any] = field(default_factory=dict)
     keeping: Keeping = ""
     rates_of: str = ""
@@ -107,12 +110,11 @@ _LORA_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 _STREAM_RATES = _LORA_RATES[:3]
 _COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 _BROAD_RATES = (1e-2, 2e-2, 5e-2, 1e-1)
-_GRADIENT = {"start": "gradient"}
 _SHARE_RATES = (2e-2, 3e-2, 5e-2)
 
 
-def _variant_of_share(name: str, about: str, **training: Any) -> Method:
-    return Method(name, about, "stream", rates_of="share", training=training)
+def _variant_of_share(name: str, about: str, start: Start = "gradient", **training: Any) -> Method:
+    return Method(name, about, "stream", rates_of="share", start=start, training=training)
 
 
 METHODS = {
@@ -183,7 +185,7 @@ METHODS = {
             _COEFFICIENT_RATES,
             needs="lora",
             within="others",
-            training=_GRADIENT,
+            start="gradient",
         ),
         Method(
             "eigenlorax-nearest",
@@ -201,7 +203,8 @@ METHODS = {
             _COEFFICIENT_RATES,
             needs="lora",
             within="others",
-            training={"pseudo_rank": 4, **_GRADIENT},
+            start="gradient",
+            training={"pseudo_rank": 4},
         ),
         Method(
             "eigenlorax-broad",
@@ -211,7 +214,8 @@ METHODS = {
             needs="lora",
             within="others",
             num_factors=64,
-            training={"pseudo_rank": 4, **_GRADIENT},
+            start="gradient",
+            training={"pseudo_rank": 4},
         ),
         Method(
             "eigenlorax-core",
@@ -246,7 +250,7 @@ METHODS = {
             "task",
             _COEFFICIENT_RATES,
             within="random",
-            training=_GRADIENT,
+            start="gradient",
         ),
         Method(
             "random-broad",
@@ -255,7 +259,8 @@ METHODS = {
             _BROAD_RATES,
             within="random",
             num_factors=64,
-            training={"pseudo_rank": 4, **_GRADIENT},
+            start="gradient",
+            training={"pseudo_rank": 4},
         ),
         Method(
             "weight-subspace",
@@ -274,15 +279,16 @@ METHODS = {
         ),
         Method(
             "share",
-            "all tasks in one shared subspace, one after another: what this project does",
+            "all tasks in one shared subspace, one after another, each started from its first gradient: what this project does",
             "stream",
             _SHARE_RATES,
             source="Share, arXiv 2602.06043",
+            start="gradient",
         ),
         _variant_of_share(
-            "share-gradient",
-            "the same, each task's coefficients and temporary factors started from its first gradient",
-            **_GRADIENT,
+            "share-random",
+            "the same, each task's coefficients and temporary factors started at random, as in the paper",
+            start="random",
         ),
         _variant_of_share(
             "share-wide",

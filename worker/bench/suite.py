@@ -109,7 +109,9 @@ class Suite:
             if rows is None or self.settings.few_epochs is None
             else {"epochs": self.settings.few_epochs}
         )
-        return self.stream.training.model_copy(update={**few, **method.training})
+        return self.stream.training.model_copy(
+            update={**few, "start": method.start, **method.training}
+        )
 
     def num_factors(self, method: Method) -> int:
         """Directions a side of a method's subspace."""

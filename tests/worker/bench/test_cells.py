@@ -10,7 +10,7 @@ from share_dist.core.subspace import project
 from share_dist.core.values import LayerFactors, Subspace
 from share_dist.errors import TrainingDiverged, WorkerError
 from worker.backbone import load_backbone
-from worker.beginning import first_gradients
+from worker.beginning import FirstGradients
 from worker.bench.adapting import adapted_by, random_subspace
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.methods import METHODS
@@ -137,7 +137,7 @@ def test_the_nearest_task_is_the_one_the_gradient_asks_for(make_cells):
     prepared, frozen = cells.prepare(cell)
     lesson, head = cells.lesson(cell, prepared), frozen.start.head
     with inject(lesson.backbone.model, Subspace.empty(cells.backbone.shapes)) as injected:
-        gradients = first_gradients(injected, lesson, head)
+        gradients = dict(FirstGradients(injected, lesson, head))
     wanted, opposite = (
         LoraAdapter(
             {
