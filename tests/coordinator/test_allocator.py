@@ -45,6 +45,7 @@ libc.fflush(out)
 FREED_BLOCKS = """
 import ctypes, os
 from coordinator import allocator
+from share_dist.wire import buffers  # a coordinator has it long before
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
