@@ -1,7 +1,7 @@
 import pytest
 
 from share_dist.errors import StreamError
-from worker.stream import DatasetSource, EntryPointSource, read_stream
+from worker.stream import DatasetSource, EntryPointSource, TrainingSettings, read_stream
 
 GOOD = """
 [model]
@@ -78,6 +78,13 @@ def test_says_that_there_is_no_file(tmp_path):
     """A path without a file is named."""
     with pytest.raises(StreamError, match=r"no-such\.toml cannot be read"):
         read_stream(tmp_path / "no-such.toml")
+
+
+def test_a_lesson_says_what_differs_from_the_first_release():
+    """A default that has changed since is said, and what was the default then is not: that lesson keeps its name."""
+    now, then = TrainingSettings(), TrainingSettings(start="random")
+    assert now.lesson()["start"] == "gradient"
+    assert now.lesson() == {**then.lesson(), "start": "gradient"}
 
 
 def test_one_model_takes_one_kind_of_input(tmp_path):
