@@ -54,7 +54,7 @@ def test_reads_a_stream(tmp_path):
         ('path = "model"', 'path = "model"\nname = "bert"', r"needs one of path and name"),
         (
             "[model]",
-            "[training]\nreach = 0.5\n[model]",
+            '[training]\nstart = "random"\nreach = 0.5\n[model]',
             r'training: reach needs start = "gradient"',
         ),
         (
