@@ -296,6 +296,11 @@ METHODS = {
             num_temporary=8,
         ),
         _variant_of_share(
+            "share-sparing",
+            "as `share`, with no more temporary factors in a layer than follow 0.9 of what its task could follow of the first gradient",
+            reach=0.9,
+        ),
+        _variant_of_share(
             "share-refined",
             "as `share`, each task trained for one more pass in the version that has all of them",
             refine_epochs=1,

@@ -164,7 +164,7 @@ def _async(summary: Summary, name: str) -> Row | None:
     )
 
 
-SHARED = ("share", "share-random", "share-wide", "share-refined")
+SHARED = ("share", "share-random", "share-wide", "share-sparing", "share-refined")
 SETTLED = ("eigenlorax", "eigenlorax-gradient", "eigenlorax-broad")
 SENT = ((None, 1 / 12), ("int8", 1 / 40), ("int4", 1 / 40))
 
