@@ -109,6 +109,7 @@ _LORA = "LoRA, arXiv 2106.09685"
 _LORA_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 _STREAM_RATES = _LORA_RATES[:3]
 _COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
+_RANDOM_RATES = (*_COEFFICIENT_RATES, 1e-1)
 _BROAD_RATES = (1e-2, 2e-2, 5e-2, 1e-1)
 _SHARE_RATES = (2e-2, 3e-2, 5e-2)
 
@@ -133,7 +134,7 @@ METHODS = {
             "pissa",
             "the same, started from the largest singular vectors of the weights",
             "task",
-            (2e-4, 5e-4, 1e-3),
+            (5e-4, 1e-3, 2e-3, 5e-3),
             "PiSSA, arXiv 2404.02948",
             peft=_pissa,
         ),
@@ -241,14 +242,14 @@ METHODS = {
             "random-subspace",
             "coefficients only, in a random subspace of the same size: whether sharing helps at all",
             "task",
-            _COEFFICIENT_RATES,
+            _RANDOM_RATES,
             within="random",
         ),
         Method(
             "random-gradient",
             "the same, its coefficients started from the first gradient",
             "task",
-            _COEFFICIENT_RATES,
+            _RANDOM_RATES,
             within="random",
             start="gradient",
         ),
