@@ -111,9 +111,11 @@ def run_cells(
                     cells.save(work.cell, outcome)
                     computed += 1
                     on_done(work.cell.name, outcome)
-        finally:
+        except BaseException:
             for process in pool._processes.values():  # noqa: SLF001  there is no public way to end one in the middle
                 process.terminate()
+            raise
+        finally:
             pool.shutdown(cancel_futures=True)
 
 
