@@ -3,7 +3,7 @@
 import gc
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,15 @@ MOST_GRADIENT_BYTES = 2**28
 """What the gradients of several layers may take at once; a single one may take more."""
 
 
+_LARGEST_USABLE = 1e15
+"""Entries of a gradient above this are those of a loss that overflowed."""
+
+
 def starting_gradients(
-    injected: InjectedModel, lesson: Lesson, head: nn.Module
+    injected: InjectedModel,
+    lesson: Lesson,
+    head: nn.Module,
+    before_step: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Tensor] | None:
     """
     What a task of this lesson starts from: the first gradient, or None for a random start.
@@ -30,9 +37,10 @@ def starting_gradients(
         injected: The frozen model with a subspace.
         lesson: What will be learnt, and how: its setting ``start`` decides.
         head: Of the frozen model: the gradient is that of its loss.
+        before_step: Called before every batch; raises to end.
     """
     is_wanted = lesson.settings.start == "gradient"
-    return FirstGradients(injected, lesson, head) if is_wanted else None
+    return FirstGradients(injected, lesson, head, before_step) if is_wanted else None
 
 
 class FirstGradients(Mapping[str, Tensor]):
@@ -41,12 +49,14 @@ class FirstGradients(Mapping[str, Tensor]):
 
     Layer -> ``(n, d)``; the mean over some rows of those to learn from, chosen by the lesson's seed. Those of all layers
     may take more memory than the model: they are found for as many layers at once as ``most_bytes`` hold when
-    one is asked for, and forgotten when one of the others is. So ask in the order of the layers.
+    one is asked for, and forgotten when one of the others is. So ask in the order of the layers. One that
+    overflowed, as in fp16 it may, says nothing: it is zero.
 
     Args:
         injected: The frozen model with a subspace; usable for as long as this is.
         lesson: Its rows and seed.
         head: Of the frozen model.
+        before_step: Called before every batch; raises to end.
         most_bytes: For the gradients that are held.
     """
 
@@ -55,11 +65,13 @@ class FirstGradients(Mapping[str, Tensor]):
         injected: InjectedModel,
         lesson: Lesson,
         head: nn.Module,
+        before_step: Callable[[], None] = lambda: None,
         most_bytes: int = MOST_GRADIENT_BYTES,
     ) -> None:
         self._injected = injected
         self._lesson = lesson
         self._head = head
+        self._before_step = before_step
         self._groups = _groups(injected, most_bytes)
         self._found: Mapping[str, Tensor] = {}
         self._rows_at_once = math.ceil(lesson.settings.batch_size / lesson.settings.accumulate)
@@ -112,6 +124,7 @@ class FirstGradients(Mapping[str, Tensor]):
                 self._injected.gather_gradients(names) as gradients,
             ):
                 for at in range(0, len(rows), self._rows_at_once):
+                    self._before_step()
                     batch = lesson.fit.take(rows[at : at + self._rows_at_once])
                     features = lesson.backbone.pooled(batch.encoded)
                     labels = batch.labels.to(features.device)
@@ -122,7 +135,12 @@ class FirstGradients(Mapping[str, Tensor]):
         finally:
             for parameter, requires_grad in zip(head.parameters(), was_trained, strict=True):
                 parameter.requires_grad_(requires_grad)
-        return gradients
+        return {name: _usable(gradient) for name, gradient in gradients.items()}
+
+
+def _usable(gradient: Tensor) -> Tensor:
+    is_usable = bool(gradient.abs().amax() < _LARGEST_USABLE)
+    return gradient if is_usable else torch.zeros_like(gradient)
 
 
 def _groups(injected: InjectedModel, most_bytes: int) -> dict[str, tuple[str, ...]]:

@@ -223,7 +223,9 @@ class Learner:
                 pseudo_rank=training.pseudo_rank,
                 num_temporary=training.num_temporary,
                 seed=training.seed,
-                gradients=starting_gradients(injected, self._lesson(prepared), head),
+                gradients=starting_gradients(
+                    injected, self._lesson(prepared), head, self.before_step
+                ),
                 reach=training.reach,
             )
         else:

@@ -19,6 +19,7 @@ from share_dist.core.values import (
 )
 from share_dist.errors import (
     BaseVersionTooOld,
+    NotFinite,
     RankTooLarge,
     ShapeMismatch,
     VersionInFuture,
@@ -81,6 +82,7 @@ def gradient_start(
     Raises:
         RankTooLarge: A side has no ``num_temporary`` directions left.
         ShapeMismatch: A gradient is missing, or not that of its layer.
+        NotFinite: An entry of a gradient is no number.
     """
     started = {}
     for name, layer in subspace.layers.items():
@@ -205,6 +207,14 @@ def _gradient_of(name: str, shape: LayerShape, gradients: Mapping[str, Tensor]) 
         raise ShapeMismatch(
             f"{name}: the gradient to start from {found}: give one of {wanted} for each layer",
             layer=name,
+        )
+    num_odd = int(gradient.numel() - gradient.isfinite().sum())
+    if num_odd:
+        raise NotFinite(
+            f"{name}: {num_odd} entries of the gradient to start from are no numbers: gather it in a wider "
+            "precision, or start at random",
+            layer=name,
+            num_entries=num_odd,
         )
     return gradient.detach().cpu().float()
 

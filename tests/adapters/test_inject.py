@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from share_dist.core.values import Coefficients, LayerFactors, LayerShape, Subsp
 from share_dist.errors import (
     BaseVersionTooOld,
     ConfigError,
+    NotFinite,
     RankTooLarge,
     ShapeMismatch,
     UnknownTask,
@@ -792,7 +794,7 @@ def test_a_start_by_gradients_computes_the_base_and_falls_faster():
 
 
 def test_gradients_of_other_layers_are_refused():
-    """A gradient that is missing, or of another shape, is named with its layer."""
+    """A gradient that is missing, of another shape or no number, is named with its layer."""
     model = nn.Sequential(nn.Linear(6, 5))
     subspace = Subspace.empty(find_targets(model, "all-linear"))
     with inject(model, subspace, num_temporary=2) as injected:
@@ -800,6 +802,10 @@ def test_gradients_of_other_layers_are_refused():
             injected.add_task("movies", gradients={})
         with pytest.raises(ShapeMismatch, match=r"has the shape \(6, 5\)"):
             injected.add_task("movies", gradients={"0": torch.zeros(6, 5)})
+        odd = torch.zeros(5, 6)
+        odd[0, 0], odd[4, 5] = math.nan, math.inf
+        with pytest.raises(NotFinite, match="0: 2 entries of the gradient to start from"):
+            injected.add_task("movies", gradients={"0": odd})
         assert injected.task_ids == ()
 
 

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -82,6 +84,42 @@ def test_gradients_are_found_for_few_layers_at_once_where_all_are_too_large(begu
         for name, gradient in one_by_one.items():
             assert torch.equal(gradient, together[name])
     assert calls == [(name,) for name in backbone.shapes]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, 1e30])
+def test_a_gradient_that_overflowed_begins_as_none(begun, backbone, odd):
+    """As a loss in half precision may: the task begins in random directions, and can be trained from there."""
+    lesson, _, head = begun
+    with inject(backbone.model, Subspace.empty(backbone.shapes)) as injected:
+        gather = injected.gather_gradients
+
+        @contextlib.contextmanager
+        def overflowing(names):
+            with gather(names) as gradients:
+                yield gradients
+            for gradient in gradients.values():
+                gradient[0, 0] = odd
+
+        injected.gather_gradients = overflowing
+        assert not any(each.any() for each in FirstGradients(injected, lesson, head).values())
+        begin(injected, lesson, head)
+        state = train(lesson, trainee_of(injected, "mood", lesson.settings), head)
+    assert state.best_epoch == 0
+
+
+def test_who_stops_a_worker_need_not_wait_for_the_first_gradient(begun, backbone):
+    """It is asked before every batch whether to go on; the head can be trained afterwards."""
+    lesson, _, head = begun
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with (
+        inject(backbone.model, Subspace.empty(backbone.shapes)) as injected,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        dict(starting_gradients(injected, lesson, head, stop))
+    assert all(each.requires_grad for each in head.parameters())
 
 
 @pytest.mark.parametrize("enough_rows", [4, 1])
