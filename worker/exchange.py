@@ -151,7 +151,9 @@ class Exchange:
         while True:
             self.outbox.wait_empty(self.check)
             edition = self._prefetch.fetch(self.check)
-            if self.outbox.is_empty and not edition.num_pending:
+            # one may have been lost, found missing and pushed again since the edition was listed
+            is_listed = self.outbox.pushed_ids() <= edition.update_ids
+            if self.outbox.is_empty and is_listed and not edition.num_pending:
                 return edition
             if edition.num_pending and not has_told:
                 self._journal.emit(WorkerEvent.MERGE_AWAITED, num_pending=edition.num_pending)
@@ -194,7 +196,9 @@ class Exchange:
         tasks = self._pull_tasks(merged)
         subspace = next((each.subspace for each in tasks.values()), None) or self._pull(None)
         self._shelf.keep(subspace)
-        return Edition(subspace, tasks, _num_pending(own))
+        return Edition(
+            subspace, tasks, _num_pending(own), frozenset(each.update_id for each in listed)
+        )
 
     def _pull_tasks(self, task_ids: Sequence[str]) -> dict[str, PulledTask]:
         """Pull tasks, all said in one version: once more where a merge came in between."""

@@ -21,11 +21,13 @@ class Edition:
         subspace: The version.
         tasks: The worker's own tasks that it holds, by id.
         num_pending: How many of the worker's updates wait to be merged.
+        update_ids: The updates that the coordinator knew of.
     """
 
     subspace: Subspace
     tasks: Mapping[str, PulledTask] = field(default_factory=dict)
     num_pending: int = 0
+    update_ids: frozenset[str] = frozenset()
 
 
 class Prefetch:

@@ -17,6 +17,7 @@ from share_dist.wire.records import UpdateState
 from tests.coordinator.support import client_of, make_update, wait_until
 from tests.worker.afield import Coordinator, Worker, check_all_is_merged_once
 from tests.worker.proxy import Proxy
+from worker.exchange import Exchange
 from worker.loop import Stopped
 from worker.progress import WorkerEvent
 
@@ -145,6 +146,41 @@ def test_a_coordinator_that_is_back_with_an_older_backup_loses_nothing(
     assert {each.state for each in results.tasks} == {"merged"}
     for each in results.tasks:
         assert each.final == pytest.approx(each.learnt, abs=0.1)
+
+
+def test_what_is_pushed_again_while_an_edition_is_pulled_is_waited_for(
+    coordinator, worker, monkeypatch
+):
+    """Restored after all was pushed: what the last edition found missing is merged before final scores are."""
+    coordinator.start()
+    backup = coordinator.store.with_name("backup")
+
+    def take_backup():
+        wait_until(lambda: worker.named(WorkerEvent.UPDATE_PUSHED))
+        with coordinator.ask() as client:
+            wait_until(lambda: client.status().current_version == 1)
+        tools.backup(Place(str(coordinator.store)), backup, lambda *_: None)
+
+    def restore():
+        coordinator.kill()
+        coordinator.store = backup
+        coordinator.start()
+
+    pull_tasks = Exchange._pull_tasks
+
+    def pull_once_all_is_pushed(exchange, task_ids):
+        if worker.named(WorkerEvent.UPDATE_LOST):
+            wait_until(lambda: exchange.outbox.is_empty)
+        return pull_tasks(exchange, task_ids)
+
+    monkeypatch.setattr(Exchange, "_pull_tasks", pull_once_all_is_pushed)
+    worker.at[WorkerEvent.TASK_STARTED, "food"] = take_backup
+    worker.at[WorkerEvent.UPDATE_PUSHED, "motion"] = restore
+    results = worker.learn()
+    lost = {each["task_id"] for each in worker.named(WorkerEvent.UPDATE_LOST)}
+    assert "motion" in lost
+    assert {each.state for each in results.tasks} == {"merged"}
+    assert all(each.final is not None for each in results.tasks)
 
 
 def test_what_an_operator_took_out_stays_out(coordinator, worker):
