@@ -86,10 +86,7 @@ class Outbox:
         """Push the update of a checkpoint, unless that was done; it takes the place of an earlier one of its task."""
         update_id = checkpoint.pushed_update_id()
         with self._changed:
-            for former in [
-                key for key, each in self._pushed.items() if each.task_id == checkpoint.task_id
-            ]:
-                del self._pushed[former]
+            self._forget_former(checkpoint.task_id)
             if update_id is None:
                 self._waiting.append(checkpoint)
             else:
@@ -116,7 +113,9 @@ class Outbox:
         """Put updates again that the coordinator no longer knows, as after its store was restored."""
         for update_id in update_ids:
             with self._changed:
-                checkpoint = self._pushed.pop(update_id)
+                checkpoint = self._pushed.pop(update_id, None)
+            if checkpoint is None:  # another took its place meanwhile
+                continue
             checkpoint.forget_pushed()
             self._journal.emit(
                 WorkerEvent.UPDATE_LOST, task_id=checkpoint.task_id, update_id=update_id
@@ -212,9 +211,16 @@ class Outbox:
             self._tell_set_aside(update.task_id, update.update_id, receipt.state, receipt.reason)
         with self._changed:
             self._waiting.popleft()
+            self._forget_former(update.task_id)
             if receipt.state in _ON_THEIR_WAY:
                 self._pushed[update.update_id] = checkpoint
         self._note_change()
+
+    def _forget_former(self, task_id: str) -> None:
+        """Let go of what was pushed of a task before: the coordinator lists the last of it only."""
+        former = [key for key, each in self._pushed.items() if each.task_id == task_id]
+        for update_id in former:
+            del self._pushed[update_id]
 
     def _note_change(self) -> None:
         with self._changed:
