@@ -38,6 +38,7 @@ from share_dist.wire.records import (
     LayerDiff,
     LayerMeasure,
     Lease,
+    NewerUpdate,
     Receipt,
     Removal,
     SubspaceSummary,
@@ -318,6 +319,7 @@ task_summaries = st.builds(
     head_bytes=versions,
     owner=texts,
     reason=texts,
+    newer=st.none() | st.builds(NewerUpdate, update_id=texts, state=states, reason=texts),
 )
 counts = st.integers(0, 2**31)
 version_events = st.builds(

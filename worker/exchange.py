@@ -190,15 +190,16 @@ class Exchange:
         pushed = self.outbox.pushed_ids()
         listed = self._coordinator.tasks()
         self.outbox.note_decided(listed)
-        self.outbox.push_again(pushed - {each.update_id for each in listed})
+        update_ids = frozenset(each.update_id for each in listed) | {
+            each.newer.update_id for each in listed if each.newer is not None
+        }
+        self.outbox.push_again(pushed - update_ids)
         own = [each for each in listed if each.task_id in self._journal.learnt_ids]
         merged = sorted(each.task_id for each in own if each.state is UpdateState.MERGED)
         tasks = self._pull_tasks(merged)
         subspace = next((each.subspace for each in tasks.values()), None) or self._pull(None)
         self._shelf.keep(subspace)
-        return Edition(
-            subspace, tasks, _num_pending(own), frozenset(each.update_id for each in listed)
-        )
+        return Edition(subspace, tasks, _num_pending(own), update_ids)
 
     def _pull_tasks(self, task_ids: Sequence[str]) -> dict[str, PulledTask]:
         """Pull tasks, all said in one version: once more where a merge came in between."""
@@ -220,7 +221,8 @@ class Exchange:
 
 
 def _num_pending(own: Sequence[TaskSummary]) -> int:
-    return sum(each.state is UpdateState.PENDING for each in own)
+    newest = (each.state if each.newer is None else each.newer.state for each in own)
+    return sum(state is UpdateState.PENDING for state in newest)
 
 
 def _never_met(error: ShareError, seconds: float) -> CoordinatorUnreachable:

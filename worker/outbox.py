@@ -100,14 +100,15 @@ class Outbox:
 
     def note_decided(self, summaries: Iterable[TaskSummary]) -> None:
         """Let go of updates that somebody has set aside, rolled back or removed: they are not lost."""
-        for each in summaries:
+        for summary in summaries:
+            each = summary.newer or summary
             with self._changed:
                 is_news = each.update_id in self._pushed and each.state not in _ON_THEIR_WAY
                 if is_news:
                     del self._pushed[each.update_id]
             if is_news:
-                self._journal.amend(each.task_id, state=each.state.value)
-                self._tell_set_aside(each.task_id, each.update_id, each.state, each.reason)
+                self._journal.amend(summary.task_id, state=each.state.value)
+                self._tell_set_aside(summary.task_id, each.update_id, each.state, each.reason)
 
     def push_again(self, update_ids: Collection[str]) -> None:
         """Put updates again that the coordinator no longer knows, as after its store was restored."""
@@ -217,7 +218,7 @@ class Outbox:
         self._note_change()
 
     def _forget_former(self, task_id: str) -> None:
-        """Let go of what was pushed of a task before: the coordinator lists the last of it only."""
+        """Let go of what was pushed of a task before: the last of it counts."""
         former = [key for key, each in self._pushed.items() if each.task_id == task_id]
         for update_id in former:
             del self._pushed[update_id]

@@ -47,6 +47,7 @@ from share_dist.errors import (
 )
 from share_dist.wire.records import (
     AuditEntry,
+    NewerUpdate,
     Receipt,
     TaskSummary,
     Token,
@@ -880,8 +881,11 @@ def empty_subspace(fingerprint: Fingerprint | None) -> Subspace:
     return Subspace.empty(fingerprint.layers, fingerprint.metric)
 
 
-def summarise(record: UpdateRecord, cumulative_drift: float) -> TaskSummary:
-    """Describe a task by one of its updates."""
+def summarise(
+    record: UpdateRecord, cumulative_drift: float, newest: NewerUpdate | None = None
+) -> TaskSummary:
+    """Describe a task by one of its updates; ``newest`` is told where it is another."""
+    is_newer = newest is not None and newest.update_id != record.update_id
     return TaskSummary(
         task_id=record.task_id,
         worker_id=record.worker_id,
@@ -901,6 +905,7 @@ def summarise(record: UpdateRecord, cumulative_drift: float) -> TaskSummary:
         head_bytes=record.head_bytes,
         owner=record.owner,
         reason=record.reason,
+        newer=newest if is_newer else None,
     )
 
 

@@ -40,6 +40,7 @@ from share_dist.errors import UnknownSubspace, UnknownToken
 from share_dist.wire import codec
 from share_dist.wire.records import (
     AuditEntry,
+    NewerUpdate,
     TaskSummary,
     Token,
     UpdateState,
@@ -502,30 +503,30 @@ class MemoryStore(Store):
     @override
     def task_summary(self, task_id: str) -> TaskSummary:
         with self._lock:
-            found = self._shown().get(task_id)
-            if found is None:
+            newest = self._newest()
+            if task_id not in newest:
                 raise unknown_task(task_id)
-            return self._summarise(found)
+            return self._summarise(newest[task_id])
 
     @override
     def task_summaries(self, after_task_id: str = "", limit: int = 0) -> tuple[TaskSummary, ...]:
         with self._lock:
-            shown = [
-                record for name, record in sorted(self._shown().items()) if name > after_task_id
+            newest = [
+                record for name, record in sorted(self._newest().items()) if name > after_task_id
             ]
-            return tuple(self._summarise(record) for record in shown[: limit or None])
+            return tuple(self._summarise(record) for record in newest[: limit or None])
 
-    def _shown(self) -> dict[str, UpdateRecord]:
-        """Every task -> the update that the current version holds of it, else its newest."""
-        shown = {record.task_id: record for record in self._records()}
-        entries = self.tasks(self.current_version).entries
-        return shown | {
-            task_id: self._updates[entry.update_id].record for task_id, entry in entries.items()
-        }
+    def _newest(self) -> dict[str, UpdateRecord]:
+        """Every task -> its newest update."""
+        return {record.task_id: record for record in self._records()}
 
-    def _summarise(self, record: UpdateRecord) -> TaskSummary:
-        entry = self.tasks(self.current_version).entries.get(record.task_id)
-        return summarise(record, entry.cumulative_drift if entry else 0.0)
+    def _summarise(self, newest: UpdateRecord) -> TaskSummary:
+        """Describe a task by the update that the current version holds of it, else its newest."""
+        newer = NewerUpdate(newest.update_id, newest.state, newest.reason)
+        entry = self.tasks(self.current_version).entries.get(newest.task_id)
+        if entry is None:
+            return summarise(newest, 0.0, newer)
+        return summarise(self._updates[entry.update_id].record, entry.cumulative_drift, newer)
 
     def _write(self, by: str, action: str, **fields: str) -> None:
         self._catalog.write(by, action, subspace=self._name, **fields)

@@ -25,7 +25,7 @@ from coordinator.store.tables import (
     updates,
     versions,
 )
-from share_dist.wire.records import AuditEntry, TaskSummary, UpdateState, VersionKind
+from share_dist.wire.records import AuditEntry, NewerUpdate, TaskSummary, UpdateState, VersionKind
 
 ItemT = TypeVar("ItemT")
 
@@ -245,15 +245,34 @@ def summaries(
 ) -> tuple[TaskSummary, ...]:
     """Describe tasks, by name: each by what the current version holds of it, else by its newest."""
     shown = sa.func.coalesce(tasks.c.update_id, tasks.c.newest_update_id)
+    newest = updates.alias("newest")
     select = (
-        sa.select(updates, tasks.c.cumulative_drift)
+        sa.select(
+            updates,
+            tasks.c.cumulative_drift,
+            newest.c.update_id.label("newest_update_id"),
+            newest.c.state.label("newest_state"),
+            newest.c.reason.label("newest_reason"),
+        )
         .join(tasks, sa.and_(updates.c.subspace == tasks.c.subspace, updates.c.update_id == shown))
+        .join(
+            newest,
+            sa.and_(
+                newest.c.subspace == tasks.c.subspace,
+                newest.c.update_id == tasks.c.newest_update_id,
+            ),
+        )
         .where(tasks.c.subspace == subspace, *where)
         .order_by(tasks.c.task_id)
         .limit(limit or None)
     )
     return tuple(
-        summarise(record_from_row(row), row.cumulative_drift) for row in rows.execute(select)
+        summarise(
+            record_from_row(row),
+            row.cumulative_drift,
+            NewerUpdate(row.newest_update_id, UpdateState(row.newest_state), row.newest_reason),
+        )
+        for row in rows.execute(select)
     )
 
 

@@ -295,7 +295,7 @@ class TaskHeader(_message.Message):
     def __init__(self, task: _Optional[_Union[TaskSummary, _Mapping]] = ..., version: _Optional[int] = ..., payload: _Optional[_Union[_tensor_pb2.PayloadHeader, _Mapping]] = ..., precision: _Optional[_Union[_tensor_pb2.Precision, str]] = ..., precision_loss: _Optional[float] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class TaskSummary(_message.Message):
-    __slots__ = ("task_id", "worker_id", "update_id", "state", "base_version", "merged_version", "lag", "cumulative_drift", "num_samples", "scores", "head", "pushed_at", "update_bytes", "head_bytes", "angle", "truncation", "owner", "reason")
+    __slots__ = ("task_id", "worker_id", "update_id", "state", "base_version", "merged_version", "lag", "cumulative_drift", "num_samples", "scores", "head", "pushed_at", "update_bytes", "head_bytes", "angle", "truncation", "owner", "reason", "newer")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +321,7 @@ class TaskSummary(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    NEWER_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     worker_id: str
     update_id: str
@@ -339,7 +340,18 @@ class TaskSummary(_message.Message):
     truncation: float
     owner: str
     reason: str
-    def __init__(self, task_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., update_id: _Optional[str] = ..., state: _Optional[_Union[Receipt.State, str]] = ..., base_version: _Optional[int] = ..., merged_version: _Optional[int] = ..., lag: _Optional[int] = ..., cumulative_drift: _Optional[float] = ..., num_samples: _Optional[int] = ..., scores: _Optional[_Mapping[str, float]] = ..., head: _Optional[_Union[HeadInfo, _Mapping]] = ..., pushed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., angle: _Optional[float] = ..., truncation: _Optional[float] = ..., owner: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    newer: NewerUpdate
+    def __init__(self, task_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., update_id: _Optional[str] = ..., state: _Optional[_Union[Receipt.State, str]] = ..., base_version: _Optional[int] = ..., merged_version: _Optional[int] = ..., lag: _Optional[int] = ..., cumulative_drift: _Optional[float] = ..., num_samples: _Optional[int] = ..., scores: _Optional[_Mapping[str, float]] = ..., head: _Optional[_Union[HeadInfo, _Mapping]] = ..., pushed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., angle: _Optional[float] = ..., truncation: _Optional[float] = ..., owner: _Optional[str] = ..., reason: _Optional[str] = ..., newer: _Optional[_Union[NewerUpdate, _Mapping]] = ...) -> None: ...
+
+class NewerUpdate(_message.Message):
+    __slots__ = ("update_id", "state", "reason")
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    update_id: str
+    state: Receipt.State
+    reason: str
+    def __init__(self, update_id: _Optional[str] = ..., state: _Optional[_Union[Receipt.State, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ListTasksRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "subspace")

@@ -37,6 +37,7 @@ from share_dist.wire.payloads import update_tensors_from_bytes
 from share_dist.wire.records import (
     CoordinatorStatus,
     Lease,
+    NewerUpdate,
     Precision,
     Receipt,
     TaskSummary,
@@ -358,6 +359,13 @@ def task_summary_to_pb(summary: TaskSummary) -> pb.TaskSummary:
         head_bytes=summary.head_bytes,
         owner=summary.owner,
         reason=summary.reason,
+        newer=None if summary.newer is None else _newer_to_pb(summary.newer),
+    )
+
+
+def _newer_to_pb(newer: NewerUpdate) -> pb.NewerUpdate:
+    return pb.NewerUpdate(
+        update_id=newer.update_id, state=_STATES[newer.state], reason=newer.reason
     )
 
 
@@ -383,7 +391,12 @@ def task_summary_from_pb(message: pb.TaskSummary) -> TaskSummary:
         head_bytes=message.head_bytes,
         owner=message.owner,
         reason=message.reason,
+        newer=_newer_from_pb(message.newer) if message.HasField("newer") else None,
     )
+
+
+def _newer_from_pb(message: pb.NewerUpdate) -> NewerUpdate:
+    return NewerUpdate(message.update_id, state_from_pb(message.state), message.reason)
 
 
 def version_event_to_pb(event: VersionEvent) -> pb.VersionEvent:

@@ -82,6 +82,15 @@ class UploadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class NewerUpdate:
+    """A task's newest update, where the version holds a former one: it waits, or was set aside for this reason."""
+
+    update_id: str
+    state: UpdateState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSummary:
     """One task as the coordinator knows it, without its tensors."""
 
@@ -104,6 +113,7 @@ class TaskSummary:
     head_bytes: int
     owner: str = ""
     reason: str = ""
+    newer: NewerUpdate | None = None
 
 
 @dataclass(frozen=True, slots=True)

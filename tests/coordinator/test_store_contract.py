@@ -22,7 +22,7 @@ from share_dist.errors import (
     VersionMismatch,
     WrongState,
 )
-from share_dist.wire.records import AuditEntry, Token, UpdateState, VersionKind
+from share_dist.wire.records import AuditEntry, NewerUpdate, Token, UpdateState, VersionKind
 from tests.coordinator.store_support import (
     add,
     commit,
@@ -642,6 +642,7 @@ def test_tasks_are_told_by_their_merged_update(opener, store):
     assert (ants.state, ants.num_samples) == (UpdateState.PENDING, 7)
     assert (cats.update_id, cats.worker_id, cats.state) == ("u1", "w", UpdateState.MERGED)
     assert cats == opener.store.task_summary("cats")
+    assert (ants.newer, cats.newer) == (None, NewerUpdate("u2", UpdateState.PENDING))
     assert cats.head.tensors == {}
     assert cats.head.num_labels == 3
     with pytest.raises(UnknownTask) as caught:
@@ -661,6 +662,7 @@ def test_a_task_that_is_merged_again_is_replaced(opener, store):
     store = opener.reopened()
     cats, dogs = store.task_summaries()
     assert (cats.update_id, cats.merged_version, cats.cumulative_drift) == ("u3", 3, 0.0)
+    assert cats.newer is None
     assert dogs.cumulative_drift == before["dogs"] + store.drift(3)["dogs"]
     assert store.update_record("u1").state is UpdateState.MERGED
 

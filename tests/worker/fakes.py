@@ -18,6 +18,7 @@ from share_dist.errors import (
 )
 from share_dist.wire.records import (
     Lease,
+    NewerUpdate,
     PulledTask,
     Receipt,
     TaskSummary,
@@ -179,7 +180,12 @@ class FakeCoordinator:
     def tasks(self):
         self._reach("tasks", "before")
         newest = {update.task_id: update for update in self.updates.values()}
-        return [self._summary(update) for update in newest.values()]
+        merged = {
+            update.task_id: update for key, update in self.updates.items() if key in self.merged_in
+        }
+        return [
+            self._summary(merged.get(task_id, update), update) for task_id, update in newest.items()
+        ]
 
     def pull_task(self, task_id, held=None):
         self._reach("pull_task", "before")
@@ -193,7 +199,7 @@ class FakeCoordinator:
                 )
         raise UnknownTask(f"no task {task_id!r}", task_id=task_id)
 
-    def _summary(self, update):
+    def _summary(self, update, newest):
         version = self.merged_in.get(update.update_id, 0)
         size = update_bytes(update)
         return TaskSummary(
@@ -213,4 +219,5 @@ class FakeCoordinator:
             pushed_at=EPOCH,
             update_bytes=size.total,
             head_bytes=size.head,
+            newer=None if newest is update else NewerUpdate(newest.update_id, UpdateState.PENDING),
         )

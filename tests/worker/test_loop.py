@@ -16,6 +16,7 @@ from share_dist.errors import (
     TrainingDiverged,
     WorkerError,
 )
+from share_dist.wire.records import UpdateState
 from tests.coordinator.support import wait_until
 from tests.worker.fakes import FakeCoordinator
 from worker import learner
@@ -394,6 +395,30 @@ def test_a_refined_task_is_pushed_once_wherever_the_worker_is_killed(
         learnt, refined = coordinator.updates.values()
         assert results.task("mood").update_id == refined.update_id != learnt.update_id
         assert results.task("mood").final_version == 2
+
+
+def test_a_refined_task_that_is_yet_to_be_merged_is_waited_for(make_loop, make_stream, coordinator):
+    """The coordinator serves what it merged before, and knows of the newer one: nothing is lost or sent again."""
+    stream, recorder = make_stream("mood", training=REFINED), Recorder()
+
+    def hold_once_refined(event, fields):
+        coordinator.is_holding |= event is WorkerEvent.TASK_REFINED
+        return False
+
+    recorder.kill_at = hold_once_refined
+    make_loop(stream, recorder).run()
+    held = coordinator.tasks()[0]
+    assert (held.state, held.newer.state) == (UpdateState.MERGED, UpdateState.PENDING)
+    loop = make_loop(stream, recorder, resume=True)
+    scoring = threading.Thread(target=loop.rescore)
+    scoring.start()
+    wait_until(lambda: recorder.named(WorkerEvent.MERGE_AWAITED))
+    coordinator.merge_pending()
+    scoring.join(60)
+    mood = loop.results.task("mood")
+    assert (mood.state, mood.update_id, mood.final_version) == ("merged", held.newer.update_id, 2)
+    assert not recorder.named(WorkerEvent.UPDATE_LOST)
+    assert len(recorder.named(WorkerEvent.UPDATE_PUSHED)) == 2
 
 
 def test_a_refinement_that_diverges_leaves_the_task_as_it_was_merged(
