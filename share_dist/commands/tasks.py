@@ -23,7 +23,8 @@ def tasks(
     List every task that has been merged or waits to be.
 
     Lag: how many versions it was late. Drift: how far all later merges have
-    moved it, Frobenius norm of the change of its dW.
+    moved it, Frobenius norm of the change of its dW. A task that was pushed again
+    is told by what is merged of it, with the state of the newer update.
     """
     with connection.client() as client:
         found = client.tasks()
@@ -40,10 +41,15 @@ def _line(task: "TaskSummary") -> tuple[object, ...]:
     return (
         task.task_id,
         task.worker_id,
-        task.state.value,
+        _state(task),
         task.merged_version,
         task.lag,
         task.cumulative_drift,
         ", ".join(f"{name} {score:.3f}" for name, score in task.scores.items()),
         task.update_bytes,
     )
+
+
+def _state(task: "TaskSummary") -> str:
+    shown = task.state.value
+    return shown if task.newer is None else f"{shown}, newer {task.newer.state.value}"

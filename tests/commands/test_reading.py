@@ -10,6 +10,7 @@ import torch
 from share_dist.adapters import load_lora, load_subspace, load_task
 from share_dist.core.subspace import reconstruct
 from tests.commands.conftest import end_of, share_dist, start_share_dist
+from tests.coordinator.support import client_of, make_config, make_update, running, wait_until
 
 
 def test_status_tells_version_model_and_workers(stocked):
@@ -39,6 +40,23 @@ def test_tasks_lists_every_task(stocked):
     ended = share_dist("tasks", "-c", stocked)
     for task in found:
         assert f"{task['task_id']} cli merged {task['merged_version']} {task['lag']}" in ended.text
+
+
+def test_a_task_that_was_pushed_again_is_told_with_its_newer_update(tmp_path):
+    """What is merged of it speaks for it; what waits stands beside it."""
+    config = make_config(tmp_path / "store", min_updates=2, max_wait_seconds=600)
+    with running(config) as coordinator, client_of(coordinator.address) as client:
+        client.register()
+        for name in ("cats", "dogs"):
+            client.push(make_update(name))
+        wait_until(lambda: client.status().current_version == 1)
+        client.push(make_update("cats", "again", base=client.pull()))
+        cats, dogs = share_dist("tasks", "-c", coordinator.address, "--json").json
+        text = share_dist("tasks", "-c", coordinator.address).text
+    assert (cats["update_id"], cats["state"]) == ("update-of-cats", "merged")
+    assert cats["newer"] == {"update_id": "again", "state": "pending", "reason": ""}
+    assert dogs["newer"] is None
+    assert "cats w merged, newer pending" in text
 
 
 def test_the_address_comes_from_the_environment_too(stocked, monkeypatch):
