@@ -107,19 +107,26 @@ def _stopping_is_no_news():
     threading.excepthook = before
 
 
-@pytest.mark.parametrize("is_gone_on_without", [False, True])
-def test_a_coordinator_that_is_back_with_an_older_backup_loses_nothing(
-    coordinator, worker, backbone, tmp_path, is_gone_on_without
-):
-    """Restored to before the second task was merged, and with another version 2 meanwhile: all is merged once there."""
-    coordinator.start()
-    backup = tmp_path / "backup"
+def backup_of_the_first(coordinator, worker):
+    """Where a backup will lie, and what makes it as soon as the first update is merged."""
+    backup = coordinator.store.with_name("backup")
 
     def take_backup():
         wait_until(lambda: worker.named(WorkerEvent.UPDATE_PUSHED))
         with coordinator.ask() as client:
             wait_until(lambda: client.status().current_version == 1)
         tools.backup(Place(str(coordinator.store)), backup, lambda *_: None)
+
+    return backup, take_backup
+
+
+@pytest.mark.parametrize("is_gone_on_without", [False, True])
+def test_a_coordinator_that_is_back_with_an_older_backup_loses_nothing(
+    coordinator, worker, backbone, is_gone_on_without
+):
+    """Restored to before the second task was merged, and with another version 2 meanwhile: all is merged once there."""
+    coordinator.start()
+    backup, take_backup = backup_of_the_first(coordinator, worker)
 
     def restore():
         with coordinator.ask() as client:
@@ -153,13 +160,7 @@ def test_what_is_pushed_again_while_an_edition_is_pulled_is_waited_for(
 ):
     """Restored after all was pushed: what the last edition found missing is merged before final scores are."""
     coordinator.start()
-    backup = coordinator.store.with_name("backup")
-
-    def take_backup():
-        wait_until(lambda: worker.named(WorkerEvent.UPDATE_PUSHED))
-        with coordinator.ask() as client:
-            wait_until(lambda: client.status().current_version == 1)
-        tools.backup(Place(str(coordinator.store)), backup, lambda *_: None)
+    backup, take_backup = backup_of_the_first(coordinator, worker)
 
     def restore():
         coordinator.kill()
