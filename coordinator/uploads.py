@@ -12,8 +12,8 @@ another's, and no word of a peer is ever part of a path::
 
 Nothing here is needed to be right: a file that is lost, damaged or evicted costs the
 time to send it again. So nothing is synced, and a disk that fails ends the keeping, not the push.
-What has come whole is a file already, and may be handed over: it is synced while the update is
-looked at, and a store on the same disk renames it instead of writing the same bytes again.
+What has come whole is a file already, a large one past the page cache, and may be handed over: it is synced while
+the update is looked at, and a store on the same disk renames it instead of writing the same bytes again.
 """
 
 import contextlib
@@ -23,12 +23,13 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+from coordinator.direct import DirectFile
 from share_dist.errors import ChecksumMismatch, StreamTruncated
 from share_dist.wire.chunks import ChunkJoiner, PayloadHeader
 from share_dist.wire.frames import PayloadChunk
@@ -40,6 +41,9 @@ _WHOLE = ".whole"
 
 MAX_UPLOADS = 1000
 """Files at once, however short: each takes a block of the disk."""
+
+_DIRECT_FROM_BYTES = 2**24
+"""Below it a payload is on disk so soon that nothing is gained by writing it past the page cache."""
 
 _NAME = re.compile(r"([0-9a-f]{64})\.([1-9][0-9]{0,9})" + re.escape(_SUFFIX))
 
@@ -104,7 +108,7 @@ class WholeFile:
         file: Open on it.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: DirectFile) -> None:
         self.path = path
         self._file = file
         self._lock = threading.Lock()
@@ -314,7 +318,7 @@ class Upload:
         self._kept = kept
         self._num_bytes = num_bytes
         self._is_keeping = kept is not None
-        self._file: BinaryIO | None = None
+        self._file: DirectFile | None = None
 
     def add(self, chunk: PayloadChunk) -> None:
         """Take the next chunk, join it and keep it; raises what ``ChunkJoiner.check`` raises."""
@@ -325,15 +329,15 @@ class Upload:
         place, start, is_sure = chunk.index, self._joiner.num_bytes, bool(chunk.prefix_sha256)
         return Piece(place, start, self._joiner.check(chunk), is_sure)
 
-    def keep(self, pieces: Iterable[Piece]) -> None:
+    def keep(self, pieces: Sequence[Piece]) -> None:
         """Join and write what was checked, in order; a disk that fails ends the writing, and not the push."""
         for piece in pieces:
             self._joiner.put(piece.start, piece.data)
-            if self._is_keeping and self._kept and self._spool:
-                try:
-                    self._keep(self._spool, self._kept, piece)
-                except OSError:
-                    self._give_up()
+        if pieces and self._is_keeping and self._kept and self._spool:
+            try:
+                self._keep(self._spool, self._kept, pieces)
+            except OSError:
+                self._give_up()
 
     def finish(self) -> memoryview:
         """Take the payload; raises what ``ChunkJoiner.finish`` raises."""
@@ -373,34 +377,39 @@ class Upload:
         if is_own and (is_done or not self._kept.num_bytes):
             self._spool.remove(self._kept)
 
-    def _keep(self, spool: UploadSpool, kept: _Kept, piece: Piece) -> None:
-        place, _, data, is_sure = piece
+    def _keep(self, spool: UploadSpool, kept: _Kept, pieces: Sequence[Piece]) -> None:
+        start = end = pieces[0].start
         with kept.lock:
-            if place == 0 and kept.writer is self:
-                self._begin_anew(kept, len(data))
-            start = place * kept.chunk_bytes
-            end = start + len(data)
-            is_next = len(data) == kept.chunk_bytes or end == self._num_bytes
-            self._is_keeping = is_sure and is_next and kept.writer is self
-            if self._is_keeping:
-                self._write(kept.path, data, start)
-        if self._is_keeping:
+            if kept.writer is self:
+                if start == 0:
+                    self._begin_anew(kept, len(pieces[0].data))
+                end = self._end_of_run(kept.chunk_bytes, pieces)
+            self._is_keeping = end == pieces[-1].start + len(pieces[-1].data)
+            if end > start:
+                self._write(kept.path, self._joiner.window(start, end), start)
+        if end > start:
             spool.note(kept, end)
+
+    def _end_of_run(self, chunk_bytes: int, pieces: Sequence[Piece]) -> int:
+        """Tell where those end that can be gone on from: of one length, their digests said."""
+        end = pieces[0].start
+        for place, start, data, is_sure in pieces:
+            is_next = len(data) == chunk_bytes or start + len(data) == self._num_bytes
+            if not (is_sure and is_next and start == place * chunk_bytes):
+                break
+            end = start + len(data)
+        return end
 
     def _begin_anew(self, kept: _Kept, chunk_bytes: int) -> None:
         if kept.chunk_bytes != chunk_bytes:
             kept.path.unlink(missing_ok=True)
             kept.chunk_bytes = chunk_bytes
 
-    def _write(self, path: Path, data: Buffer, start: int) -> None:
+    def _write(self, path: Path, data: memoryview, start: int) -> None:
         if self._file is None:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            self._file = os.fdopen(descriptor, "r+b", buffering=0)
-            self._file.truncate(start)
-            self._file.seek(start)
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+            is_direct = self._num_bytes >= _DIRECT_FROM_BYTES
+            self._file = DirectFile(path, start, is_direct=is_direct)
+        self._file.write(data)
 
     def _give_up(self) -> None:
         """Keep no more, and forget what was kept, if it is still this upload's to forget."""

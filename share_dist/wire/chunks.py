@@ -199,6 +199,10 @@ class ChunkJoiner:
         """Put what was checked in its place, from any thread; ``finish`` waits for nobody."""
         copy_into(self._room, start, data)
 
+    def window(self, start: int, end: int) -> memoryview:
+        """Look at what was put between two places."""
+        return self._room[start:end]
+
     def check(self, chunk: PayloadChunk) -> bytes | memoryview:
         """
         Take the next chunk, which is yet to be put in its place.

@@ -218,6 +218,44 @@ def test_a_cut_waits_for_the_chunk_in_hand(folder, spool, monkeypatch):
     assert whole(send(spool, 2)) == PAYLOAD
 
 
+@pytest.mark.parametrize("num_first", [0, 8, 11])
+def test_a_large_push_is_kept_past_the_cache_as_well(folder, monkeypatch, num_first):
+    """Several chunks at a time, cut off and gone on with; the file that is handed over has all of them."""
+    monkeypatch.setattr("coordinator.uploads._DIRECT_FROM_BYTES", 2**20)
+    payload = os.urandom(20 * MIN_CHUNK_BYTES + 7)
+    pieces = cut(payload, chunk_bytes=MIN_CHUNK_BYTES)
+
+    def receive(first, last):
+        upload = UploadSpool(folder, LIMIT, hands_over=True).open(KEY, pieces.header, first, LIMIT)
+        checked = [upload.check(chunk) for chunk in [*pieces.chunks()][first:last]]
+        for place in range(0, len(checked), 8):
+            upload.keep(checked[place : place + 8])
+        return upload
+
+    receive(0, num_first).close(is_done=False)
+    assert UploadSpool(folder, LIMIT).progress(KEY).num_chunks == num_first
+    upload = receive(num_first, None)
+    assert upload.finish() == payload
+    file = upload.hand_over()
+    assert file.sync()
+    assert file.path.read_bytes() == payload
+    file.discard()
+    upload.close(is_done=True)
+
+
+def test_of_several_chunks_those_are_kept_that_can_be_gone_on_from(spool):
+    """One without its digest ends the keeping, in the middle of what is written at once."""
+    upload = spool.open(KEY, PIECES.header, 0, LIMIT)
+    chunks = [*PIECES.chunks()]
+    chunks[3].ClearField("prefix_sha256")
+    upload.keep([upload.check(chunk) for chunk in chunks])
+    assert upload.finish() == PAYLOAD
+    assert upload.hand_over() is None
+    upload.close(is_done=False)
+    assert spool.progress(KEY).num_chunks == 3
+    assert whole(send(spool, 3)) == PAYLOAD
+
+
 def test_a_full_disk_ends_the_keeping_and_not_the_push(folder, spool, monkeypatch):
     """The push is received as if nothing were kept."""
 
