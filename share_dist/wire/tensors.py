@@ -211,6 +211,9 @@ def _header(views: Iterable[tuple[str, str, Sequence[int], Any]], note: str | No
 def _bytes_of(tensor: Tensor) -> Any:
     """View the entries of a tensor as they lie in memory, row by row."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride(0) != 1:
+        # one entry cut out of many is contiguous, and cannot be viewed as bytes for all that
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data
 
 

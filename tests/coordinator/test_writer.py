@@ -13,7 +13,7 @@ import torch
 from coordinator.app import CoordinatorApp
 from coordinator.screening import merge_of
 from coordinator.store import MemoryCatalog
-from share_dist.client import AdminClient, ShareClient
+from share_dist.client import AdminClient, Mirror, ShareClient
 from share_dist.core.budget import task_norms
 from share_dist.core.values import SideUpdate, TaskUpdate
 from share_dist.errors import (
@@ -261,6 +261,22 @@ def test_a_late_push_is_asked_to_be_fitted_again():
 
 
 # --- group commit, waiting, order -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_temporary", [1, 2, 9])
+@pytest.mark.parametrize("pseudo_rank", [1, 8])
+def test_the_first_update_may_be_of_any_size(client, num_temporary, pseudo_rank):
+    """One direction is the least that a first version can be made of; the next one follows by a step."""
+    mirror = Mirror(client)
+    for task_id, base in (("first", EMPTY), ("second", None)):
+        update = make_update(
+            task_id,
+            base=base or client.pull(),
+            num_temporary=num_temporary,
+            pseudo_rank=pseudo_rank,
+        )
+        assert client.push(update, wait="merged").state is UpdateState.MERGED
+        assert mirror.advance().version == client.pull().version
 
 
 def test_all_that_is_pending_is_merged_in_one_step():

@@ -58,6 +58,21 @@ def test_views_of_one_memory_are_written_apart():
     assert same(tensors_from_bytes(tensors_to_bytes(named)), named)
 
 
+@given(
+    st.tuples(*[st.integers(0, 4)] * 2),
+    st.tuples(*[st.integers(1, 4)] * 2),
+    st.booleans(),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+def test_whatever_is_cut_out_of_a_tensor_is_written(start, step, is_transposed, dtype):
+    """Also one entry of many, which counts as contiguous whatever lies between it and the next."""
+    whole = torch.arange(40.0).reshape(5, 8).to(dtype)
+    part = whole[start[0] :: step[0], start[1] : start[1] + 1 + step[1] : step[1]]
+    named = {"part": part.mT if is_transposed else part, "entry": part[:1, :1], "none": part[:0]}
+
+    assert same(tensors_from_bytes(tensors_to_bytes(named)), named)
+
+
 def test_other_readers_read_what_we_write():
     """The bytes are a plain safetensors file."""
     assert same(safetensors.torch.load(VALID), tensors_from_bytes(VALID))
