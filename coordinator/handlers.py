@@ -93,7 +93,7 @@ class AnnouncedPush:
     fingerprint_digest: str
     base_digest: str = ""
     payload_digest: str = ""
-    """SHA-256 (hex) of its tensors."""
+    """SHA-256 (hex) of its tensors; empty where it is said behind them."""
     update_bytes: int = 0
 
 
@@ -295,6 +295,7 @@ async def _lease(lineage: Lineage, worker_id: str, lease_epoch: int) -> Lease:
         current_version=lineage.writer.snapshot.version,
         fingerprint=await asyncio.to_thread(lineage.store.fingerprint),
         store_id=lineage.store.store_id,
+        takes_late_digest=True,
     )
 
 

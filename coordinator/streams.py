@@ -152,7 +152,7 @@ async def receiving(
     key = upload_key(
         call.lineage.name, call.principal.name, announced.update_id, header.payload.sha256
     )
-    require_sound(header.payload, limit_bytes)
+    require_sound(header.payload, limit_bytes, takes_late_digest=True)
     # held before it is looked for: until the update is kept, its base version stays
     async with contextlib.AsyncExitStack() as held:
         held.enter_context(call.lineage.holds.hold(announced.base_version))
@@ -179,7 +179,7 @@ async def receiving(
             yield handlers.Push(
                 update=update,
                 payload=payload,
-                payload_digest=header.payload.sha256.hex(),
+                payload_digest=upload.sha256.hex(),
                 base_digest=header.base_digest,
                 worker_id=header.worker_id,
                 fingerprint_digest=header.fingerprint_digest,

@@ -54,6 +54,9 @@ def upload_key(subspace: str, principal: str, update_id: str, sha256: bytes) -> 
     """
     Name an upload: the same only for the same payload of the same update by the same principal.
 
+    Payloads that are hashed while they are sent have no digest yet: their sender tells by the chunks' own whether what
+    is here is of the same.
+
     Examples:
         >>> len(upload_key("default", "local", "u1", bytes(32)))
         64
@@ -191,7 +194,7 @@ class UploadSpool:
             StreamTruncated: Less is here than the sender counts on.
         """
         if header.num_chunks < 2:
-            return Upload(ChunkJoiner(header, limit_bytes))
+            return Upload(ChunkJoiner(header, limit_bytes, takes_late_digest=True))
         while True:
             with self._lock:
                 kept = self._kept.setdefault(key, _Kept(self._folder, key))
@@ -250,7 +253,9 @@ class UploadSpool:
                 received_chunks=num_held,
             )
         held = b"".join(kept.pieces(first_chunk))
-        joiner = ChunkJoiner(header, limit_bytes, held=held, num_held_chunks=first_chunk)
+        joiner = ChunkJoiner(
+            header, limit_bytes, held=held, num_held_chunks=first_chunk, takes_late_digest=True
+        )
         kept.writer, kept.touched_at = Upload(joiner, self, kept, header.num_bytes), time.time()
         return kept.writer
 
@@ -319,6 +324,11 @@ class Upload:
         self._num_bytes = num_bytes
         self._is_keeping = kept is not None
         self._file: DirectFile | None = None
+
+    @property
+    def sha256(self) -> bytes:
+        """SHA-256 of the payload, once it is whole."""
+        return self._joiner.sha256
 
     def add(self, chunk: PayloadChunk) -> None:
         """Take the next chunk, join it and keep it; raises what ``ChunkJoiner.check`` raises."""

@@ -126,6 +126,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
         self.payloads: list[bytes] = []
         self.events: list[VersionEvent] = []
         self.lease_epoch = 0
+        self.takes_late_digest = True
+        self.digests: list[bytes] = []
         self.change_chunks: Callable[[list[pb.Chunk]], Iterable[pb.Chunk]] = lambda chunks: chunks
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._news = threading.Condition()
@@ -170,7 +172,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
     def PushUpdate(self, requests: Iterator[pb.PushUpdateRequest], context: Any) -> pb.Receipt:
         with self._call("PushUpdate", context):
             header = next(requests).header
-            joiner = ChunkJoiner(header.payload)
+            self.digests.append(header.payload.sha256)
+            joiner = ChunkJoiner(header.payload, takes_late_digest=self.takes_late_digest)
             for request in requests:
                 joiner.add(request.chunk)
             payload = joiner.finish()
@@ -262,7 +265,14 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
         return _Call(faults.popleft() if faults else None, context)
 
     def _lease(self, worker_id: str) -> Lease:
-        return Lease(worker_id, self.lease_epoch, 30.0, self.current_version, self.fingerprint)
+        return Lease(
+            worker_id,
+            self.lease_epoch,
+            30.0,
+            self.current_version,
+            self.fingerprint,
+            takes_late_digest=self.takes_late_digest,
+        )
 
     def _fingerprint_to_pb(self) -> pb.Fingerprint | None:
         return None if self.fingerprint is None else fingerprint_to_pb(self.fingerprint)

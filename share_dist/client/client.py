@@ -201,11 +201,12 @@ class ShareClient(Caller):
             UpdateRefused: It is well formed, yet may not be merged.
         """
         pieces = cut(*update_to_parts(update)) if pieces is None else pieces
+        is_hashed_later = self.lease and self.lease.takes_late_digest and pieces.num_chunks > 1
         header = update_header(
             update,
             worker_id=self.worker_id,
             fingerprint_digest="" if self.fingerprint is None else self.fingerprint.digest,
-            payload=pieces.header,
+            payload=pieces.header_without_digest if is_hashed_later else pieces.header,
             wait=wait,
             base_digest=update.base_digest,
             subspace=self.subspace,

@@ -54,18 +54,20 @@ class RegisterRequest(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., subspace: _Optional[str] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
-    __slots__ = ("lease_epoch", "lease_duration", "current_version", "fingerprint", "store_id")
+    __slots__ = ("lease_epoch", "lease_duration", "current_version", "fingerprint", "store_id", "takes_late_digest")
     LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     LEASE_DURATION_FIELD_NUMBER: _ClassVar[int]
     CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    TAKES_LATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     lease_epoch: int
     lease_duration: _duration_pb2.Duration
     current_version: int
     fingerprint: Fingerprint
     store_id: str
-    def __init__(self, lease_epoch: _Optional[int] = ..., lease_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., current_version: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., store_id: _Optional[str] = ...) -> None: ...
+    takes_late_digest: bool
+    def __init__(self, lease_epoch: _Optional[int] = ..., lease_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., current_version: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., store_id: _Optional[str] = ..., takes_late_digest: bool = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("worker_id", "lease_epoch", "subspace")

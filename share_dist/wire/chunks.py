@@ -4,12 +4,13 @@ A payload cut into chunks of about 1 MiB, and chunks joined to the payload again
 The header comes first and says how much will follow and in how many pieces, so that
 a receiver refuses too much before it keeps anything. Memory is taken as the pieces arrive,
 whatever was announced. Each piece says the digest of all up to its end: what was damaged is
-known at once, and what came before it need not be sent again.
+known at once, and what came before it need not be sent again. So the last one says the digest of the whole, and a
+sender whose header need not have it hashes while it sends.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from share_dist.core.values import WIRE_VERSION
@@ -42,57 +43,72 @@ MAX_PAYLOAD_BYTES = 2**31
 """Largest payload that is taken, unless the receiver says otherwise."""
 
 
-@dataclass(frozen=True)
 class CutPayload:
     """
-    A payload with the digest up to the end of each of its chunks; made by ``cut``.
+    A payload in chunks, with the digest up to the end of each; made by ``cut``.
 
     Its bytes stay in the memory that they came in, which must not be written to before it is sent.
+    Every byte is hashed once: before, or when its chunk is sent. It may be used from any thread.
 
     Args:
-        num_bytes: Length of the whole.
+        parts: The payload, in as many pieces as it lies in.
         chunk_bytes: Length of every chunk but the last.
-        pieces: The bytes of each chunk, in as many pieces as they lie in.
-        prefixes: SHA-256 up to the end of each chunk; the last one is that of the whole.
+
+    Attributes:
+        num_bytes: Length of the whole.
+        num_chunks: In so many chunks.
     """
 
-    num_bytes: int
-    chunk_bytes: int
-    pieces: tuple[tuple[memoryview, ...], ...]
-    prefixes: tuple[bytes, ...]
+    def __init__(self, parts: Sequence[Buffer], chunk_bytes: int) -> None:
+        self.num_bytes = sum(map(len, parts))
+        self.chunk_bytes = chunk_bytes
+        self._pieces = tuple(_windows(parts, chunk_bytes))
+        self.num_chunks = len(self._pieces)
+        self._running = hashlib.sha256()
+        self._prefixes: list[bytes] = []
+        self._lock = threading.Lock()
 
     @property
     def header(self) -> pb.PayloadHeader:
         """What announces it: its length, its number of chunks, its digest."""
+        header = self.header_without_digest
+        header.sha256 = self.prefix_sha256(self.num_chunks)
+        return header
+
+    @property
+    def header_without_digest(self) -> pb.PayloadHeader:
+        """What announces it where its last chunk says the digest."""
         return pb.PayloadHeader(
-            wire_version=WIRE_VERSION,
-            num_bytes=self.num_bytes,
-            num_chunks=len(self.prefixes),
-            sha256=self.prefix_sha256(len(self.prefixes)),
+            wire_version=WIRE_VERSION, num_bytes=self.num_bytes, num_chunks=self.num_chunks
         )
 
     def prefix_sha256(self, num_chunks: int) -> bytes:
-        """Tell the SHA-256 of the first chunks."""
-        return self.prefixes[num_chunks - 1] if num_chunks else hashlib.sha256().digest()
+        """Tell the SHA-256 of the first chunks; that of all is the digest of the whole."""
+        with self._lock:
+            for pieces in self._pieces[len(self._prefixes) : num_chunks]:
+                for piece in pieces:
+                    self._running.update(piece)
+                self._prefixes.append(self._running.digest())
+            return self._prefixes[num_chunks - 1] if num_chunks else hashlib.sha256().digest()
 
     def chunks(self, first_chunk: int = 0) -> Iterator[pb.Chunk]:
         """Cut it; the pieces are made one at a time."""
-        for index in range(first_chunk, len(self.prefixes)):
+        for index in range(first_chunk, self.num_chunks):
             yield pb.Chunk(
                 index=index,
-                data=b"".join(self.pieces[index]),
-                prefix_sha256=self.prefixes[index],
+                data=b"".join(self._pieces[index]),
+                prefix_sha256=self.prefix_sha256(index + 1),
             )
 
     def messages(self, first_chunk: int = 0) -> Iterator[bytes]:
         """Write every chunk as the message that streams it, one at a time."""
-        for index in range(first_chunk, len(self.prefixes)):
-            yield chunk_message(index, self.pieces[index], self.prefixes[index])
+        for index in range(first_chunk, self.num_chunks):
+            yield chunk_message(index, self._pieces[index], self.prefix_sha256(index + 1))
 
 
 def cut(*parts: Buffer, chunk_bytes: int = CHUNK_BYTES) -> CutPayload:
     """
-    Make a payload ready to be announced and sent in chunks; it is hashed once, and not copied.
+    Make a payload ready to be announced and sent in chunks; it is not copied.
 
     Args:
         parts: The payload, in as many pieces as it lies in.
@@ -102,12 +118,7 @@ def cut(*parts: Buffer, chunk_bytes: int = CHUNK_BYTES) -> CutPayload:
         >>> [chunk.data for chunk in cut(b"abc", b"de", chunk_bytes=2).chunks()]
         [b'ab', b'cd', b'e']
     """
-    running, prefixes, chunks = hashlib.sha256(), [], [*_windows(parts, chunk_bytes)]
-    for pieces in chunks:
-        for piece in pieces:
-            running.update(piece)
-        prefixes.append(running.digest())
-    return CutPayload(sum(map(len, parts)), chunk_bytes, tuple(chunks), tuple(prefixes))
+    return CutPayload(parts, chunk_bytes)
 
 
 def _windows(parts: Iterable[Buffer], num_bytes: int) -> Iterator[tuple[memoryview, ...]]:
@@ -155,6 +166,7 @@ class ChunkJoiner:
         limit_bytes: Refuse a longer payload.
         held: What came of the same payload before.
         num_held_chunks: In so many chunks; the next one is due now.
+        takes_late_digest: Whether the header may leave the digest to the last chunk.
 
     Raises:
         UnsupportedWireVersion: The header is of another wire version.
@@ -178,8 +190,9 @@ class ChunkJoiner:
         *,
         held: bytes = b"",
         num_held_chunks: int = 0,
+        takes_late_digest: bool = False,
     ) -> None:
-        require_sound(header, limit_bytes)
+        require_sound(header, limit_bytes, takes_late_digest=takes_late_digest)
         self._expected_digest = header.sha256
         self._expected_bytes = header.num_bytes
         self._expected_chunks = header.num_chunks
@@ -190,6 +203,12 @@ class ChunkJoiner:
         self._room[: len(held)] = held
         self.num_bytes = len(held)
         self._num_chunks = num_held_chunks
+        self._is_last_sure = False
+
+    @property
+    def sha256(self) -> bytes:
+        """SHA-256 of what has come so far: of the whole, once it has ``finish``-ed."""
+        return self._digest.digest()
 
     def add(self, chunk: PayloadChunk) -> None:
         """Take the next chunk and put it in its place; raises what ``check`` raises."""
@@ -235,7 +254,8 @@ class ChunkJoiner:
                 limit_bytes=MAX_CHUNK_BYTES,
             )
         self._digest.update(data)
-        if chunk.prefix_sha256:
+        self._is_last_sure = bool(chunk.prefix_sha256)
+        if self._is_last_sure:
             self._require_digest(chunk.prefix_sha256, f"up to the end of chunk {received}")
         self.num_bytes = num_bytes
         self._num_chunks += 1
@@ -251,11 +271,19 @@ class ChunkJoiner:
         Raises:
             StreamTruncated: Chunks or bytes are missing.
             ChecksumMismatch: The payload is not the one that was announced.
+            MalformedMessage: Nobody has said its digest.
         """
         announced = (self._expected_chunks, self._expected_bytes)
         if (self._num_chunks, self.num_bytes) != announced:
             raise self._wrong_length(self._num_chunks, self.num_bytes)
-        self._require_digest(self._expected_digest, "as a whole")
+        if self._expected_digest:
+            self._require_digest(self._expected_digest, "as a whole")
+        elif not self._is_last_sure:
+            raise MalformedMessage(
+                "neither the header nor the last chunk says the payload's SHA-256: send it with one "
+                "of them, and the last chunk always",
+                field="chunk.prefix_sha256",
+            )
         return self._room
 
     def _require_digest(self, expected: bytes, what: str) -> None:
@@ -277,7 +305,12 @@ class ChunkJoiner:
         )
 
 
-def require_sound(header: pb.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+def require_sound(
+    header: pb.PayloadHeader,
+    limit_bytes: int = MAX_PAYLOAD_BYTES,
+    *,
+    takes_late_digest: bool = False,
+) -> None:
     """
     Refuse by the header alone what will not be taken.
 
@@ -308,7 +341,8 @@ def require_sound(header: pb.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES
             f"{fewest} to {most}: send chunks of {CHUNK_BYTES} bytes",
             field="payload.num_chunks",
         )
-    if len(header.sha256) != hashlib.sha256().digest_size:
+    is_late = takes_late_digest and not header.sha256
+    if not is_late and len(header.sha256) != hashlib.sha256().digest_size:
         raise MalformedMessage(
             f"a SHA-256 has 32 bytes, {len(header.sha256)} were announced", field="payload.sha256"
         )

@@ -184,6 +184,7 @@ def lease_to_pb(lease: Lease) -> pb.RegisterResponse:
         current_version=lease.current_version,
         fingerprint=optional_fingerprint_to_pb(lease.fingerprint),
         store_id=lease.store_id,
+        takes_late_digest=lease.takes_late_digest,
     )
 
 
@@ -197,6 +198,7 @@ def lease_from_pb(message: pb.RegisterResponse, *, worker_id: str) -> Lease:
         current_version=message.current_version,
         fingerprint=optional_fingerprint_from_pb(message),
         store_id=message.store_id,
+        takes_late_digest=message.takes_late_digest,
     )
 
 

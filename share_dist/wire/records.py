@@ -58,6 +58,8 @@ class Lease:
     current_version: int
     fingerprint: "Fingerprint | None"
     store_id: str = ""
+    takes_late_digest: bool = False
+    """Whether a push may be hashed while it is sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from share_dist.errors import (
     VersionCompacted,
     VersionInFuture,
 )
+from share_dist.wire.chunks import cut
 from share_dist.wire.codec import update_to_bytes
 from share_dist.wire.records import UpdateState
 from tests.client.conftest import FINGERPRINT, QUICK, Q, subspace_of, task_of, update_of
@@ -99,15 +100,48 @@ def test_a_push_whose_reply_is_lost_is_sent_again_and_counts_once(client, coordi
     assert list(coordinator.updates) == ["u1"]
 
 
+def large_update():
+    update = update_of()
+    vector = subspace_of(1).layers[Q].a.vectors[:1]
+    return replace(update, head=replace(update.head, tensors={"weight": vector.expand(2**20, 2)}))
+
+
 def test_a_large_update_comes_in_chunks(client, coordinator):
     """An update of several chunks arrives whole."""
-    update = update_of()
-    head = replace(
-        update.head, tensors={"weight": subspace_of(1).layers[Q].a.vectors[:1].expand(2**20, 2)}
-    )
-    client.push(replace(update, head=head))
+    client.push(large_update())
 
     assert len(coordinator.payloads[0]) > 8 * 2**20
+
+
+def test_a_large_update_is_hashed_while_it_is_sent(client, coordinator):
+    """Where the lease says that its coordinator takes that; a small one has its digest before it."""
+    client.register()
+    client.push(large_update())
+    client.push(update_of())
+
+    assert coordinator.digests == [b"", cut(update_to_bytes(update_of())).header.sha256]
+    assert coordinator.payloads[0] == update_to_bytes(large_update())
+
+
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_who_does_not_take_a_late_digest_has_it_first(client, coordinator, is_registered):
+    """An older coordinator says nothing of it; nor is anything known without a lease."""
+    coordinator.takes_late_digest = False
+    if is_registered:
+        client.register()
+    client.push(large_update())
+
+    assert coordinator.digests == [cut(update_to_bytes(large_update())).header.sha256]
+
+
+def test_a_large_push_whose_reply_is_lost_is_the_same_again(client, coordinator):
+    """It is announced as before, so that what came of it counts."""
+    client.register()
+    coordinator.fail_next("PushUpdate", LoseReply())
+    client.push(large_update())
+
+    assert coordinator.digests == [b"", b""]
+    assert coordinator.payloads == [update_to_bytes(large_update())] * 2
 
 
 def test_a_refused_push_is_not_repeated(client, coordinator):

@@ -23,6 +23,7 @@ from share_dist.errors import (
     MessageTooLarge,
     Overloaded,
     StreamTruncated,
+    UpdateConflict,
     VersionCompacted,
     VersionInFuture,
     VersionMismatch,
@@ -31,7 +32,7 @@ from share_dist.pb import coordinator_pb2 as pb
 from share_dist.pb import tensor_pb2
 from share_dist.pb.coordinator_pb2_grpc import CoordinatorStub
 from share_dist.wire import codec
-from share_dist.wire.chunks import cut
+from share_dist.wire.chunks import CHUNK_BYTES, cut
 from share_dist.wire.records import UpdateState
 from share_dist.wire.status import error_from_rpc
 from tests.coordinator.support import (
@@ -72,13 +73,13 @@ def large_update(task_id="large", num_mebibytes=4, **fields):
     return make_update(task_id, head=head, **fields)
 
 
-def sent_of(update, wait="durable", **fields):
-    pieces = cut(codec.update_to_bytes(update))
+def sent_of(update, wait="durable", *, is_late=False, chunk_bytes=CHUNK_BYTES, **fields):
+    pieces = cut(codec.update_to_bytes(update), chunk_bytes=chunk_bytes)
     header = codec.update_header(
         update,
         worker_id="w",
         fingerprint_digest=FINGERPRINT.digest,
-        payload=pieces.header,
+        payload=pieces.header_without_digest if is_late else pieces.header,
         wait=wait,
     )
     header.MergeFrom(pb.UpdateHeader(**fields))
@@ -96,8 +97,8 @@ def progress_of(stub, header):
     return stub.GetUpload(request, timeout=60)
 
 
-def cut_off_after(stub, header, pieces, last):
-    """Push some chunks, wait until they are there, and break the call off."""
+def begin(stub, header, pieces, last):
+    """Push some chunks, and wait until they are there; the call, and what ends its sending."""
     done = threading.Event()
 
     def requests():
@@ -106,6 +107,12 @@ def cut_off_after(stub, header, pieces, last):
 
     call = stub.PushUpdate.future(requests(), timeout=60)
     wait_until(lambda: progress_of(stub, header).num_chunks == last)
+    return call, done
+
+
+def cut_off_after(stub, header, pieces, last):
+    """Push some chunks, wait until they are there, and break the call off."""
+    call, done = begin(stub, header, pieces, last)
     call.cancel()
     done.set()
 
@@ -119,30 +126,75 @@ def refused(caught, kind):
 # --- push -----------------------------------------------------------------------------------------
 
 
-def test_a_push_that_was_cut_off_goes_on_where_it_was(app, client, stub):
+@pytest.fixture(params=[False, True], ids=["digest first", "digest last"])
+def is_late(request):
+    return request.param
+
+
+def test_a_push_that_was_cut_off_goes_on_where_it_was(app, client, stub, is_late):
     """The chunks that came are not sent again, and the update is merged once."""
-    header, pieces = sent_of(large_update())
+    header, pieces = sent_of(large_update(), is_late=is_late)
     cut_off_after(stub, header, pieces, 3)
     with grpc.insecure_channel(app.address) as channel:
         upload = Upload(coordinator_stub(channel), header, pieces)
         receipt = upload.attempt(60.0)
 
     assert receipt.state == pb.Receipt.PENDING
-    assert upload.num_sent_chunks == len(pieces.prefixes) - 3
+    assert upload.num_sent_chunks == pieces.num_chunks - 3
     assert progress_of(stub, header).num_chunks == 0
     wait_until(lambda: client.status().num_tasks == 1)
     assert torch.equal(client.pull_task("large").head.tensors["weight"], torch.ones(4, 2**18))
 
 
-def test_a_push_goes_on_after_the_coordinator_was_killed(tmp_path):
-    """A ``kill -9`` between two chunks costs neither the chunks nor the update."""
-    header, pieces = sent_of(large_update())
+def test_a_push_without_any_digest_is_refused(client, stub):
+    """What nobody has hashed may have changed on the way; nothing is kept of it."""
+    header, pieces = sent_of(large_update(), is_late=True)
+
+    def requests():
+        for request in requests_of(header, pieces):
+            if request.chunk.index == pieces.num_chunks - 1:
+                request.chunk.ClearField("prefix_sha256")
+            yield request
+
+    with pytest.raises(grpc.RpcError, match="neither the header nor the last chunk") as caught:
+        stub.PushUpdate(requests(), timeout=60)
+    assert refused(caught, MalformedMessage).field == "chunk.prefix_sha256"
+    assert client.status().num_pending == 0
+
+
+def test_a_repeat_is_known_by_its_content_wherever_its_digest_was(client, stub):
+    """The digest that is kept is the payload's own; other content under the same id is a conflict."""
+    update = large_update()
+    for is_late in (False, True, False):
+        header, pieces = sent_of(update, is_late=is_late)
+        receipt = stub.PushUpdate(requests_of(header, pieces), timeout=60)
+        assert receipt.update_id == update.update_id
+    wait_until(lambda: client.status().num_tasks == 1)
+
+    other = replace(update, head=Head({"weight": torch.zeros(4, 2**18)}, "text-classification", 3))
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.PushUpdate(requests_of(*sent_of(other, is_late=True)), timeout=60)
+    refused(caught, UpdateConflict)
+
+
+@pytest.mark.parametrize("num_there", [2, 4])
+def test_a_push_goes_on_after_the_coordinator_was_killed(tmp_path, is_late, num_there):
+    """
+    A ``kill -9`` between two chunks costs neither the chunks nor the update.
+
+    One that came whole sends its last chunk again, which may be what says the digest.
+    """
+    # in chunks of one length: an end that is shorter than a chunk is never counted on
+    num_bytes = len(codec.update_to_bytes(large_update()))
+    header, pieces = sent_of(large_update(), is_late=is_late, chunk_bytes=num_bytes // 4)
+    assert pieces.num_chunks == 4
     with CoordinatorProcess(tmp_path / "store") as first, client_of(first.address) as client:
         client.register()
         with grpc.insecure_channel(first.address) as channel:
-            cut_off_after(CoordinatorStub(channel), header, pieces, 2)
-        first.kill()
-        first.wait()
+            _, done = begin(CoordinatorStub(channel), header, pieces, num_there)
+            first.kill()
+            first.wait()
+            done.set()
     with (
         CoordinatorProcess(tmp_path / "store") as second,
         client_of(second.address) as client,
@@ -150,13 +202,13 @@ def test_a_push_goes_on_after_the_coordinator_was_killed(tmp_path):
     ):
         upload = Upload(coordinator_stub(channel), header, pieces)
         assert upload.attempt(60.0).state == pb.Receipt.PENDING
-        assert upload.num_sent_chunks == len(pieces.prefixes) - 2
+        assert upload.num_sent_chunks == 4 - min(num_there, 3)
         wait_until(lambda: client.status().num_tasks == 1)
 
 
-def test_what_another_payload_left_does_not_count(client, stub):
+def test_what_another_payload_left_does_not_count(client, stub, is_late):
     """New content under the same update_id begins anew, and is taken whole."""
-    header, pieces = sent_of(large_update())
+    header, pieces = sent_of(large_update(), is_late=is_late)
     cut_off_after(stub, header, pieces, 2)
 
     other = replace(large_update(), head=Head({"weight": torch.zeros(4, 2**18)}))
@@ -174,9 +226,9 @@ def test_counting_on_chunks_that_are_not_there_is_refused(client, stub):
     assert client.status().num_pending == 0
 
 
-def test_damage_is_told_at_its_chunk_and_what_was_sound_stays(client, stub):
+def test_damage_is_told_at_its_chunk_and_what_was_sound_stays(client, stub, is_late):
     """A changed byte ends the push at once; the chunks before it need not come again."""
-    header, pieces = sent_of(large_update())
+    header, pieces = sent_of(large_update(), is_late=is_late)
 
     def requests():
         for index, request in enumerate(requests_of(header, pieces)):

@@ -279,7 +279,7 @@ def _decode_push(data: bytes) -> object:
     chunks = [frames.chunk_of(message) for message in messages[1:] if message is not None]
     if header is None or None in chunks:
         return None
-    joiner = ChunkJoiner(header.payload, LIMIT_BYTES)
+    joiner = ChunkJoiner(header.payload, LIMIT_BYTES, takes_late_digest=True)
     for chunk in chunks:
         joiner.add(chunk)
     return update_from_wire(header, joiner.finish())

@@ -156,8 +156,9 @@ def _inspect_digests(
         digest.update(chunk.data)
         if chunk.prefix_sha256 not in {b"", digest.digest()}:
             yield Finding("framing", where, f"chunk {chunk.index} has the digest of something else")
-    if header.payload.num_bytes and header.payload.sha256 != digest.digest():
-        yield Finding("framing", where, "the header has the digest of something else")
+    said = header.payload.sha256 or (chunks[-1].prefix_sha256 if chunks else b"")
+    if header.payload.num_bytes and said != digest.digest():
+        yield Finding("framing", where, "the digest is of something else, or not said")
 
 
 def _expected_shapes(header: Any, setup: Setup) -> TensorShapes:

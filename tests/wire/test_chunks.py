@@ -2,6 +2,7 @@
 
 import hashlib
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -150,10 +151,84 @@ def test_bytes_in_many_places_are_cut_as_those_in_one(parts, chunk_bytes, first_
         cut(*parts, chunk_bytes=chunk_bytes),
     )
     assert apart.header == whole.header
-    assert apart.prefixes == whole.prefixes
+    places = range(whole.num_chunks + 1)
+    assert [*map(apart.prefix_sha256, places)] == [*map(whole.prefix_sha256, places)]
     assert [*apart.chunks(first_chunk)] == [*whole.chunks(first_chunk)]
     assert [*apart.messages(first_chunk)] == [*whole.messages(first_chunk)]
     assert all(len(chunk.data) == chunk_bytes for chunk in [*apart.chunks()][:-1])
+
+
+def late(pieces, **fields):
+    return ChunkJoiner(pieces.header_without_digest, takes_late_digest=True, **fields)
+
+
+@pytest.mark.parametrize("num_held", [0, 1, 2])
+def test_the_last_chunk_may_say_the_digest(num_held):
+    """Then nothing is hashed before it is sent; what came before counts all the same."""
+    pieces = cut(PAYLOAD, chunk_bytes=MIN_CHUNK_BYTES)
+    joiner = late(pieces, held=PAYLOAD[: num_held * MIN_CHUNK_BYTES], num_held_chunks=num_held)
+    for chunk in pieces.chunks(num_held):
+        joiner.add(chunk)
+
+    assert joiner.finish() == PAYLOAD
+    assert joiner.sha256 == hashlib.sha256(PAYLOAD).digest() == pieces.header.sha256
+
+
+def test_a_digest_that_nobody_says_is_missed():
+    """Neither a last chunk without one nor a stream without its last chunk proves anything."""
+    pieces = cut(PAYLOAD, chunk_bytes=MIN_CHUNK_BYTES)
+    joiner = late(pieces)
+    for chunk in pieces.chunks():
+        if chunk.index == 2:
+            chunk.ClearField("prefix_sha256")
+        joiner.add(chunk)
+
+    with pytest.raises(MalformedMessage, match="neither the header nor the last chunk"):
+        joiner.finish()
+    with pytest.raises(MalformedMessage, match="neither the header nor the last chunk"):
+        late(pieces, held=PAYLOAD, num_held_chunks=3).finish()
+
+
+def test_a_late_digest_is_compared():
+    """Damage to the last chunk is noticed where it is the only one that says a digest."""
+    pieces = cut(PAYLOAD, chunk_bytes=MIN_CHUNK_BYTES)
+    joiner, chunks = late(pieces), [*pieces.chunks()]
+    damage(chunks[1])
+    chunks[0].ClearField("prefix_sha256")
+    chunks[1].ClearField("prefix_sha256")
+    joiner.add(chunks[0])
+    joiner.add(chunks[1])
+
+    with pytest.raises(ChecksumMismatch, match="up to the end of chunk 2"):
+        joiner.add(chunks[2])
+
+
+def test_a_late_digest_is_taken_only_where_it_is_asked_for():
+    """A pull says its digest first."""
+    with pytest.raises(MalformedMessage, match="32 bytes, 0 were announced"):
+        ChunkJoiner(cut(PAYLOAD).header_without_digest)
+
+
+@given(st.lists(st.integers(0, 3), max_size=6), st.integers(0, 2))
+def test_a_payload_is_hashed_once_in_whatever_order_it_is_asked_for(asked, first_chunk):
+    """Digests before the chunks, after them, and of some twice are the same."""
+    pieces = cut(PAYLOAD, chunk_bytes=MIN_CHUNK_BYTES)
+    ends = [hashlib.sha256(PAYLOAD[: i * MIN_CHUNK_BYTES]).digest() for i in range(4)]
+
+    assert [pieces.prefix_sha256(num_chunks) for num_chunks in asked] == [ends[i] for i in asked]
+    found = [chunk.prefix_sha256 for chunk in pieces.chunks(first_chunk)]
+    assert found == ends[first_chunk + 1 :]
+    assert pieces.header.sha256 == ends[3]
+
+
+def test_many_threads_may_send_the_same_payload():
+    """An attempt that broke off may still be sending when the next one begins."""
+    pieces = cut(PAYLOAD * 8, chunk_bytes=MIN_CHUNK_BYTES)
+    with ThreadPoolExecutor(4) as threads:
+        found = [*threads.map(lambda _: [*pieces.messages()], range(8))]
+
+    assert all(each == found[0] for each in found)
+    assert pieces.header.sha256 == hashlib.sha256(PAYLOAD * 8).digest()
 
 
 def test_what_is_held_must_be_of_the_same_payload():
