@@ -82,8 +82,8 @@ class Plan:
 
     def _variants(self, method: Method) -> list[int | None]:
         """Of how many rows its cells are."""
-        few = self._suite.settings.few_rows
-        return [None] if few is None or method.scope == "stream" else [None, few]
+        few = self._suite.few_rows(method)
+        return [None] if few is None else [None, few]
 
     def _tasks(self, method: Method) -> list[str]:
         """Tasks of its cells; an empty one is the stream."""

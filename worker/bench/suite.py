@@ -60,6 +60,8 @@ class BenchSettings(BaseModel):
     """Also learn every task from so many rows only, by the methods of one task."""
     few_epochs: int | None = Field(None, ge=1)
     """Passes over those few rows; None: those of ``[training]``."""
+    few_methods: list[str] = []
+    """Which methods learn from few rows as well; empty: all of one task."""
     small: Small
     """What ``--small`` leaves."""
 
@@ -112,6 +114,11 @@ class Suite:
         return self.stream.training.model_copy(
             update={**few, "start": method.start, **method.training}
         )
+
+    def few_rows(self, method: Method) -> int | None:
+        """From how few rows a method learns as well; None: from all only."""
+        chosen = self.settings.few_methods or self.settings.methods
+        return self.settings.few_rows if method.scope == "task" and method.name in chosen else None
 
     def num_factors(self, method: Method) -> int:
         """Directions a side of a method's subspace."""
@@ -178,6 +185,8 @@ def read_suite(name_or_path: str, methods: Sequence[str]) -> Suite:
     suite = Suite(path.stem, parse_stream(path, document), settings)
     _require_known(path, settings.methods, methods, "method")
     _require_known(path, settings.small.methods, settings.methods, "method of [bench.small]")
+    of_a_task = [each for each in settings.methods if METHODS[each].scope == "task"]
+    _require_known(path, settings.few_methods, of_a_task, "method of bench.few_methods")
     tuned = [each for each in methods if METHODS[each].rates]
     _require_known(path, list(settings.rates), tuned, "method of [bench.rates]")
     _require_known(path, settings.search_tasks, suite.task_ids, "task of bench.search_tasks")

@@ -35,12 +35,11 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
     methods = {each.name: _of_method(suite, folder, plan, each, None) for each in task_methods} | {
         each.name: _of_stream(suite, folder, plan, each) for each in _of_scope(suite, "stream")
     }
-    rows = suite.settings.few_rows
-    few = (
-        {}
-        if rows is None
-        else {each.name: _of_method(suite, folder, plan, each, rows) for each in task_methods}
-    )
+    few = {
+        each.name: _of_method(suite, folder, plan, each, rows)
+        for each in task_methods
+        if (rows := suite.few_rows(each)) is not None
+    }
     return {
         "suite": suite.name,
         "seeds": suite.settings.seeds,
@@ -49,7 +48,7 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
         "order": suite.task_ids,
         "methods": methods,
         "metrics": next((each["metrics"] for each in methods.values() if each.get("metrics")), {}),
-        "few_rows": rows,
+        "few_rows": suite.settings.few_rows,
         "few": few,
         "bytes": _bytes(methods, len(suite.task_ids)),
         "comparisons": _comparisons(methods, few, suite.settings.seeds),

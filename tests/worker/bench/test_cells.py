@@ -285,6 +285,22 @@ def test_the_plan_searches_with_the_first_seed_only(make_suite, tmp_path):
     assert plan.count() == (len(first), len(first) + 3)
 
 
+@pytest.mark.parametrize("few_methods", [[], ["lora"]])
+def test_few_rows_are_learnt_from_by_some_methods_only(make_suite, tmp_path, few_methods):
+    """Those that the suite names; without a word, all that learn one task by itself, and never a stream."""
+    suite = make_suite("frozen", "lora", "share")
+    changes = {"few_rows": 16, "few_methods": few_methods}
+    suite = replace(suite, settings=suite.settings.model_copy(update=changes))
+    ready = Plan(suite, CellFolder(tmp_path, lesson_of(suite))).ready()
+    found = {work.cell.method for work in ready if work.cell.rows == 16}
+    assert found == {*(few_methods or ("frozen", "lora"))}
+    assert {work.cell.method for work in ready if work.cell.rows is None} == {
+        "frozen",
+        "lora",
+        "share",
+    }
+
+
 def test_what_builds_on_adapters_waits_for_them(make_suite, tmp_path):
     """``eigenlorax`` of a task is ready once the other tasks' LoRAs are chosen, and never builds on its own."""
     suite = make_suite("lora", "eigenlorax")

@@ -107,6 +107,17 @@ def test_rates_that_cannot_be_searched_are_refused(make_suite, line):
         read_suite(str(path), list(METHODS))
 
 
+@pytest.mark.parametrize("name", ["loora", "vera", "share"])
+def test_methods_that_cannot_learn_from_few_rows_are_refused(make_suite, name):
+    """One that is not known, not of this suite, or learns a stream is told."""
+    path = make_suite("lora", "share").stream.path
+    path.write_text(
+        path.read_text().replace("[bench.small]", f'few_methods = ["{name}"]\n[bench.small]')
+    )
+    with pytest.raises(ConfigError, match="few_methods"):
+        read_suite(str(path), list(METHODS))
+
+
 @pytest.mark.parametrize("methods", [("share", "share-late"), ("share-late", "share-wide")])
 def test_variants_of_share_take_its_rate(make_suite, tmp_path, methods):
     """The search of `share` is done once for all of its variants, also where it is not asked for itself."""
