@@ -65,18 +65,18 @@ def newest_of(app, subspace=""):
     return snapshot.subspace.without_tail() if snapshot.version else EMPTY
 
 
-def set_aside(app, task_id, state, reason):
+def set_aside(app, task_id, state, reason, owner="west"):
     """Put an update beside the door, as admission or policy does."""
     update = make_update(task_id, f"aside-{task_id}", base=newest_of(app))
     described = describe_update(
         update,
-        worker_id="west",
-        owner="west",
+        worker_id=owner,
+        owner=owner,
         pushed_at=datetime.fromtimestamp(ABOUT_NOW, timezone.utc) - timedelta(hours=3),
         state=state,
         reason=reason,
     )
-    app.coordinator.lineages.get("").store.add_update(described, by="west")
+    app.coordinator.lineages.get("").store.add_update(described, by=owner)
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +330,19 @@ def test_the_charts_are_drawn(stocked, open_tab, scheme, tmp_path):
         scheme == "dark"
     )
     assert tab.complaints == []
+
+
+def test_a_newer_update_of_a_task_is_shown_beside_what_is_merged(open_tab):
+    """The row is told by what the newest version holds, and says that there is more."""
+    config = make_config("unused", web_listen="127.0.0.1:0")
+    with running(config, catalog=MemoryCatalog()) as app:
+        push_all(app, ["cats", "dogs"])
+        set_aside(app, "cats", UpdateState.PARKED, "would move 'dogs' by 0.31", "north")
+        tab = open_tab()
+        tab.open(app.web_address)
+        states = {row[0]: row[1] for row in tab.cells("#tasks")}
+        assert states == {"cats": "merged, newer parked", "dogs": "merged"}
+        assert tab.complaints == []
 
 
 def test_hostile_names_are_only_text(stocked, open_tab):
