@@ -33,6 +33,7 @@ from coordinator.store.base import (
 )
 from coordinator.store.format import describe_update
 from coordinator.uploads import upload_key
+from coordinator.writer import MergeFailure
 from share_dist.core.allocation import require_first_factors
 from share_dist.core.prepared import angle_between
 from share_dist.core.values import WIRE_VERSION, Fingerprint, LayerUpdate, SideUpdate, TaskUpdate
@@ -493,6 +494,8 @@ def describe(call: Call) -> CoordinatorStatus:
     """Tell how the coordinator is; from any thread, as it reads the store."""
     coordinator, lineage, store = call.coordinator, call.lineage, call.lineage.store
     snapshot, now_seconds = lineage.writer.snapshot, call.clock.monotonic_seconds()
+    failure = lineage.writer.failure
+    role = coordinator.access.role(call.principal, lineage.name) or ""
     merged = lineage.versions.merged_by_worker(snapshot.version)
     return CoordinatorStatus(
         current_version=snapshot.version,
@@ -517,9 +520,18 @@ def describe(call: Call) -> CoordinatorStatus:
         digest=snapshot.digest,
         bytes_in_flight=coordinator.budget.bytes_in_flight,
         principal=call.principal.name,
-        role=coordinator.access.role(call.principal, lineage.name) or "",
+        role=role,
         newest_version_at=_newest_version_at(store, snapshot.version),
+        merge_failure=_told_of(failure, role),
+        merges_fail_since=failure.since if failure else None,
     )
+
+
+def _told_of(failure: MergeFailure | None, role: str) -> str:
+    """Say why merging fails: all of it, such as the names of files, to an administrator alone."""
+    if failure is None:
+        return ""
+    return failure.reason if role == "admin" else failure.kind
 
 
 def _newest_version_at(store: Store, version: int) -> datetime | None:

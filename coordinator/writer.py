@@ -19,6 +19,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
@@ -46,6 +47,18 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 _STOPPING_RETRY_SECONDS = 2.0
 
 _PAGE = 1000
+
+_MAX_REASON = 1000
+"""Characters of an error that are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeFailure:
+    """Why the last attempt to merge failed, in a word and whole, and since when all of them have."""
+
+    kind: str
+    reason: str
+    since: datetime
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,7 @@ class MergeWriter:
         clock: Clock,
     ) -> None:
         self.snapshot = Snapshot.load(store)
+        self.failure: MergeFailure | None = None
         self._config = config
         self._store = store
         self._versions = versions
@@ -242,6 +256,7 @@ class MergeWriter:
                 self._clock.monotonic_seconds(), self._for_policy(pending), self._config.policy
             )
             if not decision.merge:
+                self.failure = None if not pending else self.failure
                 return decision.look_again_seconds
             chosen = {*self._choose(decision.which)}
             merged = await asyncio.to_thread(
@@ -249,7 +264,7 @@ class MergeWriter:
             )
         except Exception as error:  # noqa: BLE001 - the writer outlives any one merge: it tries again
             return self._postpone(error)
-        self._failures = 0
+        self._failures, self.failure = 0, None
         slow = self._publish(merged.candidate)
         self._chronicle.tell(merged, slow, decision.reason)
         return 0.0
@@ -312,6 +327,9 @@ class MergeWriter:
     def _postpone(self, error: Exception) -> float:
         seconds = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
         self._failures += 1
+        since = self.failure.since if self.failure else self._clock.now()
+        kind = type(error).__name__
+        self.failure = MergeFailure(kind, f"{kind}: {error}"[:_MAX_REASON], since)
         self._release_waiters()  # some may have been set aside before it failed
         self._chronicle.tell_of_postponement(error, seconds)
         return seconds

@@ -375,6 +375,8 @@ coordinator_statuses = st.builds(
     principal=texts,
     role=texts,
     newest_version_at=st.none() | moments,
+    merge_failure=texts,
+    merges_fail_since=st.none() | moments,
 )
 some_texts = st.lists(texts, max_size=3).map(tuple)
 some_versions = st.lists(versions, max_size=3).map(tuple)

@@ -83,6 +83,7 @@ class Page:
         status = self.status
         gone = [worker.worker_id for worker in status.workers if not worker.is_live]
         found = {
+            f"merging fails, and is tried again: {status.merge_failure}": len(status.merge_failure),
             f"{_counted(status.num_quarantined, 'update')} quarantined: look with "
             "share-dist updates list --state quarantined": status.num_quarantined,
             f"{_counted(status.num_parked, 'update')} parked: look with "

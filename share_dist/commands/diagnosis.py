@@ -69,6 +69,16 @@ def of_status(status: CoordinatorStatus, now: datetime, own_release: str) -> Ite
     yield _set_aside(10, "parked updates", "parked", status.num_parked)
 
 
+def of_failure(merge_failure: str) -> Check:
+    """Tell why the last attempt to merge failed: check 11."""
+    return finding(
+        11,
+        "merging",
+        f"it fails, and is tried again: {merge_failure}",
+        "mend what it names; merge_postponed in the coordinator's log has more",
+    )
+
+
 def of_pending(oldest: UpdateSummary | None, now: datetime) -> Check:
     """Look at the update that waits longest: check 11."""
     if oldest is None:

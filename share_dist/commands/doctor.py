@@ -166,6 +166,8 @@ def _its_certificate(connection: Connection, now: datetime) -> Check:
 
 
 def _pending(client: "AdminClient", status: "CoordinatorStatus", now: datetime) -> Check:
+    if status.merge_failure:
+        return diagnosis.of_failure(status.merge_failure)
     if status.role != "admin":
         return not_checked(
             11, "merging", f"it needs the role admin, you are {status.role or 'nobody'}"

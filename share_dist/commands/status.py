@@ -51,6 +51,7 @@ def _table(address: str, found: "CoordinatorStatus") -> "Table":
         ("digest", found.digest[:12] or None),
         ("tasks", found.num_tasks),
         ("pending", found.num_pending),
+        *([("merging", _failing(found))] if found.merge_failure else []),
         ("parked", found.num_parked),
         ("quarantined", found.num_quarantined),
         ("watchers", watchers_of(found)),
@@ -64,6 +65,10 @@ def _table(address: str, found: "CoordinatorStatus") -> "Table":
     ]
     lines += [(f"worker {worker.worker_id}", _worker(worker)) for worker in found.workers]
     return rows(f"coordinator at {address}", ("", ""), lines)
+
+
+def _failing(found: "CoordinatorStatus") -> str:
+    return f"fails since {_at(found.merges_fail_since)}, and is tried again: {found.merge_failure}"
 
 
 def _worker(worker: "WorkerStatus") -> str:

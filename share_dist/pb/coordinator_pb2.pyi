@@ -447,7 +447,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, subspace: _Optional[str] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("current_version", "first_version", "fingerprint", "num_tasks", "num_pending", "num_quarantined", "workers", "num_watchers", "started_at", "release", "subspace", "store_id", "digest", "num_parked", "num_synced_watchers", "num_catching_up_watchers", "num_slow_watchers", "bytes_in_flight", "principal", "role", "newest_version_at")
+    __slots__ = ("current_version", "first_version", "fingerprint", "num_tasks", "num_pending", "num_quarantined", "workers", "num_watchers", "started_at", "release", "subspace", "store_id", "digest", "num_parked", "num_synced_watchers", "num_catching_up_watchers", "num_slow_watchers", "bytes_in_flight", "principal", "role", "newest_version_at", "merge_failure", "merges_fail_since")
     CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     FIRST_VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -469,6 +469,8 @@ class GetStatusResponse(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NEWEST_VERSION_AT_FIELD_NUMBER: _ClassVar[int]
+    MERGE_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FAIL_SINCE_FIELD_NUMBER: _ClassVar[int]
     current_version: int
     first_version: int
     fingerprint: Fingerprint
@@ -490,7 +492,9 @@ class GetStatusResponse(_message.Message):
     principal: str
     role: str
     newest_version_at: _timestamp_pb2.Timestamp
-    def __init__(self, current_version: _Optional[int] = ..., first_version: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., num_tasks: _Optional[int] = ..., num_pending: _Optional[int] = ..., num_quarantined: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., num_watchers: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., release: _Optional[str] = ..., subspace: _Optional[str] = ..., store_id: _Optional[str] = ..., digest: _Optional[str] = ..., num_parked: _Optional[int] = ..., num_synced_watchers: _Optional[int] = ..., num_catching_up_watchers: _Optional[int] = ..., num_slow_watchers: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., principal: _Optional[str] = ..., role: _Optional[str] = ..., newest_version_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    merge_failure: str
+    merges_fail_since: _timestamp_pb2.Timestamp
+    def __init__(self, current_version: _Optional[int] = ..., first_version: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., num_tasks: _Optional[int] = ..., num_pending: _Optional[int] = ..., num_quarantined: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., num_watchers: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., release: _Optional[str] = ..., subspace: _Optional[str] = ..., store_id: _Optional[str] = ..., digest: _Optional[str] = ..., num_parked: _Optional[int] = ..., num_synced_watchers: _Optional[int] = ..., num_catching_up_watchers: _Optional[int] = ..., num_slow_watchers: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., principal: _Optional[str] = ..., role: _Optional[str] = ..., newest_version_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., merge_failure: _Optional[str] = ..., merges_fail_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker_id", "lease_epoch", "is_live", "last_heartbeat_at", "base_version", "num_merged")

@@ -474,6 +474,8 @@ def status_to_pb(status: CoordinatorStatus) -> pb.GetStatusResponse:
         principal=status.principal,
         role=status.role,
         newest_version_at=optional_time_to_pb(status.newest_version_at),
+        merge_failure=status.merge_failure,
+        merges_fail_since=optional_time_to_pb(status.merges_fail_since),
     )
 
 
@@ -502,6 +504,8 @@ def status_from_pb(message: pb.GetStatusResponse) -> CoordinatorStatus:
         principal=message.principal,
         role=message.role,
         newest_version_at=optional_time_from_pb(message, "newest_version_at"),
+        merge_failure=message.merge_failure,
+        merges_fail_since=optional_time_from_pb(message, "merges_fail_since"),
     )
 
 

@@ -215,6 +215,9 @@ class CoordinatorStatus:
     principal: str = ""
     role: str = ""
     newest_version_at: datetime | None = None
+    merge_failure: str = ""
+    """Why the last attempt to merge failed; empty where it did not."""
+    merges_fail_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

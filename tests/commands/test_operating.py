@@ -22,6 +22,7 @@ from tests.coordinator.support import (
     make_config,
     make_update,
     running,
+    wait_until,
 )
 
 TASKS = ("cats", "dogs", "birds", "fish")
@@ -432,6 +433,30 @@ def test_what_the_status_tells_the_doctor(changes, number, said):
     found = [check for check in checks if check.outcome == "finding"]
     assert [check.number for check in found] == ([] if number is None else [number])
     assert all(said in check.said and check.remedy for check in found)
+
+
+def test_that_merging_fails_is_found(monkeypatch):
+    """The status says since when and why, and the doctor that it needs a person."""
+
+    def fail(*_args, **_named):
+        raise RuntimeError("no such stride")
+
+    monkeypatch.setattr("coordinator.preparation.candidate_of_merge", fail)
+    with (
+        running(make_config("unused"), catalog=MemoryCatalog()) as app,
+        client_of(app.address) as client,
+    ):
+        client.register()
+        client.push(make_update("cats"))
+        wait_until(lambda: client.status().merge_failure)
+        address = ["--coordinator", app.address]
+        shown = share_dist("status", *address).stdout
+        found = json.loads(share_dist("doctor", *address, "--json").stdout)
+    assert "fails since" in shown
+    assert "RuntimeError: no such stride" in " ".join(shown.split())
+    (check,) = [each for each in found if each["number"] == 11]
+    assert check["outcome"] == "finding"
+    assert "no such stride" in check["said"]
 
 
 @pytest.mark.parametrize(("days", "is_found"), [(-1, True), (3, True), (13.9, True), (30, False)])

@@ -345,6 +345,22 @@ def test_a_newer_update_of_a_task_is_shown_beside_what_is_merged(open_tab):
         assert tab.complaints == []
 
 
+def test_that_merging_fails_is_a_warning(monkeypatch):
+    """Updates that wait for ever look like updates that wait, unless it is said."""
+
+    def fail(*_args, **_named):
+        raise RuntimeError("<b>no</b> such stride")
+
+    config = make_config("unused", web_listen="127.0.0.1:0")
+    with running(config, catalog=MemoryCatalog()) as app, client_of(app.address) as client:
+        client.register()
+        monkeypatch.setattr("coordinator.preparation.candidate_of_merge", fail)
+        client.push(make_update("cats"))
+        wait_until(lambda: client.status().merge_failure)
+        _, _, text = fetch(app.web_address)
+        assert "merging fails, and is tried again: RuntimeError: &lt;b&gt;no&lt;/b&gt;" in text
+
+
 def test_hostile_names_are_only_text(stocked, open_tab):
     """No name of a task becomes markup, script or template, or turns the text around it."""
     tab = open_tab()

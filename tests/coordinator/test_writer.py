@@ -336,6 +336,29 @@ def test_operations_and_merges_make_one_line_of_versions(app, client):
     assert client.status().num_pending == 0
 
 
+def test_that_merging_fails_is_told_until_it_no_longer_does(app, client, monkeypatch):
+    """Who waits can see why; an administrator is told all of it, and others what kind of error it is."""
+
+    def fail(*_args, **_named):
+        raise RuntimeError("stride of /var/secret")
+
+    assert client.status().merge_failure == ""
+    monkeypatch.setattr("coordinator.preparation.candidate_of_merge", fail)
+    client.push(make_update("cats"))
+    wait_until(lambda: client.status().merge_failure)
+    found = client.status()
+    assert found.merge_failure == "RuntimeError: stride of /var/secret"
+    assert found.merges_fail_since >= found.started_at
+    with monkeypatch.context() as reading:
+        reading.setattr(app.coordinator.access, "role", lambda *_: "reader")
+        assert client.status().merge_failure == "RuntimeError"
+
+    monkeypatch.undo()
+    client.push(make_update("dogs"))
+    wait_until(lambda: client.status().num_tasks == 2)
+    assert (client.status().merge_failure, client.status().merges_fail_since) == ("", None)
+
+
 def test_what_is_asked_of_a_coordinator_that_stops_may_be_asked_again(app):
     """An operation that comes too late is told to come again, and did nothing."""
     lineage = lineage_of(app)

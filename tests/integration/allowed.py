@@ -335,6 +335,8 @@ ALLOWED_FIELDS: dict[str, Rule] = {
     "GetStatusResponse.principal": _among("local"),
     "GetStatusResponse.role": _among("admin"),
     "GetStatusResponse.newest_version_at": _message,
+    "GetStatusResponse.merge_failure": _among(""),
+    "GetStatusResponse.merges_fail_since": _message,
     "Timestamp.seconds": _time,
     "Timestamp.nanos": _time,
     "Duration.seconds": _time,

@@ -423,6 +423,8 @@ def test_what_an_older_release_leaves_out_means_what_it_meant():
 
     assert codec.status_from_pb(status).subspace == "default"
     assert codec.status_from_pb(status).newest_version_at is None
+    assert codec.status_from_pb(status).merge_failure == ""
+    assert codec.status_from_pb(status).merges_fail_since is None
     assert codec.precision_from_pb(tensor_pb2.PRECISION_UNSPECIFIED) == "float32"
     assert codec.version_event_from_pb(pb.VersionEvent()).kind is VersionKind.MERGE
 
