@@ -136,7 +136,7 @@ class TrainingSettings(_Section):
     learning_rate: float = Field(2e-2, gt=0)
     """Of coefficients and of temporary factors' coefficients."""
     temporary_learning_rate: float = Field(6e-3, gt=0)
-    """Of the temporary factors themselves."""
+    """Of the temporary factors themselves; about what suits a LoRA of the model."""
     head_learning_rate: float = Field(3e-3, gt=0)
     """Of the task's head, which starts as the head of the frozen model."""
     weight_decay: float = Field(0.01, ge=0)
