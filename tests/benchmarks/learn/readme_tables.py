@@ -184,6 +184,8 @@ WANTED: tuple[Callable[[Summary], Row | None], ...] = (
 TABLES: dict[str, Callable[[], str]] = {
     "text wanted": partial(wanted, "text"),
     "text": partial(everything, "text"),
+    "images wanted": partial(wanted, "images"),
+    "images": partial(everything, "images"),
     "images small": partial(of_title, "images-small", "accuracy by task"),
     "generation small": partial(everything, "generation-small"),
 }
