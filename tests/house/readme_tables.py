@@ -312,6 +312,13 @@ def learning() -> str:
     return wanted("text")
 
 
+def learning_pictures() -> str:
+    """What was wanted of the suite of pictures, and what was found."""
+    from tests.benchmarks.learn.readme_tables import wanted
+
+    return wanted("images")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "rpcs": rpcs,
@@ -326,6 +333,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "soak": soak,
     "chaos": chaos,
     "learning": learning,
+    "learning pictures": learning_pictures,
 }
 
 
