@@ -108,7 +108,7 @@ def ray_cluster(
         What each of its machines has.
 
     Raises:
-        ConfigError: There is no cluster at the address.
+        ConfigError: There is no cluster at the address, or none can be started here.
     """
     # before the first import of Ray, which reads it there and then
     _set_environment(address)
@@ -116,14 +116,7 @@ def ray_cluster(
 
     try:
         if address is None:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _start_here(num_cpus)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -135,6 +128,41 @@ def ray_cluster(
         yield [each["Resources"] for each in listed if each["Alive"]]
     finally:
         ray.shutdown()
+
+
+def _start_here(num_cpus: int | None) -> None:
+    """
+    Start a local Ray; once more where one of its processes did not come up.
+
+    Raises:
+        RuntimeError: Nor did it then.
+    """
+    if _failure_to_start(num_cpus) is None:
+        return
+    failure = _failure_to_start(num_cpus)
+    if failure is not None:
+        raise RuntimeError(f"{failure} This was tried twice.") from failure
+
+
+def _failure_to_start(num_cpus: int | None) -> Exception | None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:
+        # Ray says by no class of its own that a node "timed out during startup", which passes
+        if type(error) is not Exception:
+            raise
+        ray.shutdown()
+        return error
+    return None
 
 
 def _set_environment(address: str | None) -> None:
