@@ -39,6 +39,8 @@ class Method:
         keeping: What holds former tasks while another is learnt in the same weights, as
             `worker.bench.keepers` has it; empty: nothing.
         rates_of: The method whose best rate it takes; empty: its own.
+        is_again: Whether it is learnt from another random start, with its batches in another order, than other methods
+            with the same seed.
         peft: Its configuration in `peft`, given the adapted layers; None where `peft` has none.
     """
 
@@ -56,6 +58,7 @@ class Method:
     training: Mapping[str, Any] = field(default_factory=dict)
     keeping: Keeping = ""
     rates_of: str = ""
+    is_again: bool = False
     peft: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
 
     @property
@@ -128,6 +131,14 @@ METHODS = {
             "task",
             _LORA_RATES,
             _LORA,
+            peft=_lora,
+        ),
+        Method(
+            "lora-again",
+            "the same from another random start: how far apart chance alone brings two equal ways to learn",
+            "task",
+            rates_of="lora",
+            is_again=True,
             peft=_lora,
         ),
         Method(

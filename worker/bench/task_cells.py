@@ -27,6 +27,9 @@ from worker.trainer import Hooks, Lesson, train
 
 FLOAT_BYTES = 4
 
+AGAIN = 1000
+"""How far the seed of a second run of one method is from the first; no suite has as many seeds."""
+
 SHORT_PRECISIONS: tuple[Precision, ...] = ("int8", "int4")
 """In which coefficients are sent where every byte counts."""
 
@@ -146,14 +149,15 @@ class TaskCells:
 
     def lesson(self, cell: Cell, prepared: PreparedTask) -> Lesson:
         """What is to be learnt in a cell."""
+        method = METHODS[cell.method]
         return Lesson(
             cell.task_id,
             self.backbone.reading(prepared.task.type),
             prepared.objective,
             prepared.fit,
             prepared.validation,
-            self.suite.training(METHODS[cell.method], cell.rows),
-            cell.seed,
+            self.suite.training(method, cell.rows),
+            cell.seed + (AGAIN if method.is_again else 0),
         )
 
     def _subspace(

@@ -73,6 +73,20 @@ def test_equal_cells_have_equal_outcomes(make_cells):
     assert first["validation"] == second["validation"]
 
 
+def test_the_same_once_more_starts_elsewhere(make_cells):
+    """``lora-again`` is the LoRA of a seed that no suite has: as large, and not the same numbers."""
+    _, folder, cells = make_cells("lora", "lora-again")
+    prepared, _ = cells.prepare(Cell("lora", 1, "mood", 2e-3))
+    first, again = (
+        cells.lesson(Cell(name, 1, "mood", 2e-3), prepared) for name in ("lora", "lora-again")
+    )
+    assert first.seed == 1
+    assert again.seed == 1001
+    assert replace(again, seed=1) == first
+    plan = Plan(make_cells("lora", "lora-again")[0], folder)
+    assert {work.cell.method for work in plan.ready()} == {"lora"}
+
+
 def test_a_lora_has_the_numbers_of_its_rank(make_cells):
     """A rank-8 LoRA of four layers of 32 x 32 trains 8 (32 + 32) numbers in each."""
     _, _, cells = make_cells("lora")
