@@ -319,6 +319,13 @@ def learning_pictures() -> str:
     return wanted("images")
 
 
+def learning_generation() -> str:
+    """What was wanted of the suite of completions, and what was found."""
+    from tests.benchmarks.learn.readme_tables import wanted
+
+    return wanted("generation")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "rpcs": rpcs,
@@ -334,6 +341,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "chaos": chaos,
     "learning": learning,
     "learning pictures": learning_pictures,
+    "learning completions": learning_generation,
 }
 
 

@@ -210,6 +210,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "text": partial(everything, "text"),
     "images wanted": partial(wanted, "images"),
     "images": partial(everything, "images"),
+    "generation wanted": partial(wanted, "generation"),
+    "generation": partial(everything, "generation"),
     "images small": partial(of_title, "images-small", "accuracy by task"),
     "generation small": partial(everything, "generation-small"),
 }
