@@ -1,4 +1,4 @@
-"""Classification, of rows or of tokens: a linear head, cross-entropy, accuracy and macro-F1."""
+"""Classification, of rows or of tokens: a linear head, cross-entropy, accuracy, macro-F1 and the correlation of Matthews."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from share_dist.errors import StreamError
-from worker.objective import PENALTIES, Scores, error_of_share, units
+from worker.objective import PENALTIES, Scores, error_of_correlation, error_of_share, units
+from worker.stream import ClassMetric
 
 MOST_FITTED = 10_000
 """A first head is fitted to at most so many units, evenly taken."""
@@ -16,21 +17,25 @@ MOST_FITTED = 10_000
 
 class Classification:
     """
-    Cross-entropy of a linear head; scored by accuracy.
+    Cross-entropy of a linear head; scored by accuracy, or by the correlation of Matthews.
 
     Weights of classes hold wherever something is chosen: in the loss, in the first head, and in the
-    accuracy by which its penalty and the epoch are chosen. Who has them balanced chooses by the mean
+    score by which its penalty and the epoch are chosen. Who has them balanced chooses by the mean
     of the classes' recalls: plain accuracy on few rare rows would choose what the loss works against.
     The scores that are reported are not weighted, and compare with every other task's.
 
     Args:
         class_weights: Of every class; None: all are equal.
+        metric: By which score tasks are compared and epochs are chosen.
     """
 
     penalties: tuple[float, ...] = PENALTIES
 
-    def __init__(self, class_weights: Tensor | None = None) -> None:
+    def __init__(
+        self, class_weights: Tensor | None = None, metric: ClassMetric = "accuracy"
+    ) -> None:
         self._weights = class_weights
+        self._metric = metric
 
     def loss(self, head: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
         """Summed cross-entropy."""
@@ -44,29 +49,43 @@ class Classification:
 
     @torch.no_grad()
     def score(self, head: nn.Module, features: Tensor, labels: Tensor) -> float:
-        """Accuracy, every unit by the weight of its class."""
-        found = units(labels)
-        right, weights = predict(head, features) == found, self._weights_of(found)
-        return float((right * weights).sum() / weights.sum())
+        """Accuracy or correlation, every unit by the weight of its class."""
+        found, predicted = units(labels), predict(head, features)
+        weights = self._weights_of(found)
+        if self._metric == "matthews":
+            return _matthews(predicted, found, weights)
+        return float(((predicted == found) * weights).sum() / weights.sum())
 
     def standard_error(self, score: float, labels: Tensor) -> float:
-        """That of a share of so many rows; unequal weights tell less than equal ones (Kish)."""
+        """That of a share, or a correlation, of so many rows; unequal weights tell less than equal ones (Kish)."""
         weights = self._weights_of(units(labels))
         alike = float(weights.sum() ** 2 / (len(weights) * weights.square().sum()))
-        return error_of_share(score, len(labels) * alike)
+        error_of = error_of_correlation if self._metric == "matthews" else error_of_share
+        return error_of(score, len(labels) * alike)
 
     def _weights_of(self, found: Tensor) -> Tensor:
         return torch.ones(len(found)) if self._weights is None else self._weights[found]
 
     def scores(self, head: nn.Module, features: Tensor, labels: Tensor) -> Scores:
-        """Accuracy, and F1 as the mean over classes."""
-        return _scores(predict(head, features), units(labels))
+        """Accuracy, F1 as the mean over classes, and the correlation where it is asked for."""
+        return self._scores(predict(head, features), units(labels))
 
     def simplest(self, train_labels: Tensor, test_labels: Tensor) -> Scores:
         """Of always saying the most frequent class."""
         ((majority, _),) = Counter(units(train_labels).tolist()).most_common(1)
         found = units(test_labels)
-        return _scores(torch.full_like(found, majority), found)
+        return self._scores(torch.full_like(found, majority), found)
+
+    def _scores(self, predicted: Tensor, labels: Tensor) -> Scores:
+        from sklearn.metrics import f1_score
+
+        values = {
+            "accuracy": float((predicted == labels).float().mean()),
+            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
+        }
+        if self._metric == "matthews":
+            values["matthews"] = _matthews(predicted, labels)
+        return Scores(self._metric, values)
 
     def fit_head(
         self, features: Tensor, labels: Tensor, num_labels: int, penalty: float
@@ -101,12 +120,13 @@ def _per_class(weight: Sequence[float], bias: Sequence[float]) -> tuple[Tensor, 
     return rows, offsets
 
 
-def _scores(predicted: Tensor, labels: Tensor) -> Scores:
-    from sklearn.metrics import f1_score
+def _matthews(predicted: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
+    """Zero where either does not vary."""
+    from sklearn.metrics import matthews_corrcoef
 
-    accuracy = float((predicted == labels).float().mean())
-    macro_f1 = float(f1_score(labels, predicted, average="macro", zero_division=0.0))
-    return Scores("accuracy", {"accuracy": accuracy, "macro_f1": macro_f1})
+    if any(len(set(each.tolist())) < 2 for each in (predicted, labels)):
+        return 0.0
+    return float(matthews_corrcoef(labels, predicted, sample_weight=weights))
 
 
 @torch.no_grad()

@@ -114,6 +114,11 @@ def error_of_share(share: float, num_rows: float) -> float:
     return math.sqrt(share * (1 - share) / max(1, num_rows))
 
 
+def error_of_correlation(correlation: float, num_rows: float) -> float:
+    """Standard error of a correlation over so many rows."""
+    return (1 - correlation**2) / math.sqrt(max(1, num_rows - 1))
+
+
 def pack_head(head: nn.Module, task_type: TaskType, label_names: tuple[str, ...]) -> Head:
     """A head as it travels with its task; one that belongs to the frozen model has no tensors."""
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in head.named_parameters()}

@@ -110,8 +110,10 @@ def _objective(task: Task, backbone: Backbone, labels: Tensor, num_labels: int) 
         return Regression(float(labels.var()))
     if task.type == "causal-lm":
         assert backbone.vocabulary is not None
+        assert task.metric != "matthews"
         return CausalLanguage(backbone.vocabulary, task.metric)
-    return Classification(class_weights(task.class_weights, labels, num_labels))
+    weights = class_weights(task.class_weights, labels, num_labels)
+    return Classification(weights, "matthews" if task.metric == "matthews" else "accuracy")
 
 
 def frozen_baseline(prepared: PreparedTask, backbone: Backbone) -> FrozenBaseline:

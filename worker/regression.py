@@ -1,11 +1,9 @@
 """Regression: one number per row, mean squared error, correlations."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from worker.objective import PENALTIES, Scores
+from worker.objective import PENALTIES, Scores, error_of_correlation
 
 
 class Regression:
@@ -38,7 +36,7 @@ class Regression:
 
     def standard_error(self, score: float, labels: Tensor) -> float:
         """That of a correlation over so many rows."""
-        return (1 - score**2) / math.sqrt(max(1, len(labels) - 1))
+        return error_of_correlation(score, len(labels))
 
     @torch.no_grad()
     def scores(self, head: nn.Module, features: Tensor, labels: Tensor) -> Scores:

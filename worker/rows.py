@@ -79,6 +79,11 @@ class TrainRows(_Rows):
         fit = [index for index in range(len(self)) if index not in held_back]
         return self._take(fit), self._take(sorted(held_back))
 
+    def draw(self, count: int, seed: int) -> "TrainRows":
+        """So many of them at random, in their order; all where there are no more."""
+        order = random.Random(seed)  # noqa: S311  # a choice of rows, not a secret
+        return self._take(sorted(order.sample(range(len(self)), min(count, len(self)))))
+
     def _take(self, indices: Sequence[int]) -> "TrainRows":
         return TrainRows(
             tuple(self.inputs[index] for index in indices),

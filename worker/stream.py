@@ -62,6 +62,7 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 Start: TypeAlias = Literal["random", "gradient"]
 CausalMetric: TypeAlias = Literal["token_accuracy", "exact_match"]
+ClassMetric: TypeAlias = Literal["accuracy", "matthews"]
 
 
 class _Section(BaseModel):
@@ -107,6 +108,10 @@ _LATER_KEYS = {
     "pair_column",
 }
 _CHANGED_DEFAULTS = {"start": "random"}
+_TYPES_OF_METRICS: dict[str, tuple[TaskType, ...]] = {
+    "exact_match": ("causal-lm",),
+    "matthews": ("text-classification", "image-classification"),
+}
 
 
 class ModelSettings(_Section):
@@ -244,13 +249,15 @@ class Task(_Section):
     """Decides which rows are drawn."""
     class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
     """Weights of the classes, in their order, in the loss and in choosing the epoch; `"balanced"`: the rarer, the heavier."""
-    metric: CausalMetric = "token_accuracy"
-    """Of `"causal-lm"`: by which score the task is compared and its epoch is chosen; `"exact_match"` suits short answers, of which half is nothing."""
+    metric: CausalMetric | Literal["matthews"] = "token_accuracy"
+    """By which score the task is compared and its epoch is chosen: of `"causal-lm"` also `"exact_match"`, which suits short answers, of which half is nothing; of classes of texts and images, which are compared by accuracy, also `"matthews"`, the correlation of Matthews."""
 
     @model_validator(mode="after")
-    def _metric_is_of_completions(self) -> "Task":
-        if self.metric != "token_accuracy" and self.type != "causal-lm":
-            raise PydanticCustomError("together", 'metric is for type = "causal-lm"')
+    def _metric_is_of_its_type(self) -> "Task":
+        types = _TYPES_OF_METRICS.get(self.metric, (self.type,))
+        if self.type not in types:
+            said = {"metric": self.metric, "types": " and ".join(types)}
+            raise PydanticCustomError("together", 'metric = "{metric}" is for {types}', said)
         return self
 
     @model_validator(mode="after")

@@ -143,7 +143,9 @@ def _row(worker_id: str, task: Mapping[str, Any]) -> dict[str, Any]:
         **{field: task[field] for field in TASK_FIELDS},
         "total_bytes": adapter + head,
         "lora_total_bytes": task["lora_bytes"] + head,
-        "standard_error": math.sqrt(task["final"] * (1 - task["final"]) / task["num_test"]),
+        "standard_error": math.sqrt(
+            max(0.0, task["final"] * (1 - task["final"])) / task["num_test"]
+        ),
     }
 
 

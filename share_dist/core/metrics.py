@@ -19,7 +19,8 @@ class StreamScores:
             last task. Negative is forgetting.
         forward_transfer: FWT; mean of the accuracy on a task just before it is
             learnt less its baseline; None where it was not measured.
-        forgetting: Mean of the best accuracy ever less the final one.
+        forgetting: Mean of the best accuracy before the last task was learnt less the final one,
+            over all but the last task; negative where tasks gained.
         learning_accuracy: Mean of the accuracies when learnt.
 
     Source:
@@ -62,15 +63,16 @@ def stream_scores(
     if any(math.isnan(value) for value in (*learnt, *final)):
         raise ShapeMismatch("an accuracy matrix needs its diagonal and its last row measured")
     best = [
-        max(row[task] for row in rows[task:] if not math.isnan(row[task]))
-        for task in range(num_tasks)
+        max(row[task] for row in rows[task:-1] if not math.isnan(row[task]))
+        for task in range(num_tasks - 1)
     ]
+    lost = [high - last for high, last in zip(best, final[:-1], strict=True)]
     changes = [after - before for after, before in zip(final[:-1], learnt[:-1], strict=True)]
     return StreamScores(
         average_accuracy=_mean(final),
         backward_transfer=_mean(changes) if changes else 0.0,
         forward_transfer=_forward_transfer(rows, baselines),
-        forgetting=_mean([high - last for high, last in zip(best, final, strict=True)]),
+        forgetting=_mean(lost) if lost else 0.0,
         learning_accuracy=_mean(learnt),
     )
 

@@ -26,7 +26,7 @@ def test_scores_of_a_stream_are_those_computed_by_hand():
     assert scores.average_accuracy == pytest.approx((0.6 + 0.7 + 0.9) / 3)
     assert scores.backward_transfer == pytest.approx((0.6 - 0.8 + 0.7 - 0.7) / 2)
     assert scores.forward_transfer == pytest.approx((0.5 - 0.4 + 0.4 - 0.3) / 2)
-    assert scores.forgetting == pytest.approx((0.9 - 0.6 + 0.0 + 0.0) / 3)
+    assert scores.forgetting == pytest.approx((0.9 - 0.6 + 0.7 - 0.7) / 2)
     assert scores.learning_accuracy == pytest.approx((0.8 + 0.7 + 0.9) / 3)
 
 
@@ -34,7 +34,13 @@ def test_what_was_not_measured_is_left_out():
     """None and NaN above the diagonal are no accuracies; FWT is then not given."""
     scores = stream_scores([[0.8, None], [0.7, 0.9]], baselines=[0.5, 0.5])
     assert scores.forward_transfer is None
-    assert stream_scores([[0.8, math.nan], [0.7, 0.9]]).forgetting == pytest.approx(0.05)
+    assert stream_scores([[0.8, math.nan], [0.7, 0.9]]).forgetting == pytest.approx(0.1)
+
+
+def test_what_a_task_gains_later_is_negative_forgetting():
+    """The last row is no former best, and one task alone forgets nothing."""
+    assert stream_scores([[0.8, None], [0.9, 0.7]]).forgetting == pytest.approx(-0.1)
+    assert stream_scores([[0.8]]).forgetting == 0.0
 
 
 @pytest.mark.parametrize("matrix", [[], [[0.5, 0.5]], [[0.5, 0.1], [None, 0.5]], [[None]]])

@@ -62,6 +62,16 @@ def test_reads_a_stream(tmp_path):
             'type = "causal-lm"\nsource = { pair_column = "reply", dataset = "data/reviews",',
             r"task\.1: pair_column is for text-classification",
         ),
+        (
+            "max_train = 80",
+            'metric = "exact_match"',
+            r'task\.1: metric = "exact_match" is for causal-lm$',
+        ),
+        (
+            'type = "text-classification"\nsource = { dataset = "data/reviews",',
+            'metric = "matthews"\ntype = "text-regression"\nsource = { dataset = "data/reviews",',
+            r'task\.1: metric = "matthews" is for text-classification and image-classification$',
+        ),
         ("[model]", "[model", r"is no TOML"),
     ],
 )

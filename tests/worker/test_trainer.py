@@ -223,6 +223,52 @@ def test_majority_counts_training_rows():
     assert (scores.metric, scores.main) == ("accuracy", 0.25)
 
 
+def test_the_correlation_of_matthews_is_compared_where_it_is_asked_for():
+    """It stands beside accuracy and F1, is that of the four counts of right and wrong, and chooses by it, with rows weighed by their classes."""
+    labels = torch.tensor([1] * 7 + [0] * 3)
+    said = torch.tensor([1] * 6 + [0] + [1] + [0] * 2)
+    features, head = nn.functional.one_hot(said).float(), nn.Identity()
+    objective = Classification(metric="matthews")
+    scores = objective.scores(head, features, labels)
+    # 6 and 2 are right, 1 and 1 wrong
+    expected = (6 * 2 - 1 * 1) / (7 * 7 * 3 * 3) ** 0.5
+    assert scores.metric == "matthews"
+    assert scores.main == pytest.approx(expected)
+    assert objective.score(head, features, labels) == pytest.approx(expected)
+    assert scores.values.keys() == {"accuracy", "macro_f1", "matthews"}
+    assert "matthews" not in Classification().scores(head, features, labels).values
+    assert objective.standard_error(expected, labels) == pytest.approx((1 - expected**2) / 3)
+    # every row of the second class counts three times: 18 and 2 are right, 3 and 1 wrong
+    weighted = Classification(torch.tensor([1.0, 3.0]), "matthews")
+    assert weighted.score(head, features, labels) == pytest.approx(
+        (18 * 2 - 3 * 1) / (21 * 19 * 5 * 3) ** 0.5
+    )
+    assert weighted.scores(head, features, labels).main == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+def test_one_class_for_every_row_correlates_with_nothing(labels):
+    """Whoever says the same of every row has the correlation 0.0, without a warning, also where all rows are of that class."""
+    features, objective = torch.tensor([[0.0, 1.0]] * 4), Classification(metric="matthews")
+    labels = torch.tensor(labels)
+    assert objective.scores(nn.Identity(), features, labels).values["matthews"] == 0.0
+    assert objective.score(nn.Identity(), features, labels) == 0.0
+    assert objective.simplest(torch.tensor([1, 1, 0]), labels).main == 0.0
+    assert objective.standard_error(-0.2, labels) > 0
+
+
+def test_a_task_is_learnt_by_the_metric_that_it_asks_for(make_stream, backbone):
+    """What a stream file says of a task's metric is what its frozen model is scored by."""
+    stream = make_stream("mood")
+    task = stream.tasks[0].model_copy(update={"metric": "matthews"})
+    prepared = prepare(
+        task, draw_rows(toys.topic("mood"), 96, 48, seed=0), backbone, stream.training
+    )
+    scores = frozen_baseline(prepared, backbone).scores
+    assert (scores.metric, prepared.simplest.main) == ("matthews", 0.0)
+    assert scores.main == scores.values["matthews"] != scores.values["accuracy"]
+
+
 def test_a_head_survives_its_journey(backbone):
     """A head that was packed and unpacked computes the same."""
     head = nn.Linear(4, 3)

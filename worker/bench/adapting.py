@@ -23,6 +23,7 @@ from worker.stream import ModelSettings, TrainingSettings
 from worker.trainer import Lesson, trainee_of
 
 TASK = "task"
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Adapted:
         """Numbers that are trained, the head left out."""
         parameters = self.trainee.parameters.values()
         return sum(min(each.shape) if self.is_diagonal else each.numel() for each in parameters)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is kept of it, in fp32, the head left out; as `peft` saves it where that has it."""
+        if self.model is None:
+            return FLOAT_BYTES * self.num_parameters
+        from peft import get_peft_model_state_dict
+
+        return sum(each.nbytes for each in get_peft_model_state_dict(self.model).values())
 
 
 @contextmanager
@@ -163,13 +173,15 @@ def by_peft(
     from peft import get_peft_model
 
     assert method.peft is not None
-    layers = {"target_modules": model.targets, "layers_to_transform": model.layers}
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft asks transformers by a name that is going away
         warnings.simplefilter("ignore", FutureWarning)
+        # the random matrices of VeRA are drawn anew from their seed
+        warnings.filterwarnings("ignore", "Specified to not save vera_A")
+        config = method.peft.make(model.targets, model.layers)
         torch.manual_seed(lesson.seed)
         # some methods change the frozen weights as well
-        adapted = get_peft_model(copy.deepcopy(lesson.backbone.model), method.peft(layers))
+        adapted = get_peft_model(copy.deepcopy(lesson.backbone.model), config)
     if subspace is not None:
         _start_in(adapted, subspace)
     parameters = {name: each for name, each in adapted.named_parameters() if each.requires_grad}

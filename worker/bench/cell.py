@@ -21,6 +21,7 @@ class Cell:
         task_id: Of one task; empty: of the whole stream.
         rate: Learning rate; None: that of the suite.
         rows: Most training rows; None: those of the suite.
+        is_curve: Whether it is scored along the way, after the suite's numbers of steps, instead of in the end.
     """
 
     method: str
@@ -28,12 +29,14 @@ class Cell:
     task_id: str = ""
     rate: float | None = None
     rows: int | None = None
+    is_curve: bool = False
 
     @property
     def name(self) -> str:
         """What it is called in files and messages, such as ``lora/movies-rate-0.002-seed-0``."""
         parts = [self.task_id or "stream"]
         parts += [] if self.rows is None else [f"rows-{self.rows}"]
+        parts += ["curve"] if self.is_curve else []
         parts += [] if self.rate is None else [f"rate-{self.rate:g}"]
         return f"{self.method}/{'-'.join([*parts, f'seed-{self.seed}'])}"
 

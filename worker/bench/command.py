@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from share_dist.errors import ConfigError, ExitCode
 from share_dist.files import write_file
 from worker.bench.cell import CellFolder
-from worker.bench.methods import METHODS
+from worker.bench.methods import METHODS, RANDOM_CONTROL
 from worker.bench.report import print_report, render
 from worker.bench.runner import Standing, lesson_of, run_cells
 from worker.bench.suite import Suite, read_suite, suite_names
@@ -111,7 +111,9 @@ def chosen_suite(
             f"unknown method {', '.join(unknown)}: choose of {', '.join(METHODS)}", key="method"
         )
     needed = [METHODS[each].needs for each in chosen if METHODS[each].needs]
-    kept = [each for each in METHODS if each in {*chosen, *needed}]
+    is_in_subspace = any(METHODS[each].has_subspace for each in chosen)
+    control = [RANDOM_CONTROL] if is_in_subspace else []
+    kept = [each for each in METHODS if each in {*chosen, *needed, *control}]
     update: dict[str, Any] = {"methods": kept}
     if seeds is not None:
         update["seeds"] = seeds

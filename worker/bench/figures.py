@@ -1,7 +1,7 @@
 """The figures of the learning benchmark's report, as SVG text; one that has nothing to show is empty."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -32,30 +32,57 @@ def draw(name: str, summary: Summary) -> str:
 
 
 def _pareto(summary: Summary) -> "Figure | None":
-    """Accuracy against the numbers that a task costs."""
-    shown = {
-        name: (float(each["num_parameters"]), fmean(each["by_seed"]))
-        for name, each in summary["methods"].items()
-        if each["num_parameters"] and each["by_seed"]
+    """Accuracy against the bytes of a task: what its node sends, and what a model is given of it."""
+    panels = {"sent": "bytes sent for a task, fp32, head left out", "served": "bytes of a task as it is served"}  # fmt: skip
+    accuracy = {
+        name: fmean(each["by_seed"]) for name, each in summary["methods"].items() if each["by_seed"]
     }
-    if not shown:
+    shown = {
+        of: {
+            name: (float(each[of]), accuracy[name])
+            for name, each in summary["bytes"]["tasks"].items()
+            if each[of] and name in accuracy
+        }
+        for of in panels
+    }
+    if not any(shown.values()):
         return None
-    figure = new_figure(8, 3.6)
-    axes = figure.add_subplot()
-    for name, (numbers, accuracy) in shown.items():
-        axes.scatter(
-            [numbers], [accuracy], s=36, color=ORANGE if "share" in name else BLUE, zorder=3
-        )
-        axes.annotate(name, (numbers, accuracy), xytext=(5, 4), textcoords="offset points")
-    frozen = summary["methods"].get("frozen", {}).get("by_seed")
-    if frozen:
-        axes.axhline(fmean(frozen), color=GREEN, lw=1, label="frozen + head")
-        axes.legend(loc="lower right")
-    axes.set_xscale("log")
-    axes.set_xlabel("trained numbers, heads left out")
-    axes.set_ylabel("mean accuracy on test rows")
-    axes.grid(color="#eceef0")
+    figure = new_figure(10, 4.2)
+    for axes, (of, title) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        for name, (numbers, score) in shown[of].items():
+            axes.scatter([numbers], [score], s=30, color=ORANGE if "share" in name else BLUE, zorder=3)  # fmt: skip
+            axes.annotate(name, (numbers, score), xytext=(5, 4), textcoords="offset points", fontsize=7)  # fmt: skip
+        if front := pareto_front(shown[of].values()):
+            axes.step(*zip(*front, strict=True), where="post", color=INK, lw=0.8, label="front")
+        if "frozen" in accuracy:
+            axes.axhline(accuracy["frozen"], color=GREEN, lw=1, label="frozen + head")
+        axes.set_xscale("log")
+        axes.set_xlabel(title)
+        axes.grid(color="#eceef0")
+    figure.axes[0].set_ylabel("mean score on test rows")
+    figure.axes[0].legend(loc="lower right")
     return figure
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """
+    Keep what nothing cheaper, or as cheap, is better than or as good as.
+
+    Args:
+        points: Each its cost, which is to be small, and its score, which is to be large.
+
+    Returns:
+        From the cheapest to the dearest.
+
+    Examples:
+        >>> pareto_front([(2, 0.8), (1, 0.7), (3, 0.75), (2, 0.6)])
+        [(1, 0.7), (2, 0.8)]
+    """
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda each: (each[0], -each[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
 
 
 def _matrices(summary: Summary) -> "Figure | None":
@@ -110,15 +137,20 @@ def _versions(summary: Summary) -> "Figure | None":
 
 
 def _in_all(summary: Summary) -> "Figure | None":
-    """Bytes in all by the number of tasks."""
+    """Bytes in all by the number of tasks: as served, and as kept."""
     found, counts = summary["bytes"]["in_all"], summary["bytes"]["num_tasks"]
-    if len(found) < 2:
+    if not {"lora", "share"} <= found.keys():
         return None
+    curves = {
+        "lora": (found["lora"]["kept"], BLUE),
+        "share, served": (found["share"]["served"], ORANGE),
+        "share, kept": (found["share"]["kept"], GREEN),
+    }
     figure = new_figure(5.4, 3.2)
     axes = figure.add_subplot()
-    for name, each in found.items():
-        axes.plot(counts, each, "o-", ms=3, color=BLUE if name == "lora" else ORANGE)
-        axes.annotate(name, (counts[-1], each[-1]), xytext=(5, -3), textcoords="offset points")
+    for name, (values, color) in curves.items():
+        axes.plot(counts, values, "o-", ms=3, color=color)
+        axes.annotate(name, (counts[-1], values[-1]), xytext=(5, -3), textcoords="offset points")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("tasks")

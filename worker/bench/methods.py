@@ -1,7 +1,7 @@
 """The methods that a learning benchmark compares, and what each is."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from share_dist.errors import ConfigError
@@ -9,10 +9,49 @@ from worker.stream import Start
 
 LORA_RANK = 8
 
+RANDOM_CONTROL = "random-subspace"
+"""Is computed with everything that is learnt in a subspace: it tells whether sharing helps at all."""
+
 Scope = Literal["task", "stream"]
 Within = Literal["", "others", "random", "weights", "inputs"]
 Form = Literal["columns", "core", "diagonal"]
 Keeping = Literal["", "orthogonal", "elastic", "projected", "decomposed"]
+
+
+@dataclass(frozen=True)
+class Peft:
+    """
+    A configuration of `peft`.
+
+    Args:
+        config: Name of its class.
+        options: Its arguments, beside which layers are adapted.
+        has_layers: Whether it can adapt some of the layers of a name, and leave others.
+    """
+
+    config: str
+    options: Mapping[str, Any]
+    has_layers: bool = True
+
+    def make(self, targets: Sequence[str] | str, layers: Sequence[int] | None) -> Any:
+        """
+        Make it, for the modules of these names in these layers, or in all.
+
+        Raises:
+            ConfigError: Layers are given, and it adapts all of a name.
+        """
+        import peft
+
+        config = getattr(peft, self.config)
+        if self.has_layers:
+            return config(target_modules=targets, layers_to_transform=layers, **self.options)
+        if layers is not None:
+            raise ConfigError(
+                f"{self.config} of peft adapts all layers of a name, and the suite's [model] layers names some: take "
+                "`layers` out, or the method",
+                key="model.layers",
+            )
+        return config(target_modules=targets, **self.options)
 
 
 @dataclass(frozen=True)
@@ -41,7 +80,7 @@ class Method:
         rates_of: The method whose best rate it takes; empty: its own.
         is_again: Whether it is learnt from another random start, with its batches in another order, than other methods
             with the same seed.
-        peft: Its configuration in `peft`, given the adapted layers; None where `peft` has none.
+        peft: Its configuration in `peft`; None where `peft` has none.
     """
 
     name: str
@@ -59,7 +98,17 @@ class Method:
     keeping: Keeping = ""
     rates_of: str = ""
     is_again: bool = False
-    peft: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
+    peft: Peft | None = None
+
+    def lesson(self) -> dict[str, Any]:
+        """What of it decides outcomes, beside the learning rate and the suite's settings; what it leaves as it is not said."""
+        named = {"name", "about", "scope", "rates", "source", "rates_of", "training"}
+        told = asdict(self)
+        return {
+            each.name: told[each.name]
+            for each in fields(self)
+            if each.name not in named and told[each.name] != each.default
+        }
 
     @property
     def is_shared(self) -> bool:
@@ -72,45 +121,20 @@ class Method:
         return bool(self.within) or self.is_shared
 
 
-def _lora(layers: Mapping[str, Any]) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **layers)
-
-
-def _pissa(layers: Mapping[str, Any]) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="pissa", **layers)
-
-
-def _vera(layers: Mapping[str, Any]) -> Any:
-    from peft import VeraConfig
-
-    return VeraConfig(r=256, d_initial=0.1, **layers)
-
-
-def _vb_lora(layers: Mapping[str, Any]) -> Any:
-    from peft import VBLoRAConfig
-
-    return VBLoRAConfig(r=4, num_vectors=128, vector_length=32, topk=2, **layers)
-
-
-def _osf(layers: Mapping[str, Any]) -> Any:
-    from peft import OSFConfig
-
-    if layers["layers_to_transform"] is not None:
-        raise ConfigError(
-            "OSF of peft adapts all layers of a name, and the suite's [model] layers names some: take "
-            "`layers` out, or `osf` out of the methods",
-            key="model.layers",
-        )
-    return OSFConfig(target_modules=layers["target_modules"])
-
+_LORA_CONFIG = Peft("LoraConfig", {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK})
+_PISSA_CONFIG = Peft(
+    "LoraConfig", {"r": LORA_RANK, "lora_alpha": LORA_RANK, "init_lora_weights": "pissa"}
+)
+_VERA_CONFIG = Peft("VeraConfig", {"r": 256, "d_initial": 0.1, "save_projection": False})
+_VB_LORA_CONFIG = Peft(
+    "VBLoRAConfig",
+    {"r": 4, "num_vectors": 128, "vector_length": 32, "topk": 2, "save_only_topk_weights": True},
+)
+_OSF_CONFIG = Peft("OSFConfig", {}, has_layers=False)
 
 _LORA = "LoRA, arXiv 2106.09685"
 _LORA_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
-_STREAM_RATES = _LORA_RATES[:3]
+_STREAM_RATES = (5e-4, 1e-3, 2e-3, 5e-3)
 _COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 _RANDOM_RATES = (*_COEFFICIENT_RATES, 1e-1)
 _BROAD_RATES = (1e-2, 2e-2, 5e-2, 1e-1)
@@ -131,7 +155,7 @@ METHODS = {
             "task",
             _LORA_RATES,
             _LORA,
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "lora-again",
@@ -139,7 +163,7 @@ METHODS = {
             "task",
             rates_of="lora",
             is_again=True,
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "pissa",
@@ -147,7 +171,7 @@ METHODS = {
             "task",
             (5e-4, 1e-3, 2e-3, 5e-3),
             "PiSSA, arXiv 2404.02948",
-            peft=_pissa,
+            peft=_PISSA_CONFIG,
         ),
         Method(
             "vera",
@@ -155,7 +179,7 @@ METHODS = {
             "task",
             (5e-3, 2e-2, 5e-2),
             "VeRA, arXiv 2310.11454",
-            peft=_vera,
+            peft=_VERA_CONFIG,
         ),
         Method(
             "vb-lora",
@@ -163,7 +187,7 @@ METHODS = {
             "task",
             (2e-3, 5e-3, 1e-2),
             "VB-LoRA, arXiv 2405.15179",
-            peft=_vb_lora,
+            peft=_VB_LORA_CONFIG,
         ),
         Method(
             "full",
@@ -179,7 +203,7 @@ METHODS = {
             "EigenLoRAx INIT, arXiv 2502.04700",
             needs="lora",
             within="others",
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "eigenlorax",
@@ -323,15 +347,15 @@ METHODS = {
         ),
         _variant_of_share(
             "share-late",
-            "as `share`, by four workers far behind: each task is learnt in the version of eight merges before its own",
+            "as `share`, by four workers far behind: each task is learnt in the version of eight merges before its own, the first nine in the empty one",
         ),
         Method(
             "joint",
-            "one rank-8 LoRA for all tasks at once, each with its head: needs all data in one place",
+            "one rank-8 LoRA for all tasks at once, each with its head, after the last pass: needs all data in one place",
             "stream",
             _STREAM_RATES,
             _LORA,
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "sequence",
@@ -339,7 +363,7 @@ METHODS = {
             "stream",
             _STREAM_RATES,
             _LORA,
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "o-lora",
@@ -348,7 +372,7 @@ METHODS = {
             _STREAM_RATES,
             "O-LoRA, arXiv 2310.14152",
             keeping="orthogonal",
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "ewc-lora",
@@ -357,7 +381,7 @@ METHODS = {
             _STREAM_RATES,
             "EWC-LoRA, arXiv 2602.17559; EWC, arXiv 1612.00796",
             keeping="elastic",
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "coso",
@@ -366,7 +390,7 @@ METHODS = {
             _STREAM_RATES,
             "CoSO, arXiv 2505.11816",
             keeping="projected",
-            peft=_lora,
+            peft=_LORA_CONFIG,
         ),
         Method(
             "osf",
@@ -375,7 +399,7 @@ METHODS = {
             (1e-4, 3e-4, 1e-3),
             "OSF, arXiv 2504.07097",
             keeping="decomposed",
-            peft=_osf,
+            peft=_OSF_CONFIG,
         ),
     )
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The plan: which cells a benchmark has, and which of them can be computed by now."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import fmean
 
 from share_dist.errors import WorkerError
@@ -17,8 +18,8 @@ class Plan:
     All cells of a suite.
 
     A method's learning rate is searched for once, with the first seed: all tasks and seeds take what
-    did best there on the mean of the suite's search tasks' validation rows. From few rows it is
-    searched for anew.
+    did best there on the mean of the suite's search tasks' validation rows, from few rows as well: so few
+    leave too few of them to choose by.
 
     Args:
         suite: It.
@@ -54,16 +55,16 @@ class Plan:
         """
         tuned = self._suite.tuned(method)
         rates = tuned.rates or (None,)
-        rate = rates[0] if len(rates) == 1 else self._best_rate(tuned, rows)
+        rate = rates[0] if len(rates) == 1 else self._best_rate(tuned)
         if rate is None and tuned.rates:
             return None
         return Cell(method, seed, task_id, rate, rows)
 
-    def _best_rate(self, method: Method, rows: int | None) -> float | None:
+    def _best_rate(self, method: Method) -> float | None:
         """The rate of the best mean validation score; None: not all are computed yet."""
         means: dict[float, float] = {}
         for rate in method.rates:
-            found = [self._folder.load(each) for each in self._search(method, rate, rows)]
+            found = [self._folder.load(each) for each in self._search(method, rate)]
             if None in found:
                 return None
             ended = [each for each in found if each is not None and "diverged" not in each]
@@ -95,7 +96,7 @@ class Plan:
     def _num_cells(self, method: Method) -> int:
         """Cells of a method: every task and seed."""
         each = len(self._tasks(method)) * self._suite.settings.seeds
-        return each * len(self._variants(method))
+        return each * (len(self._variants(method)) + self._suite.has_curve(method))
 
     def _num_searched(self, method: Method) -> int:
         """Cells of a method's search that are not among those of its tasks and seeds."""
@@ -103,11 +104,11 @@ class Plan:
             return 0
         is_asked_for = method.name in self._suite.settings.methods
         each = len(self._suite.search_tasks) if method.scope == "task" else 1
-        return (len(method.rates) - is_asked_for) * each * len(self._variants(method))
+        return (len(method.rates) - is_asked_for) * each
 
-    def _search(self, method: Method, rate: float, rows: int | None) -> list[Cell]:
+    def _search(self, method: Method, rate: float) -> list[Cell]:
         tasks = [""] if method.scope == "stream" else self._suite.search_tasks
-        return [Cell(method.name, SEARCH_SEED, task_id, rate, rows) for task_id in tasks]
+        return [Cell(method.name, SEARCH_SEED, task_id, rate) for task_id in tasks]
 
     def _known(self) -> Iterator[Work]:
         """All cells whose learning rate is known by now, each once."""
@@ -122,14 +123,17 @@ class Plan:
 
     def _cells(self, method: Method, rows: int | None) -> Iterator[Cell]:
         tuned = self._tuned(method)
-        if len(tuned.rates) > 1:
+        if len(tuned.rates) > 1 and rows is None:
             for rate in tuned.rates:
-                yield from self._search(tuned, rate, rows)
+                yield from self._search(tuned, rate)
         for seed in range(self._suite.settings.seeds):
             for task_id in self._tasks(method):
                 cell = self.chosen(method.name, task_id, seed, rows)
-                if cell is not None:
-                    yield cell
+                if cell is None:
+                    continue
+                yield cell
+                if rows is None and self._suite.has_curve(method):
+                    yield replace(cell, is_curve=True)
 
     def _sources(self, method: Method, cell: Cell) -> tuple[Cell, ...] | None:
         """On what a cell builds: the other tasks' adapters, of the same seed; None: not known yet."""

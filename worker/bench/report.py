@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from statistics import fmean
 from typing import Any
 
 from rich import box
@@ -43,9 +44,12 @@ def tables(summary: Summary) -> dict[str, Rows]:
         "rows without their task's id": task_free_rows(summary),
         "bytes of a task in fp32, bases left out": byte_rows(summary),
         "coefficients sent in fewer bits": short_rows(summary),
-        "bytes in all, with heads and bases": total_rows(summary),
+        "bytes in all by number of tasks, with heads and bases, to as many LoRAs": total_rows(
+            summary
+        ),
         f"from {summary['few_rows']} rows": task_rows(summary, summary["few"]),
         f"gain from {summary['few_rows']} rows": gain_rows(summary),
+        f"{score} after so many steps, mean of {summary['seeds']} seeds": step_rows(summary),
     }
     return {title: rows for title, rows in made.items() if rows[1]}
 
@@ -175,6 +179,7 @@ def task_free_rows(summary: Summary) -> Rows:
     columns = {
         "own task chosen": "choice",
         "left to the base": "abstained",
+        "of strangers": "strangers_abstained",
         "right with the id": "oracle",
         "right without": "routed",
         "calibration error": "calibration_error",
@@ -192,20 +197,27 @@ def task_free_rows(summary: Summary) -> Rows:
 
 
 def byte_rows(summary: Summary) -> Rows:
-    """A line for each method: bytes of a task with its head and without, and its whole payload as it was sent."""
+    """A line for each method: what a task costs its network and its store, with its head and without."""
     shares = ["of a LoRA's", "with head"]
-    headings = ["method", "sent", *shares, "on the wire", "stored", *shares]
+    headings = ["method", "sent", *shares, "bases pulled", "on the wire", "served", *shares, "kept", *shares]  # fmt: skip
     head, tasks = summary["bytes"]["head"], summary["bytes"]["tasks"]
-    lora = tasks.get("lora", {}).get("stored")
+    lora = tasks.get("lora", {}).get("served")
 
     def three(value: float | None) -> list[str]:
         share = None if value is None or not lora else value / lora
         whole = None if value is None or head is None else value + head
         return [_number(value, ",.0f"), _number(share), _number(whole, ",.0f")]
 
-    known = {name: each for name, each in tasks.items() if each["stored"] is not None}
+    known = {name: each for name, each in tasks.items() if each["served"] is not None}
     return headings, [
-        [name, *three(each["sent"]), _number(each["wire"], ",.0f"), *three(each["stored"])]
+        [
+            name,
+            *three(each["sent"]),
+            _number(each["pulled"], ",.0f"),
+            _number(each["wire"], ",.0f"),
+            *three(each["served"]),
+            *three(each["kept"]),
+        ]
         for name, each in known.items()
     ]
 
@@ -213,7 +225,7 @@ def byte_rows(summary: Summary) -> Rows:
 def short_rows(summary: Summary) -> Rows:
     """A line for each method and precision in which its coefficients were sent and scored."""
     headings = ["method", "precision", "bytes", "of a LoRA's", _score_name(summary), "less fp32's"]
-    lora = summary["bytes"]["tasks"].get("lora", {}).get("stored")
+    lora = summary["bytes"]["tasks"].get("lora", {}).get("served")
     lines = []
     for name, method in summary["methods"].items():
         for precision, found in method.get("in_fewer_bits", {}).items():
@@ -232,19 +244,23 @@ def short_rows(summary: Summary) -> Rows:
 
 
 def total_rows(summary: Summary) -> Rows:
-    """A line for each number of tasks; as a share of as many LoRAs."""
+    """Bytes of so many LoRAs, and a line for what each method serves and one for what it keeps, as a share of that."""
     found = summary["bytes"]["in_all"]
-    shared = [name for name in found if name != "lora"]
-    headings = ["tasks", *found, *(f"{name} / lora" for name in shared if "lora" in found)]
-    lines = [
+    headings = ["", *(f"{count:,}" for count in summary["bytes"]["num_tasks"])]
+    if "lora" not in found or len(found) == 1:
+        return headings, []
+    loras = found["lora"]["kept"]
+    lines = [["lora, bytes", *(f"{each:,}" for each in loras)]]
+    lines += [
         [
-            f"{count:,}",
-            *(f"{each[at]:,}" for each in found.values()),
-            *(f"{found[name][at] / found['lora'][at]:.3f}" for name in shared if "lora" in found),
+            f"{name}, {of}",
+            *(f"{one / other:.3f}" for one, other in zip(each[of], loras, strict=True)),
         ]
-        for at, count in enumerate(summary["bytes"]["num_tasks"])
+        for name, each in found.items()
+        if name != "lora"
+        for of in ("served", "kept")
     ]
-    return headings, lines if shared else []
+    return headings, lines
 
 
 def gain_rows(summary: Summary) -> Rows:
@@ -256,6 +272,20 @@ def gain_rows(summary: Summary) -> Rows:
         if name in lora or name in control
     ]
     return ["method", "over own LoRA", "over the random subspace"], lines
+
+
+def step_rows(summary: Summary) -> Rows:
+    """A line for each method that was scored along the way, a column for each number of steps."""
+    found = {name: each for name, each in summary["after_steps"].items() if each}
+    steps = list(next(iter(found.values()), {}))
+    lines = [
+        [
+            name,
+            *(_with_spread(fmean(each[at]), deviation(each[at]), ".4f") for at in steps),
+        ]
+        for name, each in found.items()
+    ]
+    return ["method", *steps], lines
 
 
 def render(summary: Summary) -> str:

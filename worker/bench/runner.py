@@ -50,10 +50,15 @@ def lesson_of(suite: Suite) -> Lesson:
         lessons = {task.id: task.lesson() for task in stream.tasks}
         built_on = lessons if method.needs or not cell.task_id else {}
         sizes = {"num_factors": suite.num_factors(method), "oversample": settings.oversample}
+        sources = {"rates": suite.tuned(method.needs).rates, "search": sorted(suite.search_tasks)} if method.needs else {}  # fmt: skip
         return {
             "model": stream.model.lesson(),
+            "method": method.lesson(),
             "training": suite.training(method, cell.rows).lesson(),
             "tasks": {cell.task_id: lessons.get(cell.task_id), **built_on},
+            **({} if cell.task_id else {"order": suite.order(cell.seed)}),
+            **({"sources": sources} if sources else {}),
+            **({"after_steps": settings.after_steps} if cell.is_curve else {}),
             **(sizes if method.has_subspace else {}),
         }
 

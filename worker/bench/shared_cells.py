@@ -2,12 +2,11 @@
 
 import json
 import os
-import resource
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +19,7 @@ from share_dist.errors import WorkerError
 from worker.backbone import Backbone
 from worker.bench.cell import Cell, Work
 from worker.bench.late import late
+from worker.bench.memory import forget_peak, peak_mib
 from worker.bench.methods import METHODS, Method
 from worker.bench.suite import Suite
 from worker.bench.task_free import served_tasks, task_free_scores
@@ -54,15 +54,16 @@ class SharedCells:
             work: Which.
             tell: Told of every step, and of how many.
         """
-        cell, began = work.cell, time.monotonic()
+        cell = work.cell
         ways = {"share-async": self._by_many, "share-late": self._by_late_ones}
         learn = ways.get(cell.method, self._by_one)
         with (
             tempfile.TemporaryDirectory(prefix="share-dist-bench-") as folder,
             _coordinator(Path(folder), self.suite, METHODS[cell.method]) as address,
         ):
+            forget_peak()
             results = learn(cell, address, Path(folder), tell)
-            seconds = time.monotonic() - began
+            peak = {} if cell.method == "share-async" else {"peak_mib": peak_mib()}
             found = _facts(address, self.suite) | self._task_free(address)
         tasks = {task.task_id: task for each in results for task in each.tasks}
         order = self.suite.order(cell.seed)
@@ -77,8 +78,8 @@ class SharedCells:
             "drifts": {each: tasks[each].drift for each in order},
             "sent_bytes": {each: tasks[each].adapter_bytes for each in order},
             **found,
-            "seconds": round(seconds, 1),
-            "peak_mib": max(map(_peak_mib, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))),
+            "seconds": round(fsum(tasks[each].seconds["train"] for each in order), 1),
+            **peak,
         }
 
     def _task_free(self, address: str) -> dict[str, Any]:
@@ -222,7 +223,3 @@ def _facts(address: str, suite: Suite) -> dict[str, Any]:
 def _validation(task: TaskResult) -> float:
     assert task.validation is not None, "a task that was learnt was validated"
     return task.validation
-
-
-def _peak_mib(whose: int) -> int:
-    return resource.getrusage(whose).ru_maxrss // 1024

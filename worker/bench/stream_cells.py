@@ -2,9 +2,8 @@
 
 import copy
 import random
-import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -14,12 +13,13 @@ from torch import nn
 
 from share_dist.errors import TrainingDiverged
 from worker.backbone import grouped_batches
-from worker.bench.adapting import adapted_by
+from worker.bench.adapting import FLOAT_BYTES, adapted_by
 from worker.bench.cell import Cell, Work
 from worker.bench.keepers import Keeper, keeper_of, mean_loss
+from worker.bench.memory import forget_peak, peak_mib
 from worker.bench.methods import METHODS
-from worker.bench.task_cells import FLOAT_BYTES, TaskCells
-from worker.evaluate import evaluate
+from worker.bench.task_cells import TaskCells
+from worker.evaluate import EncodedTestRows, evaluate
 from worker.optimizer import Optimizer
 from worker.trainer import Hooks, Lesson, StepReport, train
 
@@ -37,7 +37,7 @@ class StreamCells:
     """
 
     cells: TaskCells
-    _before: dict[str, float] = field(default_factory=dict)
+    _before: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def compute(self, work: Work, tell: Tell) -> dict[str, Any]:
         """
@@ -47,19 +47,20 @@ class StreamCells:
             work: Which.
             tell: Told of every step, and of how many.
         """
-        cell, began = work.cell, time.monotonic()
+        cell = work.cell
         assert cell.rate is not None, "every method of one adapter has rates"
         order = self.cells.suite.order(cell.seed)
         heads = {each: self._first_head(cell, each) for each in order}
         lessons = {each: self._lesson(cell, each) for each in order}
+        forget_peak()
         method, first, model = METHODS[cell.method], order[0], self.cells.suite.stream.model
         with adapted_by(method, lessons[first], heads[first], model, cell.rate) as adapted:
             keeper = keeper_of(method, adapted, model, cell.rate)
-            course = _Course(order, lessons, heads, keeper)
+            course = _Course(order, lessons, heads, self._tests(cell, order), keeper)
             if cell.method == "joint":
                 facts: dict[str, Any] = {"matrix": self._jointly(course, tell)}
             else:
-                facts = {"before": {each: self._score_before(each) for each in order}}
+                facts = {"before": {each: self._score_before(cell, each) for each in order}}
                 facts |= {"matrix": self._in_sequence(course, tell)}
             validation = self._validation(course)
         return {
@@ -70,13 +71,16 @@ class StreamCells:
             "validation": validation,
             "num_parameters": keeper.num_trained,
             "adapter_bytes": FLOAT_BYTES * keeper.num_kept,
-            "seconds": round(time.monotonic() - began, 1),
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "seconds": round(course.seconds, 1),
+            "peak_mib": peak_mib(),
         }
 
     def _first_head(self, cell: Cell, task_id: str) -> nn.Module:
         _, frozen = self.cells.prepare(replace(cell, task_id=task_id))
         return copy.deepcopy(frozen.start.head)
+
+    def _tests(self, cell: Cell, order: Sequence[str]) -> dict[str, EncodedTestRows]:
+        return {each: self.cells.prepare(replace(cell, task_id=each))[0].test for each in order}
 
     def _lesson(self, cell: Cell, task_id: str) -> Lesson:
         one = replace(cell, task_id=task_id)
@@ -108,8 +112,10 @@ class StreamCells:
 
         lesson = keeper.begin(course.lessons[task_id], head)
         hooks = Hooks(penalty=keeper.penalty, on_step=on_step)
+        began = time.monotonic()
         train(lesson, keeper.adapted.trainee, head, hooks=hooks)
         keeper.end()
+        course.seconds += time.monotonic() - began
 
     def _jointly(self, course: "_Course", tell: Tell) -> Matrix:
         """Learn all tasks at once, batches of one task each in turn as drawn."""
@@ -120,6 +126,7 @@ class StreamCells:
         optimizer = Optimizer(trainee, heads, settings, num_steps, backbone.device)
         batches = [each for epoch in range(settings.epochs) for each in _mixed(course, epoch)]
         backbone.model.train()
+        began = time.monotonic()
         with torch.random.fork_rng():
             torch.manual_seed(first.seed)
             for step, (task_id, rows) in enumerate(batches):
@@ -134,21 +141,24 @@ class StreamCells:
                         step=step,
                     )
                 tell(step + 1, num_steps)
+        course.seconds += time.monotonic() - began
         return [[self._score(each, course) for each in course.order]]
 
-    def _score_before(self, task_id: str) -> float:
-        """How the frozen model does with the task's first head; told once for all cells."""
-        if task_id not in self._before:
-            prepared, frozen = self.cells.prepare(Cell("", 0, task_id))
+    def _score_before(self, cell: Cell, task_id: str) -> float:
+        """How the frozen model does with the task's first head; told once for all cells of a seed."""
+        key = task_id, cell.seed
+        if key not in self._before:
+            prepared, frozen = self.cells.prepare(replace(cell, task_id=task_id))
             backbone = self.cells.backbone.reading(prepared.task.type)
             found = evaluate(backbone, prepared.objective, frozen.start.head, prepared.test)
-            self._before[task_id] = found.main
-        return self._before[task_id]
+            self._before[key] = found.main
+        return self._before[key]
 
     def _score(self, task_id: str, course: "_Course") -> float:
         lesson = course.inside(task_id)
-        test = self.cells.prepare(Cell("", 0, task_id))[0].test
-        found = evaluate(lesson.backbone, lesson.objective, course.heads[task_id], test)
+        found = evaluate(
+            lesson.backbone, lesson.objective, course.heads[task_id], course.tests[task_id]
+        )
         course.scores[task_id] = found.to_dict()
         return found.main
 
@@ -158,17 +168,20 @@ class StreamCells:
         return fmean(course.inside(each).score(course.heads[each]) for each in course.order)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Course:
     """
-    All tasks: in which order, on the frozen model, each one's head, what is trained for them, and last scores.
+    All tasks: in which order, on the frozen model, each one's head and test rows, what is trained for them, last scores,
+    and how long they were trained.
     """
 
     order: list[str]
     lessons: Mapping[str, Lesson]
     heads: Mapping[str, nn.Module]
+    tests: Mapping[str, EncodedTestRows]
     keeper: Keeper
     scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def inside(self, task_id: str) -> Lesson:
         """A task's lesson on the model as it is now."""

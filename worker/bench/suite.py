@@ -8,10 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from share_dist.errors import ConfigError
-from worker.bench.methods import METHODS, Method
+from worker.bench.methods import METHODS, RANDOM_CONTROL, Method
 from worker.stream import Task, TaskStream, TrainingSettings, parse_stream
 
 if sys.version_info >= (3, 11):
@@ -61,7 +61,9 @@ class BenchSettings(BaseModel):
     few_epochs: int | None = Field(None, ge=1)
     """Passes over those few rows; None: those of ``[training]``."""
     few_methods: list[str] = []
-    """Which methods learn from few rows as well; empty: all of one task."""
+    """Which methods learn from few rows as well, and are scored after few steps; empty: all of one task."""
+    after_steps: list[PositiveInt] = []
+    """Also score every task along the way, after so many steps."""
     small: Small
     """What ``--small`` leaves."""
 
@@ -117,8 +119,15 @@ class Suite:
 
     def few_rows(self, method: Method) -> int | None:
         """From how few rows a method learns as well; None: from all only."""
+        return self.settings.few_rows if self._is_of_few(method) else None
+
+    def has_curve(self, method: Method) -> bool:
+        """Whether a method is scored along the way as well; the frozen model has no way to go."""
+        return bool(self.settings.after_steps) and self._is_of_few(method) and bool(method.rates)
+
+    def _is_of_few(self, method: Method) -> bool:
         chosen = self.settings.few_methods or self.settings.methods
-        return self.settings.few_rows if method.scope == "task" and method.name in chosen else None
+        return method.scope == "task" and method.name in chosen
 
     def num_factors(self, method: Method) -> int:
         """Directions a side of a method's subspace."""
@@ -134,7 +143,8 @@ class Suite:
     def small(self) -> "Suite":
         """The same, small enough for minutes on two cores: each method's middle learning rate is taken, and none searched for."""
         small = self.settings.small
-        tried = {each.name: each.rates for each in map(self.tuned, small.methods)}
+        searched = map(self.tuned, {*small.methods, RANDOM_CONTROL})
+        tried = {each.name: each.rates for each in searched}
         limits = {"max_train": small.max_train, "max_test": small.max_test}
         tasks = tuple(self.task(each).model_copy(update=limits) for each in small.tasks)
         training = self.stream.training.model_copy(update={"epochs": small.epochs})
@@ -150,6 +160,7 @@ class Suite:
                         name: [rates[len(rates) // 2]] for name, rates in tried.items() if rates
                     },
                     "few_rows": None,
+                    "after_steps": [],
                 }
             ),
         )

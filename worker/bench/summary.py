@@ -1,9 +1,12 @@
 """The summary: what all cells of a benchmark say together."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from share_dist.core.metrics import stream_scores
+from worker.bench.adapting import FLOAT_BYTES
 from worker.bench.beside import by_name
 from worker.bench.cell import Cell, CellFolder
 from worker.bench.methods import METHODS, Method
@@ -13,6 +16,9 @@ from worker.bench.suite import Suite
 
 TASK_COUNTS = (1, 10, 30, 100, 300, 1000)
 """For how many tasks the bytes in all are accounted for."""
+
+DOUBLE_BYTES = 8
+"""Of an entry of the small matrices by which a coordinator knows what a task weighs."""
 
 AT_ONCE = ("share-async", "share-late")
 """Methods of several workers at once, which are compared with one worker."""
@@ -26,7 +32,7 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
         ``tasks``: per task the frozen model, the majority class and every method, mean over seeds;
         ``methods``: per method means over tasks with their deviation over seeds, all scores, rates, bytes, time;
         ``metrics``: by which score each task is compared;
-        ``few``: the same from few rows; ``bytes``: of a task, and in all by number of tasks;
+        ``few``: the same from few rows; ``after_steps``: method -> number of steps -> mean score by seed; ``bytes``: of a task, and in all by number of tasks;
         ``comparisons``: seed by seed; ``missing``: how many cells have no outcome.
     """
     plan = Plan(suite, folder)
@@ -50,7 +56,12 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
         "metrics": next((each["metrics"] for each in methods.values() if each.get("metrics")), {}),
         "few_rows": suite.settings.few_rows,
         "few": few,
-        "bytes": _bytes(methods, len(suite.task_ids)),
+        "after_steps": {
+            each.name: _after_steps(suite, folder, plan, each)
+            for each in task_methods
+            if suite.has_curve(each)
+        },
+        "bytes": _bytes(suite, methods),
         "comparisons": _comparisons(methods, few, suite.settings.seeds),
         "missing": total - done,
     }  # fmt: skip
@@ -114,10 +125,28 @@ def _in_fewer_bits(tasks: list[list[dict[str, Any]]], num_seeds: int) -> dict[st
     return found
 
 
+def _after_steps(
+    suite: Suite, folder: CellFolder, plan: Plan, method: Method
+) -> dict[str, list[float]]:
+    """Mean over tasks by seed after each number of steps; empty before all cells are there."""
+    by_seed = []
+    for seed in range(suite.settings.seeds):
+        chosen = [plan.chosen(method.name, each, seed) for each in suite.task_ids]
+        cells = [None if each is None else replace(each, is_curve=True) for each in chosen]
+        by_seed.append([each["after_steps"] for each in _outcomes(folder, cells)])
+    if any(len(each) < len(suite.task_ids) for each in by_seed):
+        return {}
+    return {
+        steps: [fmean(each[steps] for each in tasks) for tasks in by_seed]
+        for steps in map(str, suite.settings.after_steps)
+    }
+
+
 def _of_stream(suite: Suite, folder: CellFolder, plan: Plan, method: Method) -> dict[str, Any]:
     """What one method of whole streams has reached."""
     cells = [plan.chosen(method.name, "", seed) for seed in range(suite.settings.seeds)]
     runs = _outcomes(folder, cells)
+    runs = runs if len(runs) == suite.settings.seeds else []
     scores = [_scores(run) for run in runs]
     kept = (
         "learnt",
@@ -148,12 +177,19 @@ def _of_stream(suite: Suite, folder: CellFolder, plan: Plan, method: Method) -> 
         "orders": [run["order"] for run in runs],
         "matrices": [run.get("matrix") for run in runs],
         "adapter_bytes": mean_of(run["adapter_bytes"] for run in runs if "adapter_bytes" in run),
-        "num_parameters": mean_of(run["num_parameters"] for run in runs if "num_parameters" in run),
-        "seconds": mean_of(run["seconds"] for run in runs),
+        "num_parameters": mean_of(_num_trained(run) for run in runs),
+        "seconds": mean_of(run.get("seconds") for run in runs),
         "peak_mib": max((run["peak_mib"] for run in runs if "peak_mib" in run), default=None),
         "task_free": _task_free([run["task_free"] for run in runs if "task_free" in run]),
         "runs": [{name: run[name] for name in kept if name in run} for run in runs],
     }
+
+
+def _num_trained(run: Mapping[str, Any]) -> float | None:
+    """Numbers that are trained, of all tasks or a task; where they are sent whole, as many as are sent of a task."""
+    if "sent_bytes" in run:
+        return fmean(run["sent_bytes"].values()) / FLOAT_BYTES
+    return run.get("num_parameters")
 
 
 def _scores(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +200,10 @@ def _scores(run: Mapping[str, Any]) -> dict[str, Any]:
         baselines = None if before is None else [before[each] for each in run["order"]]
         return vars(stream_scores(matrix, baselines))
     if run.get("learnt"):
-        changes = [run["final"][each] - run["learnt"][each] for each in run["order"]]
+        last = run["versions"][-1]["task_ids"]
+        changes = [
+            run["final"][each] - run["learnt"][each] for each in run["order"] if each not in last
+        ]
         return {
             "backward_transfer": mean_of(changes),
             "learning_accuracy": mean_of(run["learnt"].values()),
@@ -174,52 +213,112 @@ def _scores(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _task_free(found: list[dict[str, Any]]) -> dict[str, Any]:
     """What the runs say that were asked without their tasks' ids."""
-    names = ("rows", "choice", "abstained", "calibration_error", "oracle", "routed")
+    names = (
+        "rows",
+        "choice",
+        "abstained",
+        "strangers_abstained",
+        "calibration_error",
+        "oracle",
+        "routed",
+    )
     known = {name: [each[name] for each in found if name in each] for name in names}
     return {name: spread(each) for name, each in known.items() if each}
 
 
-def _bytes(methods: Mapping[str, Any], num_tasks: int) -> dict[str, Any]:
+def _bytes(suite: Suite, methods: Mapping[str, Any]) -> dict[str, Any]:
     """
     What methods send and store.
 
     Returns:
-        ``head``: of one task, in fp32. ``tasks``: method -> ``sent`` and ``stored`` of one task in fp32, without its head
-        and without bases, and ``wire``: its whole payload as it was sent. ``num_tasks``, and ``in_all``: method -> stored bytes of so many tasks,
-        with heads and, once, the bases of the last version.
+        ``head``: of one task, in fp32. ``tasks``: method -> what `_bytes_of_task` says of one task.
+        ``num_tasks``, and ``in_all``: method -> ``served`` and ``kept``, stored bytes of so many tasks, with heads and, once, the bases.
     """
     head = next(
         (each["head_bytes"] for each in methods.values() if each.get("head_bytes") is not None),
         None,
     )
-    tasks = {name: _bytes_of_task(METHODS[name], each, num_tasks) for name, each in methods.items()}
-    in_all = {}
+    tasks = {name: _bytes_of_task(suite, METHODS[name], each) for name, each in methods.items()}
+    in_all: dict[str, dict[str, list[int]]] = {}
     for name, each in methods.items():
-        stored, basis = tasks[name]["stored"], _basis_bytes(METHODS[name], each)
-        if stored is not None and basis is not None and head is not None:
-            in_all[name] = [round(basis + count * (stored + head)) for count in TASK_COUNTS]
+        basis = _basis_bytes(METHODS[name], each)
+        if basis is None or head is None or tasks[name]["served"] is None:
+            continue
+        served = [basis + count * (tasks[name]["served"] + head) for count in TASK_COUNTS]
+        kept = served
+        if METHODS[name].is_shared:
+            kept = [
+                _growth(suite, METHODS[name], each, count) * basis
+                + count * (_kept_of_task(suite, METHODS[name], each, count) + head)
+                for count in TASK_COUNTS
+            ]
+        in_all[name] = {"served": [*map(round, served)], "kept": [*map(round, kept)]}
     return {"head": head, "tasks": tasks, "num_tasks": list(TASK_COUNTS), "in_all": in_all}
 
 
-def _bytes_of_task(
-    method: Method, found: Mapping[str, Any], num_tasks: int
-) -> dict[str, float | None]:
+def _bytes_of_task(suite: Suite, method: Method, found: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Bytes of one task in fp32, without its head and without bases.
+
+    Returns:
+        ``sent``: by its node, all updates together; ``pulled``: bases that came to its node for it, where one worker learns
+        all tasks; ``wire``: the whole payload of its one update; ``served``: what a model is given of it; ``kept``: what is
+        stored of it, where a coordinator has more columns than it serves.
+    """
     if method.is_shared:
         runs = found["runs"]
         sent, wire = (
             mean_of(each for run in runs for each in run.get(name, {}).values())
             for name in ("sent_bytes", "wire_bytes")
         )
-        stored = mean_of(run.get("coefficient_bytes") for run in runs)
-        return {"sent": sent, "wire": wire, "stored": stored}
+        served = mean_of(run.get("coefficient_bytes") for run in runs)
+        is_one_update = not suite.training(method).refine_epochs
+        return {
+            "sent": sent,
+            "pulled": None if method.name in AT_ONCE else mean_of(map(_pulled, runs)),
+            "wire": wire if is_one_update else None,
+            "served": served,
+            "kept": None
+            if served is None
+            else _kept_of_task(suite, method, found, len(suite.task_ids)),
+        }
     stored = found["adapter_bytes"]
-    if method.scope == "stream":
-        return {"sent": None, "wire": None, "stored": stored and stored / num_tasks}
-    return {"sent": stored, "wire": None, "stored": stored}
+    is_stream = method.scope == "stream"
+    if is_stream and stored is not None:
+        stored /= len(suite.task_ids)
+    sent = None if is_stream else stored
+    return {"sent": sent, "pulled": None, "wire": None, "served": stored, "kept": stored}
+
+
+def _pulled(run: Mapping[str, Any]) -> float | None:
+    """Bytes of the bases that one worker pulls, a task: of every version but the last, each once."""
+    versions = run.get("versions")
+    return versions and sum(each["subspace_bytes"] for each in versions[:-1]) / len(versions)
+
+
+def _growth(suite: Suite, method: Method, found: Mapping[str, Any], count: int) -> float:
+    """
+    How many columns a coordinator keeps at most after so many tasks, to those that the last version serves.
+
+    A task brings no more directions than it has temporary factors.
+    """
+    columns = suite.num_factors(method) + suite.settings.oversample
+    most = min(columns, count * suite.training(method).num_temporary)
+    served = fmean(run["versions"][-1]["num_factors"] for run in found["runs"])
+    return max(1.0, most / served)
+
+
+def _kept_of_task(suite: Suite, method: Method, found: Mapping[str, Any], count: int) -> float:
+    """Of one task among so many: coefficients of all columns, and by which its weight is known."""
+    rank = suite.training(method).pseudo_rank
+    served = fmean(run["coefficient_bytes"] for run in found["runs"])
+    factors = fmean(run["versions"][-1]["num_factors"] for run in found["runs"])
+    num_sides = served / (FLOAT_BYTES * rank * factors)
+    return _growth(suite, method, found, count) * served + num_sides * rank * rank * DOUBLE_BYTES
 
 
 def _basis_bytes(method: Method, found: Mapping[str, Any]) -> float | None:
-    """Of what all tasks of a method share; None where that is not known, or is no method of any number of tasks."""
+    """Of what all tasks of a method share, as the last version serves it; None where that is not known, or is no method of any number of tasks."""
     if method.is_shared:
         return mean_of(run.get("basis_bytes") for run in found["runs"])
     return 0.0 if method.name == "lora" else None

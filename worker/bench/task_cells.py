@@ -1,10 +1,9 @@
 """Cells of one task: learn it by one method, and score it once."""
 
 import copy
-import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -16,16 +15,16 @@ from share_dist.wire.precision import task_from_precision, task_to_precision
 from share_dist.wire.records import Precision
 from share_dist.wire.tensors import tensors_from_bytes
 from worker.backbone import Backbone
-from worker.bench.adapting import TASK, Adapted, adapted_by, random_subspace
+from worker.bench.adapting import FLOAT_BYTES, TASK, Adapted, adapted_by, random_subspace
 from worker.bench.cell import Cell, CellFolder, Work
+from worker.bench.memory import forget_peak, peak_mib
 from worker.bench.methods import METHODS, Method
 from worker.bench.suite import Suite
 from worker.evaluate import evaluate
+from worker.objective import Scores
 from worker.prepared import FrozenBaseline, PreparedTask, frozen_baseline, prepare
 from worker.sources import load_rows
-from worker.trainer import Hooks, Lesson, train
-
-FLOAT_BYTES = 4
+from worker.trainer import Hooks, Lesson, StepReport, train
 
 AGAIN = 1000
 """How far the seed of a second run of one method is from the first; no suite has as many seeds."""
@@ -48,7 +47,7 @@ class TaskCells:
     suite: Suite
     folder: CellFolder
     backbone: Backbone
-    _prepared: dict[tuple[str, int | None], tuple[PreparedTask, FrozenBaseline]] = field(
+    _prepared: dict[tuple[str, int | None, int], tuple[PreparedTask, FrozenBaseline]] = field(
         default_factory=dict
     )
 
@@ -85,15 +84,30 @@ class TaskCells:
         cell = work.cell
         assert cell.rate is not None, "every method of one task but the frozen model has rates"
         head = copy.deepcopy(frozen.start.head)
-        hooks = Hooks(on_step=lambda report: tell(report.step, report.num_steps))
+        test, after = prepared.test, dict[str, float]()
+
+        def score() -> Scores:
+            return evaluate(adapted.lesson.backbone, prepared.objective, head, test)
+
+        def on_step(report: StepReport) -> None:
+            tell(report.step, report.num_steps)
+            if cell.is_curve and report.step in self.suite.settings.after_steps:
+                after[str(report.step)] = score().main
+
         lesson, began = self.lesson(cell, prepared), time.monotonic()
+        forget_peak()
         others = [load_lora(self.folder.adapter(each)) for each in work.sources]
         subspace = self._subspace(work, lesson, others)
         model = self.suite.stream.model
         with adapted_by(method, lesson, head, model, cell.rate, subspace, others) as adapted:
-            state = train(adapted.lesson, adapted.trainee, head, hooks=hooks)
+            state = train(adapted.lesson, adapted.trainee, head, hooks=Hooks(on_step=on_step))
             seconds = time.monotonic() - began
-            scores = evaluate(adapted.lesson.backbone, prepared.objective, head, prepared.test)
+            scores = score()
+            if cell.is_curve:
+                # of more steps than there are, its last is told
+                steps = map(str, self.suite.settings.after_steps)
+                after = {each: after.get(each, scores.main) for each in steps}
+                return {"after_steps": after, "seconds": round(seconds, 1)}
             short = (
                 self._in_fewer_bits(adapted, prepared, head) if _is_settled(method, cell) else {}
             )
@@ -105,10 +119,10 @@ class TaskCells:
                 "validation": state.best_score,
                 "best_epoch": state.best_epoch,
                 "num_parameters": adapted.num_parameters,
-                "adapter_bytes": FLOAT_BYTES * adapted.num_parameters,
+                "adapter_bytes": adapted.num_bytes,
                 **short,
                 "seconds": round(seconds, 1),
-                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "peak_mib": peak_mib(),
             }
 
     @staticmethod
@@ -135,14 +149,19 @@ class TaskCells:
         return {"in_fewer_bits": found}
 
     def prepare(self, cell: Cell) -> tuple[PreparedTask, FrozenBaseline]:
-        """The rows of a cell's task, and how the frozen model does on them; made once."""
-        key = cell.task_id, cell.rows
+        """
+        The rows of a cell's task, and how the frozen model does on them; made once.
+
+        A seed draws its own rows to choose by, and its own few; test rows are the same for all.
+        """
+        key = cell.task_id, cell.rows, cell.seed
         if key not in self._prepared:
             task = self.suite.task(cell.task_id)
-            if cell.rows is not None:
-                task = task.model_copy(update={"max_train": cell.rows})
             reading, settings = self.backbone.reading(task.type), self.suite.stream.training
+            settings = settings.model_copy(update={"seed": cell.seed})
             rows = load_rows(task, self.suite.stream.folder)
+            if cell.rows is not None:
+                rows = replace(rows, train=rows.train.draw(cell.rows, cell.seed))
             prepared = prepare(task, rows, reading, settings)
             self._prepared[key] = prepared, frozen_baseline(prepared, reading)
         return self._prepared[key]

@@ -28,6 +28,9 @@ FIT_ROWS = 200
 ROUTED_ROWS = 100
 """Rows of a task that are routed, at most, and rows on which it is calibrated."""
 
+PARTS = {"fit": FIT_ROWS, "validation": ROUTED_ROWS, "test": ROUTED_ROWS}
+"""How many rows of which part are looked at."""
+
 ROW_TYPES = ("text-classification", "image-classification")
 """Types of tasks of which a row has one class."""
 
@@ -70,19 +73,19 @@ def task_free_scores(
 
     Returns:
         ``rows``: how many were routed; ``choice``: share whose own task was chosen; ``choice_by_task``; ``abstained``:
-        share left to the base; ``calibration_error``: of how sure the choice of the nearest is. Of tasks
-        that classify rows also ``oracle`` and ``routed``: share of right answers, with the id and without.
+        share left to the base; ``calibration_error``: of how sure the choice of the nearest is; of two tasks and
+        more ``strangers_abstained``: share left to the base of each task's rows by a router of the others. Of tasks that classify rows also ``oracle`` and ``routed``: share of right answers, with the id and without.
     """
     with inject(backbone.model, subspace) as injected:
-        router = _router(tasks, injected, backbone)
-        found = {
-            each: _routed(
-                router,
-                each,
-                input_coordinates(injected, backbone, task.prepared, "test", ROUTED_ROWS),
-            )
-            for each, task in tasks.items()
-        }
+        fit, held_out, test = (
+            {
+                each: input_coordinates(injected, backbone, task.prepared, part, count)
+                for each, task in tasks.items()
+            }
+            for part, count in PARTS.items()
+        )
+        router = fit_router(fit, held_out)
+        found = {each: _routed(router, each, rows) for each, rows in test.items()}
         answers = _answers(tasks, found, injected, backbone)
     right = {name: [choice == name for choice in each.choices] for name, each in found.items()}
     choices = [choice for each in found.values() for choice in each.choices]
@@ -95,6 +98,7 @@ def task_free_scores(
             torch.cat([each.confidences for each in found.values()]),
             torch.cat([each.are_nearest for each in found.values()]),
         ),
+        **_strangers(fit, held_out, test),
         **answers,
     }
 
@@ -108,15 +112,20 @@ class _Routed:
     are_nearest: Tensor
 
 
-def _router(tasks: Mapping[str, ServedTask], injected: InjectedModel, backbone: Backbone) -> Router:
-    fit, held_out = (
-        {
-            each: input_coordinates(injected, backbone, task.prepared, part, count)
-            for each, task in tasks.items()
-        }
-        for part, count in (("fit", FIT_ROWS), ("validation", ROUTED_ROWS))
-    )
-    return fit_router(fit, held_out)
+def _strangers(
+    fit: Mapping[str, Tensor], held_out: Mapping[str, Tensor], test: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Share of test rows that are left to the base where the router knows all tasks but theirs; nothing of a single task."""
+    if len(test) < 2:
+        return {}
+    choices: list[str | None] = []
+    for task_id, rows in test.items():
+        others = (
+            {each: found for each, found in part.items() if each != task_id}
+            for part in (fit, held_out)
+        )
+        choices += fit_router(*others).choose(rows)
+    return {"strangers_abstained": choices.count(None) / len(choices)}
 
 
 def input_coordinates(

@@ -9,15 +9,21 @@ from share_dist.adapters import LoraAdapter, inject, load_lora, subspace_from_ad
 from share_dist.core.subspace import project
 from share_dist.core.values import LayerFactors, Subspace
 from share_dist.errors import TrainingDiverged, WorkerError
+from tests.worker.bench.layers import applied, layers_of
 from worker.backbone import load_backbone
 from worker.beginning import FirstGradients
-from worker.bench.adapting import adapted_by, random_subspace
+from worker.bench.adapting import adapted_by, by_peft, random_subspace
 from worker.bench.cell import Cell, CellFolder, Work
+from worker.bench.keepers import ADAPTER
 from worker.bench.methods import METHODS
-from worker.bench.plan import Plan
+from worker.bench.plan import SEARCH_SEED, Plan
+from worker.bench.report import tables
 from worker.bench.runner import begin, compute, lesson_of
 from worker.bench.stream_cells import StreamCells
+from worker.bench.summary import summarise
 from worker.bench.task_cells import TaskCells
+from worker.prepared import prepare
+from worker.sources import load_rows
 from worker.trainer import train
 
 
@@ -58,7 +64,9 @@ def test_a_method_learns_and_leaves_the_model_as_it_was(make_cells, name):
     before = {key: each.clone() for key, each in model.state_dict().items()}
     outcome = cells.compute(Work(Cell(name, 0, "mood", METHODS[name].rates[-1])), silent)
     assert 0 <= outcome["test"] <= 1
-    assert outcome["num_parameters"] * 4 == outcome["adapter_bytes"] > 0
+    # a bank's vectors are told by their places
+    assert (outcome["num_parameters"] * 4 == outcome["adapter_bytes"]) == (name != "vb-lora")
+    assert 0 < outcome["adapter_bytes"] <= outcome["num_parameters"] * 4
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -73,6 +81,45 @@ def test_equal_cells_have_equal_outcomes(make_cells):
     assert first["validation"] == second["validation"]
 
 
+def test_a_seed_draws_its_own_rows_and_shares_them_with_all_methods(make_cells):
+    """Another seed learns from other rows of the same task, and from other few; test rows are the same, and the split is a worker's."""
+    suite, _, cells = make_cells("lora")
+
+    def said(rows):
+        return [each.tolist() for each in rows.encoded]
+
+    first, other = (cells.prepare(Cell("lora", seed, "mood", 2e-3))[0] for seed in (0, 1))
+    assert said(first.test) == said(other.test)
+    assert said(first.validation) != said(other.validation)
+    few, others = (cells.prepare(Cell("lora", seed, "mood", 2e-3, 16))[0] for seed in (0, 1))
+    assert few.num_train == others.num_train == 16
+    assert said(few.fit) != said(others.fit)
+    task, settings = suite.task("mood"), suite.stream.training.model_copy(update={"seed": 1})
+    rows, reading = load_rows(task, suite.stream.folder), cells.backbone.reading(task.type)
+    assert said(prepare(task, rows, reading, settings).fit) == said(other.fit)
+
+
+def test_an_outcome_depends_on_its_method_order_and_sources(make_cells, tmp_path):
+    """What an outcome depends on is asked for when it is read: the method, the order of a stream, and the rates tried for what it builds on."""
+    suite, folder, _ = make_cells("lora", "eigenlorax", "share")
+    built, stream = Cell("eigenlorax", 0, "mood", 1e-2), Cell("share", 0, rate=2e-2)
+    for each in (built, stream):
+        folder.save(each, {"test": 0.5})
+
+    def held(**changes):
+        other = replace(suite, **changes)
+        again = CellFolder(tmp_path / "bench", lesson_of(other))
+        return [again.load(each) is not None for each in (built, stream)]
+
+    assert held() == [True, True]
+    backwards = replace(suite.stream, tasks=suite.stream.tasks[::-1])
+    assert held(stream=backwards) == [True, False]
+    tried = suite.settings.model_copy(update={"rates": {"lora": [1e-3]}})
+    assert held(settings=tried) == [False, True]
+    assert METHODS["share"].lesson() != METHODS["lora"].lesson()
+    assert METHODS["pissa"].lesson() != METHODS["lora"].lesson()
+
+
 def test_the_same_once_more_starts_elsewhere(make_cells):
     """``lora-again`` is the LoRA of a seed that no suite has: as large, and not the same numbers."""
     _, folder, cells = make_cells("lora", "lora-again")
@@ -85,6 +132,41 @@ def test_the_same_once_more_starts_elsewhere(make_cells):
     assert replace(again, seed=1) == first
     plan = Plan(make_cells("lora", "lora-again")[0], folder)
     assert {work.cell.method for work in plan.ready()} == {"lora"}
+
+
+def test_a_curve_is_scored_along_the_way_and_changes_nothing(make_suite, tmp_path):
+    """The scores after so many steps are those of training that is looked at, and the last is that of the whole cell."""
+    suite = make_suite("frozen", "lora")
+    suite = replace(suite, settings=suite.settings.model_copy(update={"after_steps": [1, 4, 900]}))
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    cells = TaskCells(suite, folder, load_backbone(suite.stream, torch.device("cpu")))
+    whole = Cell("lora", 0, "mood", METHODS["lora"].rates[-1])
+    curve = cells.compute(Work(replace(whole, is_curve=True)), silent)["after_steps"]
+    assert curve.keys() == {"1", "4", "900"}
+    assert curve["900"] == cells.compute(Work(whole), silent)["test"]
+    plan = Plan(suite, folder)
+    for _ in range(3):
+        for work in plan.ready():
+            folder.save(
+                work.cell,
+                {
+                    "test": 0.5,
+                    "validation": 0.5,
+                    "metric": "accuracy",
+                    "scores": {},
+                    "majority": 0.4,
+                    "head_bytes": 1,
+                    "after_steps": {"1": 0.1 * work.cell.seed, "4": 0.4, "900": 0.5},
+                },
+            )
+    assert plan.count() == (plan.count()[1], plan.count()[1])
+    assert not any(work.cell.method == "frozen" and work.cell.is_curve for work in plan.ready())
+    summary = summarise(suite, folder)
+    assert summary["after_steps"]["lora"]["1"] == pytest.approx([0.0, 0.1])
+    title = next(each for each in tables(summary) if "after so many steps" in each)
+    assert tables(summary)[title][1] == [
+        ["lora", "0.0500 ± 0.0707", "0.4000 ± 0.0000", "0.5000 ± 0.0000"]
+    ]
 
 
 def test_a_lora_has_the_numbers_of_its_rank(make_cells):
@@ -142,6 +224,136 @@ def test_each_form_trains_its_numbers(make_cells, name, num_parameters):
             assert changed.any()
             if name.endswith("diagonal"):
                 assert not changed[~torch.eye(4, dtype=torch.bool)].any()
+
+
+@pytest.mark.parametrize("name", ["eigenlorax-core", "eigenlorax-diagonal"])
+def test_a_form_between_the_bases_is_what_the_model_adds(make_cells, name):
+    """Each layer begins as the frozen one, and after training applies its weight and ``V_B S V_A'``, of a diagonal ``V_B diag(s) V_A'``."""
+    suite, _, cells = make_cells(name)
+    cell = Cell(name, 0, "mood", METHODS[name].rates[-1])
+    prepared, frozen = cells.prepare(cell)
+    lesson, head = cells.lesson(cell, prepared), copy.deepcopy(frozen.start.head)
+    subspace, model = random_subspace(cells.backbone.shapes, 4, 0), lesson.backbone.model
+    layers = {each: model.get_submodule(each) for each in subspace.layers}
+    with adapted_by(
+        METHODS[name], lesson, head, suite.stream.model, cell.rate, subspace
+    ) as adapted:
+        for layer in layers.values():
+            assert torch.allclose(applied(layer), layer.weight, atol=1e-6)
+        train(adapted.lesson, adapted.trainee, head)
+        for each, layer in layers.items():
+            core = adapted.trainee.parameters[f"{each}.b.coefficients"].detach()
+            said = core.diagonal().diag() if name.endswith("diagonal") else core
+            a, b = (basis.vectors for _, basis in subspace.layers[each])
+            expected = b @ said @ a.mT
+            assert expected.norm() > 1e-2
+            assert torch.allclose(applied(layer) - layer.weight, expected, atol=1e-5)
+
+
+def test_pissa_starts_from_the_largest_singular_vectors(make_cells):
+    """At its start the model computes what the frozen one does, and each adapter's product is its weight, cut to rank 8."""
+    suite, _, cells = make_cells("pissa")
+    cell = Cell("pissa", 0, "mood", 1e-3)
+    prepared, frozen = cells.prepare(cell)
+    lesson = cells.lesson(cell, prepared)
+    with adapted_by(
+        METHODS["pissa"], lesson, frozen.start.head, suite.stream.model, 1e-3
+    ) as adapted:
+        encoded = prepared.fit.encoded
+        ours, theirs = (
+            each.features(encoded) for each in (adapted.lesson.backbone, lesson.backbone)
+        )
+        assert torch.allclose(ours, theirs, atol=1e-5)
+        for name, layer in layers_of(adapted).items():
+            weight = lesson.backbone.model.get_submodule(name).weight.detach()
+            left, values, right = torch.linalg.svd(weight)
+            cut = left[:, :8] @ values[:8].diag() @ right[:8]
+            a, b = (side[ADAPTER].weight for side in (layer.lora_A, layer.lora_B))
+            assert torch.allclose(layer.scaling[ADAPTER] * b @ a, cut, atol=1e-5)
+            assert torch.allclose(applied(layer), weight, atol=1e-5)
+
+
+@pytest.fixture
+def learnt(make_cells):
+    """One task learnt by a method that `peft` has, with the lesson that it began with."""
+
+    def learn(name):
+        suite, _, cells = make_cells(name)
+        cell = Cell(name, 0, "mood", METHODS[name].rates[-1])
+        prepared, frozen = cells.prepare(cell)
+        lesson, head = cells.lesson(cell, prepared), copy.deepcopy(frozen.start.head)
+        adapted = by_peft(METHODS[name], lesson, suite.stream.model, cell.rate)
+        train(adapted.lesson, adapted.trainee, head)
+        return adapted, lesson
+
+    return learn
+
+
+def test_vera_trains_two_vectors_between_matrices_that_all_layers_share(learnt):
+    """A layer trains 256 + n numbers, and adds ``diag(b) B diag(d) A``, of the same A and B in every layer."""
+    adapted, lesson = learnt("vera")
+    layers, trained = layers_of(adapted), adapted.trainee.parameters
+    assert len(trained) == 2 * len(layers)
+    first = next(iter(layers.values()))
+    a, b = first.vera_A[ADAPTER], first.vera_B[ADAPTER]
+    assert (a.shape, b.shape) == ((256, 32), (32, 256))
+    assert not a.requires_grad
+    assert not b.requires_grad
+    for name, layer in layers.items():
+        by_rank, by_output = layer.vera_lambda_d[ADAPTER], layer.vera_lambda_b[ADAPTER]
+        assert any(each is by_rank for each in trained.values())
+        assert any(each is by_output for each in trained.values())
+        assert (by_rank.shape, by_output.shape) == ((256,), (layer.out_features,))
+        assert layer.vera_A[ADAPTER].data_ptr() == a.data_ptr()
+        assert layer.vera_B[ADAPTER].data_ptr() == b.data_ptr()
+        expected = (by_output.diag() @ b @ by_rank.diag() @ a).detach()
+        assert expected.norm() > 1e-2
+        change = applied(layer) - lesson.backbone.model.get_submodule(name).weight
+        assert torch.allclose(change, expected, atol=1e-5)
+
+
+def test_vb_lora_mixes_its_factors_from_one_bank(learnt):
+    """Every 32 numbers of a factor are two vectors of the bank, weighed by the softmax of the two largest logits."""
+    adapted, lesson = learnt("vb-lora")
+    layers = layers_of(adapted)
+    bank = next(iter(layers.values())).vblora_vector_bank[ADAPTER].detach()
+    assert bank.shape == (128, 32)
+
+    def mixed(logits):
+        vector = torch.zeros(32)
+        places = logits.argsort(descending=True)[:2]
+        weights = logits[places].exp() / logits[places].exp().sum()
+        for weight, place in zip(weights, places, strict=True):
+            vector += weight * bank[place]
+        return vector
+
+    for name, layer in layers.items():
+        assert layer.vblora_vector_bank[ADAPTER].data_ptr() == bank.data_ptr()
+        of_a, of_b = (
+            each[ADAPTER].detach() for each in (layer.vblora_logits_A, layer.vblora_logits_B)
+        )
+        assert (of_a.shape, of_b.shape) == ((4, 1, 128), (1, 4, 128))
+        a = torch.stack([torch.cat([mixed(piece) for piece in row]) for row in of_a])
+        b = torch.cat([torch.stack([mixed(each) for each in piece], dim=1) for piece in of_b])
+        change = applied(layer) - lesson.backbone.model.get_submodule(name).weight
+        assert change.norm() > 1e-4
+        assert torch.allclose(change, b @ a, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "kept"),
+    [
+        # a vector of the rank and one of the outputs a layer
+        ("vera", 4 * (256 + 32), 4 * 4 * (256 + 32)),
+        # logits of two sides of rank 4 in pieces of 32 over a bank of 128 such vectors; kept are two places in a byte each and one weight, and the bank
+        ("vb-lora", 4 * 2 * 4 * 128 + 128 * 32, 4 * 2 * 4 * (2 + 4) + 4 * 128 * 32),
+    ],
+)  # fmt: skip
+def test_what_is_drawn_or_shared_is_not_counted_twice(make_cells, name, trained, kept):
+    """VeRA keeps its vectors, not the random matrices; VB-LoRA the places of the vectors it chose, not the weights of all."""
+    _, _, cells = make_cells(name)
+    outcome = cells.compute(Work(Cell(name, 0, "mood", METHODS[name].rates[0])), silent)
+    assert (outcome["num_parameters"], outcome["adapter_bytes"]) == (trained, kept)
 
 
 def test_the_nearest_task_is_the_one_the_gradient_asks_for(make_cells):
@@ -301,18 +513,30 @@ def test_the_plan_searches_with_the_first_seed_only(make_suite, tmp_path):
 
 @pytest.mark.parametrize("few_methods", [[], ["lora"]])
 def test_few_rows_are_learnt_from_by_some_methods_only(make_suite, tmp_path, few_methods):
-    """Those that the suite names; without a word, all that learn one task by itself, and never a stream."""
+    """Those that the suite names; without a word, all that learn one task by itself, and never a stream; at the rate that was found with all rows."""
     suite = make_suite("frozen", "lora", "share")
     changes = {"few_rows": 16, "few_methods": few_methods}
     suite = replace(suite, settings=suite.settings.model_copy(update=changes))
-    ready = Plan(suite, CellFolder(tmp_path, lesson_of(suite))).ready()
+    folder = CellFolder(tmp_path, lesson_of(suite))
+    plan = Plan(suite, folder)
+    ready = plan.ready()
     found = {work.cell.method for work in ready if work.cell.rows == 16}
-    assert found == {*(few_methods or ("frozen", "lora"))}
+    assert found == ({"frozen"} if not few_methods else set())
     assert {work.cell.method for work in ready if work.cell.rows is None} == {
         "frozen",
         "lora",
         "share",
     }
+    searched = [
+        Cell("lora", SEARCH_SEED, each, rate)
+        for each in suite.search_tasks
+        for rate in METHODS["lora"].rates
+    ]
+    for each in searched:
+        folder.save(each, {"validation": each.rate})
+    few = [work.cell for work in plan.ready() if work.cell.rows is not None]
+    assert {each.method for each in few} == {*(few_methods or ("frozen", "lora"))}
+    assert {each.rate for each in few if each.method == "lora"} == {max(METHODS["lora"].rates)}
 
 
 def test_what_builds_on_adapters_waits_for_them(make_suite, tmp_path):

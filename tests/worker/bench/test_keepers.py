@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from share_dist.errors import ConfigError
+from tests.worker.bench.layers import applied, layers_of
 from worker.backbone import load_backbone
 from worker.bench.adapting import adapted_by
 from worker.bench.cell import Cell, CellFolder, Work
@@ -52,17 +53,16 @@ def learn(cells):
     return learn
 
 
-def layers_of(keeper):
-    model = keeper.adapted.model.get_base_model()
-    return [model.get_submodule(name) for name in sorted(keeper.adapted.lesson.backbone.shapes)]
+def kept_layers(keeper):
+    return list(layers_of(keeper.adapted).values())
 
 
 def sides_a(keeper):
-    return [each.lora_A[ADAPTER].weight.detach().clone() for each in layers_of(keeper)]
+    return [each.lora_A[ADAPTER].weight.detach().clone() for each in kept_layers(keeper)]
 
 
 def products(keeper):
-    return [each.get_delta_weight(ADAPTER).detach().clone() for each in layers_of(keeper)]
+    return [each.get_delta_weight(ADAPTER).detach().clone() for each in kept_layers(keeper)]
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -120,7 +120,7 @@ def test_what_is_learnt_is_added_up(learn):
     learn(
         "o-lora",
         after=lambda keeper: seen.append(
-            [(layer.get_base_layer().weight.clone(), product) for layer, product in zip(layers_of(keeper), products(keeper), strict=True)]
+            [(layer.get_base_layer().weight.clone(), product) for layer, product in zip(kept_layers(keeper), products(keeper), strict=True)]
         ),
     )  # fmt: skip
     for former, later in pairwise(seen):
@@ -206,7 +206,39 @@ def test_a_gradient_of_weights_is_that_of_the_mean_loss(cells):
     assert fallen == pytest.approx(step * float(gradient.square().sum()), rel=0.05)
 
 
+def test_steps_against_the_gradient_leave_the_fixed_directions_unmoved(cells):
+    """
+    After steps of plain gradient descent the weight's sixteen largest singular directions hold none of its change, the others all of it.
+
+    AdamW, which scales what `peft` has projected, leaves a little there.
+    """
+    method, model = METHODS["osf"], cells.suite.stream.model
+    prepared, frozen = cells.prepare(Cell("osf", 0, "mood"))
+    lesson, head = cells.lesson(Cell("osf", 0, "mood"), prepared), frozen.start.head
+    weights = [
+        cells.backbone.model.get_submodule(each).weight.detach()
+        for each in sorted(cells.backbone.shapes)
+    ]
+    with adapted_by(method, lesson, head, model, 1e-3) as adapted:
+        keeper = keeper_of(method, adapted, model, 1e-3)
+        inside = keeper.begin(lesson, head)
+        parameters = list(adapted.trainee.parameters.values())
+        for at in range(0, 30, 10):
+            loss = mean_loss(inside, head, list(range(at, at + 10)))
+            gradients = torch.autograd.grad(loss, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.data -= 0.1 * gradient / gradient.norm()
+    for weight, layer in zip(weights, kept_layers(keeper), strict=True):
+        left, _, right = torch.linalg.svd(weight)
+        change = applied(layer) - weight
+        size = change.norm()
+        assert size > 1e-2
+        assert (left[:, :16].mT @ change).norm() < 1e-4 * size
+        assert (change @ right[:16].mT).norm() < 1e-4 * size
+        assert (left[:, 16:].mT @ change @ right[16:].mT).norm() > 0.9999 * size
+
+
 def test_osf_adapts_all_layers_of_a_name(cells):
     """Where a suite names layers it says so, instead of adapting others."""
     with pytest.raises(ConfigError, match="layers"):
-        METHODS["osf"].peft({"target_modules": ["query"], "layers_to_transform": [0]})
+        METHODS["osf"].peft.make(["query"], [0])

@@ -150,7 +150,7 @@ def test_tasks_share_a_subspace_and_say_all_their_scores(cells):
     summary = summarise(cells.suite, cells.folder)
     assert summary["metrics"] == dict.fromkeys(TASKS, metric)
     assert (summary["bytes"]["head"] == 0) == (metric == "exact_match")
-    assert summary["bytes"]["tasks"]["share"]["stored"] > 0
+    assert summary["bytes"]["tasks"]["share"]["served"] > 0
     found = summary["methods"]["share"]["all_scores"]
     assert found.keys() == names
     for name, by_task in found.items():

@@ -4,6 +4,7 @@ import pytest
 
 from share_dist.errors import ConfigError, StreamError
 from worker.bench.cell import Cell, CellFolder
+from worker.bench.command import chosen_suite
 from worker.bench.methods import METHODS
 from worker.bench.plan import SEARCH_SEED, Plan
 from worker.bench.runner import lesson_of
@@ -118,9 +119,9 @@ def test_methods_that_cannot_learn_from_few_rows_are_refused(make_suite, name):
         read_suite(str(path), list(METHODS))
 
 
-@pytest.mark.parametrize("methods", [("share", "share-late"), ("share-late", "share-wide")])
-def test_variants_of_share_take_its_rate(make_suite, tmp_path, methods):
-    """The search of `share` is done once for all of its variants, also where it is not asked for itself."""
+@pytest.mark.parametrize("methods", [("share", "share-late"), ("share-async", "share-late")])
+def test_other_workers_take_the_rate_of_share(make_suite, tmp_path, methods):
+    """The search of `share` is done once for all who learn as it does, also where it is not asked for itself."""
     suite = make_suite(*methods)
     rates = METHODS["share"].rates
     folder = CellFolder(tmp_path / "bench", lesson_of(suite))
@@ -136,3 +137,12 @@ def test_variants_of_share_take_its_rate(make_suite, tmp_path, methods):
     for work in plan.ready():
         folder.save(work.cell, {})
     assert plan.count() == (total, total)
+
+
+@pytest.mark.parametrize("name", ["share", "eigenlorax", "joint"])
+def test_what_is_learnt_in_a_subspace_has_a_random_one_beside(name):
+    """It is computed with every method that has a subspace, whatever was asked for, and with no other."""
+    for small in (False, True):
+        chosen = chosen_suite("text", small=small, methods=[name], seeds=1).settings
+        assert ("random-subspace" in chosen.methods) == (name != "joint")
+    assert len(chosen.rates["random-subspace"]) == 1

@@ -36,9 +36,12 @@ def fill(suite, folder, method, gain=0.0, rows=None):
 
 def keep_stream(folder, name, seed, outcome):
     """Keep the outcome of a stream with `share` or a variant, whose search found the first rate."""
-    first, *others = METHODS["share"].rates
+    searched = METHODS[name].rates_of or name
+    first, *others = METHODS[searched].rates
     for rate in others:
-        folder.save(Cell("share", SEARCH_SEED, rate=rate), {"validation": 0.0})
+        folder.save(Cell(searched, SEARCH_SEED, rate=rate), {"validation": 0.0})
+    if folder.load(Cell(searched, SEARCH_SEED, rate=first)) is None:
+        folder.save(Cell(searched, SEARCH_SEED, rate=first), {"validation": 1.0})
     folder.save(Cell(name, seed, rate=first), {"validation": 1.0} | outcome)
 
 
@@ -49,7 +52,17 @@ def stream_outcome(order):
         "matrix": matrix,
         "final": dict(zip(order, matrix[-1], strict=True)),
         "learnt": dict(zip(order, (0.9, 0.7, 0.7), strict=True)),
-        "versions": [{"version": 1, "mean_energy_kept": 1.0, "angle": 0.0, "num_factors": 4}],
+        "versions": [
+            {
+                "version": number,
+                "task_ids": [task_id],
+                "mean_energy_kept": 1.0,
+                "angle": 0.0,
+                "num_factors": 4,
+                "subspace_bytes": 300 * number,
+            }
+            for number, task_id in enumerate(order, start=1)
+        ],
         "sent_bytes": dict(zip(order, (90, 60, 30), strict=True)),
         "wire_bytes": dict(zip(order, (120, 90, 60), strict=True)),
         "coefficient_bytes": 40,
@@ -152,27 +165,53 @@ def test_forward_transfer_is_told_where_the_next_task_was_scored(filled):
 
 
 def test_bytes_of_a_task_are_told_with_its_head_and_without(filled):
-    """A LoRA is sent as it is stored; of a subspace the coefficients are stored, and what is sent is the mean over tasks, as is the whole payload."""
+    """
+    A LoRA is sent as it is served and kept; of a subspace the coefficients are served, and what is sent is the mean over tasks, as are the whole payload and the bases of the
+    two versions that a worker pulled for three tasks.
+
+    Three tasks of two temporary factors bring six of the eight columns that a coordinator may keep, of which four are served; beside them stand 2 x 2 numbers of eight bytes a side, and 40 bytes are those of 1.25 sides.
+    """
+    suite, _ = filled
+    assert suite.settings.num_factors + suite.settings.oversample == 8
+    assert (suite.stream.training.pseudo_rank, suite.stream.training.num_temporary) == (2, 2)
     summary = summarise(*filled)
     assert summary["bytes"]["head"] == 8
-    assert summary["bytes"]["tasks"]["lora"] == {"sent": 400, "wire": None, "stored": 400}
-    assert summary["bytes"]["tasks"]["share"] == {"sent": 60, "wire": 90, "stored": 40}
+    of_lora = {"sent": 400, "pulled": None, "wire": None, "served": 400, "kept": 400}
+    of_share = {"sent": 60, "pulled": 300, "wire": 90, "served": 40, "kept": 60 + 1.25 * 2 * 2 * 8}
+    assert summary["bytes"]["tasks"]["lora"] == of_lora
+    assert summary["bytes"]["tasks"]["share"] == of_share
     lines = {
         line[0]: line[1:] for line in tables(summary)["bytes of a task in fp32, bases left out"][1]
     }
-    assert lines["share"] == ["60", "0.150", "68", "90", "40", "0.100", "48"]
-    assert lines["lora"] == ["400", "1.000", "408", "-", "400", "1.000", "408"]
+    assert lines["share"][:8] == ["60", "0.150", "68", "300", "90", "40", "0.100", "48"]
+    assert lines["lora"] == ["400", "1.000", "408", "-", "-", *["400", "1.000", "408"] * 2]
 
 
 def test_bytes_in_all_count_the_bases_once(filled):
     """Bases, and coefficients and a head for each task, against a LoRA and a head for each."""
     summary = summarise(*filled)
     in_all = summary["bytes"]["in_all"]
-    assert in_all["share"] == [1000 + count * (40 + 8) for count in TASK_COUNTS]
-    assert in_all["lora"] == [count * (400 + 8) for count in TASK_COUNTS]
-    lines = tables(summary)["bytes in all, with heads and bases"][1]
-    assert lines[0] == ["1", "408", "1,048", f"{1048 / 408:.3f}"]
-    assert lines[-1] == ["1,000", "408,000", "49,000", f"{49000 / 408000:.3f}"]
+    assert in_all["share"]["served"] == [1000 + count * (40 + 8) for count in TASK_COUNTS]
+    # one task brings no more directions than are served
+    assert in_all["share"]["kept"][0] == 1000 + 40 + 40 + 8
+    assert in_all["share"]["kept"][1:] == [
+        2000 + count * (80 + 40 + 8) for count in TASK_COUNTS[1:]
+    ]
+    assert in_all["lora"]["kept"] == [count * (400 + 8) for count in TASK_COUNTS]
+    lines = next(each for title, each in tables(summary).items() if title.startswith("bytes in all"))[1]  # fmt: skip
+    assert lines[0][:2] == ["lora, bytes", "408"]
+    assert lines[1][:2] == ["share, served", f"{1048 / 408:.3f}"]
+    assert lines[2][-1] == f"{in_all['share']['kept'][-1] / 408000:.3f}"
+
+
+def test_bytes_of_several_updates_are_not_those_on_the_wire_of_one(make_suite, tmp_path):
+    """A task that is refined is sent twice, and only the last of its payloads is known."""
+    suite = make_suite("share-refined")
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    for seed in range(2):
+        keep_stream(folder, "share-refined", seed, stream_outcome(suite.order(seed)))
+    found = summarise(suite, folder)["bytes"]["tasks"]["share-refined"]
+    assert (found["sent"], found["wire"]) == (60, None)
 
 
 def test_the_share_of_a_lora_has_its_spread_over_seeds(filled):
@@ -209,7 +248,8 @@ def test_gains_from_few_rows_are_over_the_lora_and_the_control(make_suite, tmp_p
     suite = make_suite("lora", "eigenlorax", "random-subspace")
     suite = replace(suite, settings=suite.settings.model_copy(update={"few_rows": 16}))
     folder = CellFolder(tmp_path / "bench", lesson_of(suite))
-    fill(suite, folder, "lora")
+    for each in ("lora", "random-subspace", "eigenlorax"):
+        fill(suite, folder, each)
     fill(suite, folder, "lora", rows=16)
     fill(suite, folder, "random-subspace", gain=-0.05, rows=16)
     fill(suite, folder, "eigenlorax", gain=0.1, rows=16)
@@ -241,11 +281,18 @@ def test_task_free_use_is_shown_where_it_was_measured(filled):
     keep_stream(folder, "share", 0, stream_outcome(suite.order(0)) | {"task_free": found})
     summary = summarise(suite, folder)
     assert summary["methods"]["share"]["task_free"]["choice"]["by_seed"] == [0.9]
-    assert tables(summary)[title][1] == [["share", "300", "0.900", "0.050", "-", "-", "0.020"]]
-    answered = found | {"choice": 0.8, "oracle": 0.85, "routed": 0.75}
+    assert tables(summary)[title][1] == [["share", "300", "0.900", "0.050", "-", "-", "-", "0.020"]]
+    answered = found | {"choice": 0.8, "strangers_abstained": 0.4, "oracle": 0.85, "routed": 0.75}
     keep_stream(folder, "share", 1, stream_outcome(suite.order(1)) | {"task_free": answered})
     (line,) = tables(summarise(suite, folder))[title][1]
-    assert line[2:] == ["0.850 ± 0.071", "0.050 ± 0.000", "0.850", "0.750", "0.020 ± 0.000"]
+    assert line[2:] == [
+        "0.850 ± 0.071",
+        "0.050 ± 0.000",
+        "0.400",
+        "0.850",
+        "0.750",
+        "0.020 ± 0.000",
+    ]
 
 
 def test_an_interval_of_paired_differences_is_students():

@@ -37,24 +37,27 @@ def served(make_suite, tmp_path):
 
 
 def test_rows_without_an_id_are_routed_and_answered(served):
-    """Most rows find their task; what is answered without the id is right nearly as often as with it, and never where another's classes are said."""
+    """Most rows find their task; what is answered without the id is right nearly as often as with it, and never where another's classes are said. Rows of a task that the router does not know are left to the base far more often."""
     found = task_free_scores(*served)
     assert found["rows"] == 3 * 48
     assert found["choice"] > 0.7
     assert found["choice"] == pytest.approx(sum(found["choice_by_task"].values()) / 3)
     assert 0 <= found["abstained"] <= 1 - found["choice"]
     assert 0 <= found["calibration_error"] < 0.3
+    assert found["strangers_abstained"] > found["abstained"] + 0.3
     assert found["oracle"] > 0.6
     assert found["oracle"] - (1 - found["choice"]) - 1e-9 <= found["routed"] <= found["choice"]
 
 
 def test_a_task_of_the_same_classes_may_answer(served):
-    """Of two tasks with the same rows and classes either may be chosen: nothing is lost without the id but what is left to the base."""
+    """Of two tasks with the same rows and classes either may be chosen: nothing is lost without the id but what is left to the base, and neither is a stranger to the other's router."""
     tasks, *others = served
     twins = {"mood": tasks["mood"], "twin": tasks["mood"]}
     found = task_free_scores(twins, *others)
     assert found["choice"] < 0.7
     assert found["routed"] >= found["oracle"] - found["abstained"] - 1e-9
+    assert found["strangers_abstained"] < 0.2
+    assert "strangers_abstained" not in task_free_scores({"mood": tasks["mood"]}, *others)
 
 
 def test_nothing_is_answered_where_no_task_classifies_rows(served):

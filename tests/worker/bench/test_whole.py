@@ -69,7 +69,8 @@ def test_a_benchmark_goes_on_where_it_was_interrupted(make_suite, run, tmp_path)
     assert share["task_free"]["rows"]["by_seed"] == [3 * 48]
     assert share["task_free"]["choice"]["mean"] > 0.7
     tasks = summary["bytes"]["tasks"]["share"]
-    assert 0 < tasks["stored"] < tasks["sent"] < tasks["wire"]
+    assert 0 < tasks["served"] < tasks["kept"] < tasks["sent"] < tasks["wire"]
+    assert tasks["pulled"] > 0
     assert "<svg" in (folder / "report.html").read_text()
 
     code, _, stderr = run(*told)
