@@ -41,6 +41,7 @@ class WorkerConfig:
         subspace: Which named one is learnt into.
         credentials: What the coordinator is shown; files as the actor's machine sees them. A
             token may stand in the actor's environment as well, and is never sent to it.
+        changes: ``section.key=value`` that stand instead of what the stream file says.
         report_to: Who is told of training; None: whom the stream names.
         metrics: Host and port to serve Prometheus metrics on; None: not served.
     """
@@ -53,6 +54,7 @@ class WorkerConfig:
     timeout_seconds: float = 20.0
     subspace: str = DEFAULT_SUBSPACE
     credentials: Credentials = field(default_factory=Credentials)
+    changes: tuple[str, ...] = ()
     report_to: tuple[str, ...] | None = None
     metrics: tuple[str, int] | None = None
 
@@ -93,7 +95,7 @@ class WorkerActor:
 
     @cached_property
     def _stream(self) -> TaskStream:
-        return read_stream(self._config.stream_path)
+        return read_stream(self._config.stream_path, self._config.changes)
 
     @cached_property
     def _loop(self) -> TaskLoop:

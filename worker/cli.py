@@ -16,6 +16,14 @@ from share_dist.commands.connection import (
 )
 from share_dist.wire.records import DEFAULT_SUBSPACE
 
+_SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Of all streams' [training] and [model], instead of what their files say, such as training.epochs=5; repeat for more.",
+    ),
+]
 _ReportOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -66,6 +74,7 @@ def run(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train each task's own LoRA.")
     ] = False,  # typer makes a flag of it
+    changes: _SetOption = None,
     subspace: SubspaceOption = DEFAULT_SUBSPACE,
     ca: CaOption = None,
     certificate: CertificateOption = None,
@@ -98,6 +107,7 @@ def run(
         options=LoopOptions(compare=compare, resume=resume),
         subspace=subspace,
         credentials=connection.credentials,
+        changes=tuple(changes or ()),
         report_to=tuple(report_to) if report_to else None,
         metrics=None if metrics_port is None else (metrics_host, metrics_port),
     )
@@ -134,6 +144,7 @@ def submit(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train each task's own LoRA.")
     ] = False,  # typer makes a flag of it
+    changes: _SetOption = None,
     subspace: SubspaceOption = DEFAULT_SUBSPACE,
     ca: Annotated[str | None, typer.Option(help=_OF_NODES.format("--ca"))] = None,
     certificate: Annotated[str | None, typer.Option(help=_OF_NODES.format("--certificate"))] = None,
@@ -162,5 +173,5 @@ def submit(
         if metrics_port is not None:
             flags += ["--metrics-port", str(metrics_port), "--metrics-host", metrics_host]
         flags += ["--resume"] * resume + ["--compare"] * compare
-        request = SubmitRequest(tuple(streams), url, token, tuple(flags))
+        request = SubmitRequest(tuple(streams), url, token, tuple(changes or ()), tuple(flags))
         raise typer.Exit(Submission(request, as_json=as_json).run())

@@ -35,6 +35,7 @@ class RunRequest:
         options: How loops behave.
         subspace: Which named one is learnt into.
         credentials: What the coordinator is shown.
+        changes: ``section.key=value``, of all streams.
         report_to: Who is told of training; None: whom each stream names.
         metrics: Host and port on which the first actor serves Prometheus metrics, each
             further one on the port after; port 0: a free one each. None: not served.
@@ -48,6 +49,7 @@ class RunRequest:
     options: LoopOptions
     subspace: str = DEFAULT_SUBSPACE
     credentials: Credentials = field(default_factory=Credentials)
+    changes: tuple[str, ...] = ()
     report_to: tuple[str, ...] | None = None
     metrics: tuple[str, int] | None = None
 
@@ -61,6 +63,7 @@ class RunRequest:
             num_threads,
             subspace=self.subspace,
             credentials=self.credentials.portable(),
+            changes=self.changes,
             report_to=self.report_to,
             metrics=self._metrics_of(index),
         )
@@ -145,7 +148,7 @@ class Driver:
         return ExitCode.OK
 
     def _worker_ids(self) -> list[str]:
-        ids = [read_stream(path).worker_id for path in self.request.streams]
+        ids = [read_stream(path, self.request.changes).worker_id for path in self.request.streams]
         repeated = sorted({each for each in ids if ids.count(each) > 1})
         if repeated:
             raise ConfigError(

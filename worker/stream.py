@@ -26,7 +26,7 @@ max_train = 800
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -45,6 +45,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from share_dist.errors import StreamError
 from share_dist.files import write_file
+from worker.changes import changed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -307,17 +308,22 @@ class TaskStream:
         return tuple(dict.fromkeys(task.type for task in self.tasks))
 
 
-def read_stream(path: str | Path) -> TaskStream:
+def read_stream(path: str | Path, changes: Sequence[str] = ()) -> TaskStream:
     """
     Read a stream file.
 
+    Args:
+        path: Where it lies.
+        changes: ``section.key=value`` of its sections ``[model]`` and ``[training]``, which stand instead of what the file says.
+
     Raises:
+        ConfigError: A change has another form, or is of another section.
         StreamError: There is no such file, it is no TOML, a key is unknown (the
             nearest known one is named) or a value cannot be used.
     """
     path = Path(path)
     try:
-        return parse_stream(path, tomllib.loads(path.read_text(encoding="utf-8")))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StreamError(
             f"{path} cannot be read ({error.strerror}): give the path of a stream file",
@@ -325,6 +331,7 @@ def read_stream(path: str | Path) -> TaskStream:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StreamError(f"{path} is no TOML: {error}", path=str(path)) from error
+    return parse_stream(path, changed(document, changes, ("training", "model")))
 
 
 def parse_stream(path: Path, document: Mapping[str, Any]) -> TaskStream:

@@ -35,12 +35,14 @@ class SubmitRequest:
         streams: Stream files on this machine; only they are sent, and no row of a task.
         dashboard: URL of the cluster's dashboard, as this machine reaches it.
         token: Of Ray; empty where it asks for none.
+        changes: ``section.key=value``, of all streams.
         flags: Of ``worker run`` on the cluster's head.
     """
 
     streams: tuple[Path, ...]
     dashboard: str
     token: str
+    changes: tuple[str, ...]
     flags: tuple[str, ...]
 
 
@@ -70,14 +72,15 @@ class Submission:
         Raises:
             ShareError: What ended the job, as the cluster's own ``worker run`` said it.
         """
-        streams = [require_portable(read_stream(path)) for path in self.request.streams]
+        changes = self.request.changes
+        streams = [require_portable(read_stream(path, changes)) for path in self.request.streams]
         client = _connect(self.request)
         with (
             staged(streams) as folder,
             ProgressDisplay([each.worker_id for each in streams], as_json=self.as_json) as display,
         ):
             job = client.submit_job(
-                entrypoint=entrypoint(streams, self.request.flags),
+                entrypoint=entrypoint(streams, (*_set_flags(changes), *self.request.flags)),
                 runtime_env={"working_dir": str(folder)},
             )
             display.say(f"job {job} runs on the cluster; Ctrl-C stops it")
@@ -201,6 +204,10 @@ def entrypoint(streams: Sequence[TaskStream], flags: Sequence[str]) -> str:
             *(_quoted(flag) for flag in flags),
         )
     )
+
+
+def _set_flags(changes: Sequence[str]) -> list[str]:
+    return [part for change in changes for part in ("--set", change)]
 
 
 def _quoted(flag: str) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from share_dist.errors import StreamError
+from share_dist.errors import ConfigError, StreamError
 from worker.stream import DatasetSource, EntryPointSource, TrainingSettings, read_stream
 
 GOOD = """
@@ -35,6 +35,49 @@ def test_reads_a_stream(tmp_path):
     assert (stream.tasks[0].max_train, stream.tasks[1].max_train) == (1000, 80)
     assert stream.folder == tmp_path
     assert not stream.training.share_label_names
+
+
+def test_what_is_set_stands_instead_of_what_the_file_says(tmp_path):
+    """Of several changes of a key the last counts; all else, and the file, stays."""
+    path = written(tmp_path, GOOD + "[training]\nepochs = 7\nseed = 4\n")
+    changes = [
+        "training.epochs=1",
+        "training.epochs = 2",
+        "training.start=random",
+        "model.layers=[0, 2]",
+    ]
+    stream = read_stream(path, changes)
+    plain = read_stream(path)
+    assert (stream.training.epochs, stream.training.seed) == (2, 4)
+    assert (stream.training.start, stream.model.layers) == ("random", [0, 2])
+    assert stream.model.targets == plain.model.targets
+    assert (plain.training.epochs, plain.training.start, plain.model.layers) == (
+        7,
+        "gradient",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("training.epochs", ConfigError, r"is no section\.key=value: write for example --set training\."),
+        ("epochs=3", ConfigError, r"is no section\.key=value"),
+        (".epochs=3", ConfigError, r"is no section\.key=value"),
+        ("=3", ConfigError, r"is no section\.key=value"),
+        ("task.id=poems", ConfigError, r"what can be set is in \[training\] and \[model\]"),
+        ("training.epochz=3", StreamError, r"training\.epochz: unknown key; did you mean 'epochs'"),
+        ("training.epochs=many", StreamError, r"training\.epochs: .*integer, got 'many'"),
+        ("training.epochs.x=3", StreamError, r"training\.epochs: .*integer"),
+        ("training.learning_rate=nan", StreamError, r"training\.learning_rate: "),
+        ("training.reach=0.5", StreamError, 'reach needs start = "gradient"'),
+    ],
+)  # fmt: skip
+def test_a_change_that_cannot_be_made_says_why(tmp_path, change, error, message):
+    """The change is shown, or the key, with what it may be."""
+    path = written(tmp_path, '[training]\nstart = "random"\n' + GOOD)
+    with pytest.raises(error, match=message):
+        read_stream(path, [change])
 
 
 @pytest.mark.parametrize(

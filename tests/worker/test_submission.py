@@ -67,9 +67,10 @@ class FakeJobs:
 def send(streams, monkeypatch):
     """Submits both streams to a cluster that behaves as given."""
 
-    def run(jobs, *flags):
+    def run(jobs, *flags, changes=()):
         monkeypatch.setattr(submission, "_connect", lambda request: jobs)
-        return Submission(SubmitRequest(streams, "http://nowhere", "", flags), as_json=True).run()
+        request = SubmitRequest(streams, "http://nowhere", "", changes, flags)
+        return Submission(request, as_json=True).run()
 
     return run
 
@@ -95,6 +96,18 @@ def test_the_head_runs_the_streams_with_the_flags(streams):
     line = entrypoint(read, ["--workdir", "~/work of mine", "--ca", "~/ca.crt"])
     assert "--workdir ~/'work of mine' --ca ~/ca.crt" in line
     assert shlex.split(line)[:6] == ["exec", "share-dist", "worker", "run", "streams/0/north.toml", "streams/1/south.toml"]  # fmt: skip
+
+
+def test_changes_travel_with_the_job(send):
+    """They are said to the head as they were said here; what cannot be used is refused before anything is sent."""
+    jobs = FakeJobs([], "SUCCEEDED")
+    assert send(jobs, "--resume", changes=("training.epochs=5", "model.layers=[0, 1]")) == 0
+    words = shlex.split(jobs.entrypoint)
+    assert words[-5:] == ["--set", "training.epochs=5", "--set", "model.layers=[0, 1]", "--resume"]
+    unused = FakeJobs([], "SUCCEEDED")
+    with pytest.raises(StreamError, match=r"training\.epochs: .*got 'many'"):
+        send(unused, changes=("training.epochs=many",))
+    assert not unused.entrypoint
 
 
 @pytest.mark.parametrize(
@@ -197,4 +210,4 @@ def test_a_yaml_of_somebody_else_is_refused(streams, tmp_path):
 def test_an_address_without_a_cluster_says_so(streams):
     """Nobody answers there: which address, and that it was about jobs."""
     with pytest.raises(ConfigError, match=r"no Ray cluster takes jobs at http://127\.0\.0\.1:9"):
-        Submission(SubmitRequest(streams, "http://127.0.0.1:9", "", ())).run()
+        Submission(SubmitRequest(streams, "http://127.0.0.1:9", "", (), ())).run()

@@ -24,10 +24,10 @@ def make_actor(make_stream, tmp_path, coordinator, monkeypatch):
     """Actors in this process, before a coordinator in it."""
     monkeypatch.setattr("share_dist.client.ShareClient", lambda *_, **__: coordinator)
 
-    def make(*topics, training="", **asked):
+    def make(*topics, training="", workdir="work", **asked):
         stream = make_stream(*topics, training=training)
         config = WorkerConfig(
-            str(stream.path), "127.0.0.1:1", str(tmp_path / "work"), LoopOptions(), 1, **asked
+            str(stream.path), "127.0.0.1:1", str(tmp_path / workdir), LoopOptions(), 1, **asked
         )
         return WorkerActor(config)
 
@@ -112,6 +112,22 @@ def test_each_actor_of_a_run_has_a_port_of_its_own(tmp_path):
     for port, expected in ((9400, [9400, 9401]), (0, [0, 0])):
         asked = RunRequest(**{**vars(request), "metrics": (LOOPBACK, port)})
         assert [asked.config_of(index, 1).metrics[1] for index in (0, 1)] == expected
+
+
+def test_what_is_set_reaches_the_actor(make_actor, tmp_path):
+    """An actor learns by the changed settings, as the run that places it was asked."""
+    changes = ("training.epochs=1", "training.num_temporary=1")
+    asked = RunRequest((tmp_path / "a",), "c:1", tmp_path, 1, None, LoopOptions(), changes=changes)
+    assert asked.config_of(0, 1).changes == changes
+    actor = make_actor("mood", changes=changes)
+    actor.run()
+    plain = make_actor("mood", workdir="plain")
+    plain.run()
+    ends = [
+        [each for each in told.drain() if each["event"] == "task_progressed"][-1]
+        for told in (actor, plain)
+    ]
+    assert 2 * ends[0]["num_steps"] == ends[1]["num_steps"]
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_learnt(make_actor, coordinator):

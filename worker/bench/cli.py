@@ -24,6 +24,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 MethodOption = Annotated[
     list[str] | None, typer.Option("--method", help="Only this one, and what it builds on; repeat for more. [default: the suite's]")
 ]  # fmt: skip
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Of [training], [bench] and [model], instead of what the suite says, such as training.num_temporary=8; repeat for more. Needs an --output of its own.")
+]  # fmt: skip
 SeedsOption = Annotated[int | None, typer.Option("--seeds", min=1, help="How many. [default: the suite's]")]  # fmt: skip
 
 
@@ -39,6 +42,7 @@ def learn(
     small: SmallOption = False,  # typer makes a flag of it
     method: MethodOption = None,
     seeds: SeedsOption = None,
+    changes: SetOption = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Cells at once, each with a model of its own. [default: one for every two cores]")] = None,
     as_json: JsonOption = False,  # typer makes a flag of it
 ) -> None:  # fmt: skip
@@ -47,12 +51,11 @@ def learn(
 
     Every cell is kept as soon as it is done. Ctrl-C stops; the same command goes on.
     """
-    from worker.bench.command import run_suite
+    from worker.bench.command import Asked, run_suite
 
     at_once = jobs or max(1, len(os.sched_getaffinity(0)) // 2)
-    summary = run_suite(
-        suite, output, small=small, methods=method, seeds=seeds, num_at_once=at_once, quiet=as_json
-    )
+    asked = Asked(suite, output, small, method, seeds, tuple(changes or ()))
+    summary = run_suite(asked, num_at_once=at_once, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(summary))
 
@@ -64,12 +67,14 @@ def report(
     small: SmallOption = False,  # typer makes a flag of it
     method: MethodOption = None,
     seeds: SeedsOption = None,
+    changes: SetOption = None,
     as_json: JsonOption = False,  # typer makes a flag of it
 ) -> None:
     """Report on what is done of a benchmark, and compute nothing."""
-    from worker.bench.command import report_suite
+    from worker.bench.command import Asked, report_suite
 
-    summary = report_suite(suite, output, small=small, methods=method, seeds=seeds, quiet=as_json)
+    asked = Asked(suite, output, small, method, seeds, tuple(changes or ()))
+    summary = report_suite(asked, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(summary))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,64 @@ from worker.bench.summary import summarise
 DEFAULT_FOLDER = Path("runs", "bench")
 
 
-def run_suite(
-    name: str,
-    output: Path | None,
-    *,
-    small: bool,
-    methods: Sequence[str] | None,
-    seeds: int | None,
-    num_at_once: int,
-    quiet: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """
+    What is asked for of a suite.
+
+    Args:
+        name: One that comes with the package, or a file.
+        output: Folder of the benchmark; None: the suite's own.
+        small: Whether its small form.
+        methods: Only these and what they build on; None: the suite's.
+        seeds: How many; None: the suite's.
+        changes: ``section.key=value`` that stand instead of what the suite says.
+    """
+
+    name: str
+    output: Path | None = None
+    small: bool = False
+    methods: Sequence[str] | None = None
+    seeds: int | None = None
+    changes: Sequence[str] = ()
+
+    def folder_of(self, suite: Suite) -> Path:
+        """
+        Where its cells lie.
+
+        Raises:
+            ConfigError: Another benchmark lies there, or could come to.
+        """
+        if self.output is None and self.changes:
+            raise ConfigError(
+                f"--set makes another benchmark of {suite.name}, whose cells are not to be mixed with "
+                "its own: give it a folder by --output",
+                key="output",
+            )
+        folder = self.output or DEFAULT_FOLDER / suite.name
+        try:
+            there = json.loads((folder / "summary.json").read_text())["suite"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return folder
+        if there != suite.name:
+            raise ConfigError(
+                f"{folder} holds the benchmark {there!r}, and {suite.name!r} would take its place: "
+                "give another --output",
+                key="output",
+            )
+        return folder
+
+
+def run_suite(asked: Asked, *, num_at_once: int, quiet: bool) -> dict[str, Any]:
     """
     Compute what a benchmark lacks, and report.
 
     Raises:
-        ConfigError: The suite cannot be used.
+        ConfigError: The suite or the folder cannot be used.
         ShareError: A cell cannot be computed; what is done is kept.
     """
-    suite = chosen_suite(name, small=small, methods=methods, seeds=seeds)
-    folder = output or DEFAULT_FOLDER / suite.name
+    suite = chosen_suite(asked)
+    folder = asked.folder_of(suite)
     say = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TextColumn("{task.fields[left]}"), console=say) as bar:
@@ -68,43 +108,34 @@ def run_suite(
     return _report(suite, folder, quiet=quiet)
 
 
-def report_suite(
-    name: str,
-    output: Path | None,
-    *,
-    small: bool,
-    methods: Sequence[str] | None,
-    seeds: int | None,
-    quiet: bool,
-) -> dict[str, Any]:
+def report_suite(asked: Asked, *, quiet: bool) -> dict[str, Any]:
     """
     Report on what is done.
 
     Raises:
-        ConfigError: The suite cannot be used, or nothing of it is done.
+        ConfigError: The suite or the folder cannot be used, or nothing of it is done.
     """
-    suite = chosen_suite(name, small=small, methods=methods, seeds=seeds)
-    folder = output or DEFAULT_FOLDER / suite.name
+    suite = chosen_suite(asked)
+    folder = asked.folder_of(suite)
     if not (folder / "cells").is_dir():
         raise ConfigError(
-            f"{folder} holds no cells: begin with `share-dist bench learn {name}`", key="output"
+            f"{folder} holds no cells: begin with `share-dist bench learn {asked.name}`",
+            key="output",
         )
     return _report(suite, folder, quiet=quiet)
 
 
-def chosen_suite(
-    name: str, *, small: bool, methods: Sequence[str] | None, seeds: int | None
-) -> Suite:
+def chosen_suite(asked: Asked) -> Suite:
     """
     Read a suite, and leave of it what was asked for.
 
     Raises:
-        ConfigError: There is none of this name, or a method is not its.
+        ConfigError: There is none of this name, a method is not its, or a change cannot be made.
     """
-    suite = read_suite(name, list(METHODS))
-    if small:
+    suite = read_suite(asked.name, list(METHODS), asked.changes)
+    if asked.small:
         suite = suite.small()
-    chosen = list(methods or suite.settings.methods)
+    chosen = list(asked.methods or suite.settings.methods)
     unknown = [each for each in chosen if each not in METHODS]
     if unknown:
         raise ConfigError(
@@ -115,8 +146,8 @@ def chosen_suite(
     control = [RANDOM_CONTROL] if is_in_subspace else []
     kept = [each for each in METHODS if each in {*chosen, *needed, *control}]
     update: dict[str, Any] = {"methods": kept}
-    if seeds is not None:
-        update["seeds"] = seeds
+    if asked.seeds is not None:
+        update["seeds"] = asked.seeds
     return Suite(suite.name, suite.stream, suite.settings.model_copy(update=update))
 
 

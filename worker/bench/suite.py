@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from share_dist.errors import ConfigError
 from worker.bench.methods import METHODS, RANDOM_CONTROL, Method
+from worker.changes import changed
 from worker.stream import Task, TaskStream, TrainingSettings, parse_stream
 
 if sys.version_info >= (3, 11):
@@ -175,16 +176,17 @@ def suite_names() -> list[str]:
     )
 
 
-def read_suite(name_or_path: str, methods: Sequence[str]) -> Suite:
+def read_suite(name_or_path: str, methods: Sequence[str], changes: Sequence[str] = ()) -> Suite:
     """
     Read a suite.
 
     Args:
         name_or_path: One that comes with the package, or a file.
         methods: Known methods.
+        changes: ``section.key=value`` of its sections ``[model]``, ``[training]`` and ``[bench]``, which stand instead of what the file says.
 
     Raises:
-        ConfigError: There is none, a method is not known, or ``[bench]`` cannot be used.
+        ConfigError: There is none, a method is not known, a change has another form, or ``[bench]`` cannot be used.
         StreamError: The rest of it cannot be used.
     """
     path = _path_of(name_or_path)
@@ -192,6 +194,7 @@ def read_suite(name_or_path: str, methods: Sequence[str]) -> Suite:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}", key="suite") from error
+    document = changed(document, changes, ("training", "bench", "model"))
     settings = _settings(path, document.pop("bench", {}))
     suite = Suite(path.stem, parse_stream(path, document), settings)
     _require_known(path, settings.methods, methods, "method")

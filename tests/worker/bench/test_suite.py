@@ -4,7 +4,7 @@ import pytest
 
 from share_dist.errors import ConfigError, StreamError
 from worker.bench.cell import Cell, CellFolder
-from worker.bench.command import chosen_suite
+from worker.bench.command import Asked, chosen_suite
 from worker.bench.methods import METHODS
 from worker.bench.plan import SEARCH_SEED, Plan
 from worker.bench.runner import lesson_of
@@ -143,6 +143,37 @@ def test_other_workers_take_the_rate_of_share(make_suite, tmp_path, methods):
 def test_what_is_learnt_in_a_subspace_has_a_random_one_beside(name):
     """It is computed with every method that has a subspace, whatever was asked for, and with no other."""
     for small in (False, True):
-        chosen = chosen_suite("text", small=small, methods=[name], seeds=1).settings
+        chosen = chosen_suite(Asked("text", small=small, methods=[name], seeds=1)).settings
         assert ("random-subspace" in chosen.methods) == (name != "joint")
     assert len(chosen.rates["random-subspace"]) == 1
+
+
+def test_a_suite_is_changed_from_the_command_line(tmp_path):
+    """What is set stands instead of what the file says; a key that is not known is told with the nearest."""
+    changes = ("training.epochs=1", "bench.num_factors=8", "training.num_temporary=2")
+    changed = chosen_suite(Asked("text", tmp_path, changes=changes))
+    plain = chosen_suite(Asked("text"))
+    assert (changed.stream.training.epochs, changed.settings.num_factors) == (1, 8)
+    assert (plain.stream.training.epochs, plain.settings.num_factors) == (2, 32)
+    assert lesson_of(changed)(Cell("lora", 0, "movies", 1e-2)) != lesson_of(plain)(
+        Cell("lora", 0, "movies", 1e-2)
+    )
+    with pytest.raises(StreamError, match=r"training\.epochz: unknown key; did you mean 'epochs'"):
+        chosen_suite(Asked("text", tmp_path, changes=["training.epochz=1"]))
+    with pytest.raises(ConfigError, match=r"task\.id=poems.*what can be set is in"):
+        chosen_suite(Asked("text", tmp_path, changes=["task.id=poems"]))
+
+
+def test_two_benchmarks_do_not_share_a_folder(tmp_path):
+    """A changed suite has no folder of its own, and a folder that holds another benchmark is not taken."""
+    changed = Asked("text", changes=["training.epochs=1"])
+    with pytest.raises(ConfigError, match="give it a folder by --output"):
+        changed.folder_of(chosen_suite(changed))
+    (tmp_path / "summary.json").write_text('{"suite": "text"}')
+    again = Asked("text", tmp_path)
+    assert again.folder_of(chosen_suite(again)) == tmp_path
+    small = Asked("text", tmp_path, small=True)
+    with pytest.raises(ConfigError, match="holds the benchmark 'text', and 'text-small' would"):
+        small.folder_of(chosen_suite(small))
+    (tmp_path / "summary.json").write_text("half")
+    assert small.folder_of(chosen_suite(small)) == tmp_path
