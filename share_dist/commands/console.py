@@ -50,6 +50,7 @@ EXTRAS = {
     "transformers": "worker",
     "datasets": "worker",
     "sklearn": "worker",
+    "huggingface_hub": "hub",
     "peft": "quickstart",
     "matplotlib": "quickstart",
 }

@@ -1,11 +1,11 @@
 """`share-dist init`: a subspace file out of LoRA adapters that exist, with no coordinator."""
 
-import enum
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +13,15 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from share_dist.commands.adapter_folders import AdapterReader, add_adapters, find_adapters
+from share_dist.commands.collection import (
+    InitOptions,
+    MetricChoice,
+    fetch_collection,
+    read_collection,
+)
 from share_dist.commands.console import JsonOption, rows, show, writing
-from share_dist.errors import ConfigError, NotFinite, ShapeMismatch
+from share_dist.errors import ConfigError
 from share_dist.files import make_folder, sync_folder
 
 if TYPE_CHECKING:
@@ -24,27 +31,25 @@ if TYPE_CHECKING:
 SUBSPACE_FILE = "subspace.safetensors"
 TASK_FOLDER = "tasks"
 
-AUGMENT_SEED = 0
+RANDOM_SEED = 0
 """Everybody who augments the same subspace gets the same directions."""
 
 
-class MetricChoice(str, enum.Enum):
-    """The metrics, where asking for them must not bring torch."""
-
-    DELTA = "delta"
-    FACTORS = "factors"
-
-
 def init(
-    adapters: Annotated[list[Path], typer.Argument(help="LoRA directories of PEFT or diffusers, of any ranks, or folders that hold some; each becomes the task of its folder's name.", exists=True, file_okay=False)],
+    ctx: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make: subspace.safetensors, and a file per task in tasks/.")],
+    adapters: Annotated[list[Path] | None, typer.Argument(help="LoRA directories of PEFT or diffusers, of any ranks, or folders that hold some; each becomes the task of its folder's name.", exists=True, file_okay=False, show_default=False)] = None,
+    collection: Annotated[str | None, typer.Option("--collection", help="Adapters of a model hub besides: a TOML file that names them, or lots-of-loras or text-to-image.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first so many of the collection, by their names.")] = None,
     num_factors: Annotated[int, typer.Option("--num-factors", "-k", min=1, help="Principal factors of each side.")] = 32,
     energy: Annotated[float | None, typer.Option("--energy", help="Keep fewer where that explains this share of the energy, 0 to 1.")] = None,
     metric: Annotated[MetricChoice, typer.Option("--metric", help="What is kept best: the weight changes, dW, or the factors.")] = MetricChoice.DELTA,
     oversample: Annotated[int | None, typer.Option("--oversample", min=0, help="Columns kept beyond, for the sake of what is merged later. [default: as many as --num-factors]")] = None,
     max_bytes: Annotated[int | None, typer.Option("--max-bytes", min=1, help="Bytes of all bases together: each side gets as many factors as explain most in them, of its --num-factors and --oversample columns.")] = None,
     augment: Annotated[int, typer.Option("--augment", min=0, help="Random directions added to each side, for learning by coefficients only from few adapters; without the columns of --oversample.")] = 0,
+    hold_out: Annotated[int, typer.Option("--hold-out", min=0, help="The last so many adapters have no say in the bases: what these, and as many random directions, say of them tells whether adapters share any.")] = 0,
     same_base: Annotated[bool, typer.Option("--same-base", help="Adapters that name different base models belong to one all the same.")] = False,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="Leave out, and tell, what cannot be read or has other layers than the first.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -53,23 +58,76 @@ def init(
     Each is read twice, one at a time: to find the bases, and to say it in them. The folder is
     there whole or not at all. `share-dist inspect` shows what is in its files; in
     Python, load_subspace and load_task read them.
+
+    Adapters of a hub are fetched into its cache first, whose place and access are those of
+    huggingface_hub; what the collection says of options holds where the command line is silent.
     """
+    _require_free(output)
+    folders = find_adapters(adapters or [])
+    options = InitOptions(num_factors=num_factors, energy=energy, metric=metric, oversample=oversample, max_bytes=max_bytes, augment=augment, hold_out=hold_out, same_base=same_base, skip_unfit=skip_unfit)  # fmt: skip
+    if collection is not None:
+        found = read_collection(collection)
+        options = _with_defaults(options, found.init, ctx)
+        add_adapters(folders, fetch_collection(found, limit, _reporter(as_json=as_json)))
+    elif limit is not None:
+        raise ConfigError("--limit is of a --collection: give one", key="limit")
+    _require_some(folders, options.hold_out)
+    _make(output, folders, options, as_json=as_json)
+
+
+def _with_defaults(asked: InitOptions, said: InitOptions, ctx: typer.Context) -> InitOptions:
+    """What the command line says, else what the collection says."""
+    silent = {
+        name: getattr(said, name)
+        for name in said.model_fields_set
+        if getattr(ctx.get_parameter_source(name), "name", "") != "COMMANDLINE"
+    }
+    return asked.model_copy(update=silent)
+
+
+def _make(
+    output: Path, folders: Mapping[str, Path], options: InitOptions, *, as_json: bool
+) -> None:
     from share_dist.core.allocation import within_bytes
     from share_dist.core.many import subspace_from_many
 
-    folders = _folders(adapters)
-    _require_free(output)
-    reader = _Reader(folders, same_base=same_base)
-    named = ((name, adapter.factors) for name, adapter in _told(reader, "reading", as_json=as_json))
-    subspace = subspace_from_many(named, num_factors, energy, metric.value, oversample=oversample)
-    if max_bytes is not None:
-        subspace = within_bytes(subspace, max_bytes)
-    subspace = _augmented(subspace, augment)
+    held_out = list(folders)[len(folders) - options.hold_out :]
+    reader = AdapterReader(folders, same_base=options.same_base, skips=options.skip_unfit)
+    merged = [name for name in folders if name not in held_out]
+    named = ((name, adapter.factors) for name, adapter in _told(reader, merged, "reading", as_json=as_json))  # fmt: skip
+    subspace = subspace_from_many(named, options.num_factors, options.energy, options.metric.value, oversample=options.oversample)  # fmt: skip
+    if options.max_bytes is not None:
+        subspace = within_bytes(subspace, options.max_bytes)
+    subspace = _augmented(subspace, options.augment)
+    control = _control(subspace) if held_out else None
+    said = []
     with writing(output), _made_whole(output) as unfinished:
-        told = _told(reader, "writing", as_json=as_json)
-        errors = {name: _write_task(unfinished, subspace, name, each) for name, each in told}
+        for name, adapter in _told(reader, list(folders), "writing", as_json=as_json):
+            error = _write_task(unfinished, subspace, name, adapter)
+            random = _error_in(control, adapter) if control and name in held_out else None
+            said.append(_Said(name, folders[name], error, name in held_out, random))
         _write_subspace(unfinished, subspace)
-    _show(output, subspace, errors, as_json=as_json)
+    _show(output, subspace, said, reader.left_out, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """
+    One adapter in the subspace.
+
+    Args:
+        task: Its name.
+        path: Its folder.
+        error: What is lost of its ``dW``, relative to it.
+        held_out: Whether it had no say in the bases.
+        random_error: What is lost of it in as many random directions; None where it had a say.
+    """
+
+    task: str
+    path: Path
+    error: float
+    held_out: bool
+    random_error: float | None
 
 
 def _augmented(subspace: "Subspace", num_random: int) -> "Subspace":
@@ -79,114 +137,39 @@ def _augmented(subspace: "Subspace", num_random: int) -> "Subspace":
 
     if not num_random:
         return subspace
-    return augment(subspace, num_random, torch.Generator().manual_seed(AUGMENT_SEED))
+    return augment(subspace, num_random, torch.Generator().manual_seed(RANDOM_SEED))
 
 
-class _Reader:
-    """
-    Reads adapters one at a time, as often as wanted, and lets none pass that does not fit the first.
+def _control(subspace: "Subspace") -> "Subspace":
+    """Random directions, on every side as many as there."""
+    from share_dist.core.subspace import random_subspace
+    from share_dist.core.values import LayerSubspace
 
-    Args:
-        folders: Task -> PEFT directory.
-        same_base: Different names of base models are no error.
-    """
-
-    def __init__(self, folders: Mapping[str, Path], *, same_base: bool) -> None:
-        self._folders = folders
-        self._same_base = same_base
-
-    def __len__(self) -> int:
-        return len(self._folders)
-
-    def __iter__(self) -> "Iterator[tuple[str, LoraAdapter]]":
-        """
-        Yield name and adapter.
-
-        Raises:
-            AdapterFormatError: A folder cannot be read.
-            NotFinite: A tensor holds NaN or infinity; names the folder.
-            ShapeMismatch: Layers or their features are not those of the first; names the folder.
-            ConfigError: It belongs to another base model.
-        """
-        from share_dist.commands.base_model import rename_layers
-        from share_dist.core.subspace import check_layers
-        from share_dist.core.values import Subspace
-
-        empty: Subspace | None = None
-        base: tuple[str, Path] | None = None
-        for name, folder in self._folders.items():
-            with _naming(folder):
-                adapter = _load(folder)
-                if empty is None:
-                    empty = Subspace.empty({layer: pair.shape for layer, pair in adapter.factors.items()})  # fmt: skip
-                adapter = rename_layers(adapter, empty.layers)
-                check_layers(empty, adapter.factors)
-            found = adapter.metadata.get("base_model")
-            base = base or ((found, folder) if found else None)
-            if found and base and not self._same_base:
-                _require_base(base, (found, folder))
-            yield name, adapter
-
-
-def _load(folder: Path) -> "LoraAdapter":
-    from share_dist.adapters import load_lora
-
-    return load_lora(folder)
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Say of which folder an error is that knows layers only."""
-    try:
-        yield
-    except (NotFinite, ShapeMismatch) as error:
-        raise type(error)(f"{folder}: {error.message}", **error.details) from error
-
-
-def _require_base(first: tuple[str, Path], found: tuple[str, Path]) -> None:
-    if first[0] != found[0]:
-        raise ConfigError(
-            f"{first[1]} was trained on {first[0]!r}, {found[1]} on {found[0]!r}: adapters of one "
-            "subspace share one base model; leave one out, or say --same-base if it is one "
-            "model under two names",
-            key="adapters",
+    control = random_subspace(subspace.shapes, subspace.num_factors, RANDOM_SEED)
+    layers = {
+        name: LayerSubspace(
+            *(replace(layer[side], num_factors=basis.num_factors) for side, basis in subspace.layers[name])
         )
+        for name, layer in control.layers.items()
+    }  # fmt: skip
+    return replace(control, layers=layers)
 
 
-def _folders(given: Sequence[Path]) -> dict[str, Path]:
-    """
-    Find the PEFT directories that are meant: task -> folder, in the order given, sorted within one.
+def _error_in(subspace: "Subspace", adapter: "LoraAdapter") -> float:
+    from share_dist.core.many import delta_error
+    from share_dist.core.subspace import project, reconstruct
 
-    Raises:
-        ConfigError: A folder holds none, or two would become one task.
-    """
-    folders: dict[str, Path] = {}
-    for path in given:
-        for found in _within(path):
-            name = found.resolve().name
-            if name in folders:
-                raise ConfigError(
-                    f"{folders[name]} and {found} would both become the task {name!r}: rename one",
-                    key="adapters",
-                )
-            folders[name] = found
-    return folders
+    return delta_error(adapter.factors, reconstruct(subspace, project(subspace, adapter.factors)))
 
 
-def _within(path: Path) -> list[Path]:
-    from share_dist.adapters.diffusers_lora import WEIGHTS_FILE
-    from share_dist.adapters.lora import CONFIG_FILE, is_lora
-
-    if is_lora(path):
-        return [path]
-    found = sorted(each for each in path.iterdir() if is_lora(each))
-    if not found:
+def _require_some(folders: Mapping[str, Path], hold_out: int) -> None:
+    if not folders:
+        raise ConfigError("no adapters: give directories, or a --collection", key="adapters")
+    if len(folders) <= hold_out:
         raise ConfigError(
-            f"{path} holds no adapters: neither it nor a folder in it has an {CONFIG_FILE} "
-            f"or a {WEIGHTS_FILE}; give directories that PEFT or diffusers wrote, or a folder of such directories",
-            key="adapters",
+            f"--hold-out {hold_out} leaves none of {len(folders)} adapters to make a subspace of: hold out fewer",
+            key="hold_out",
         )
-    return found
 
 
 def _require_free(output: Path) -> None:
@@ -220,28 +203,35 @@ def _write_subspace(folder: Path, subspace: "Subspace") -> None:
 def _write_task(folder: Path, subspace: "Subspace", name: str, adapter: "LoraAdapter") -> float:
     """Write what an adapter says in a subspace; return the relative error of its ``dW``."""
     from share_dist.adapters import save_task
-    from share_dist.core.many import delta_error
-    from share_dist.core.subspace import project, reconstruct
+    from share_dist.core.subspace import project
     from share_dist.core.values import Head
 
-    coefficients = project(subspace, adapter.factors)
     path = folder / TASK_FOLDER / f"{name}.safetensors"
-    save_task(path, coefficients, Head(tensors=adapter.head))
-    return delta_error(adapter.factors, reconstruct(subspace, coefficients))
+    save_task(path, project(subspace, adapter.factors), Head(tensors=adapter.head))
+    return _error_in(subspace, adapter)
 
 
-def _told(reader: _Reader, what: str, *, as_json: bool) -> "Iterator[tuple[str, LoraAdapter]]":
-    """Go through the adapters, and tell a person who waits how far."""
+def _reporter(*, as_json: bool) -> Callable[[str], None]:
+    """Tell a person who waits, in sentences."""
     if as_json or not sys.stderr.isatty():
-        yield from reader
+        return lambda _: None
+    return lambda said: typer.echo(said, err=True)
+
+
+def _told(
+    reader: AdapterReader, names: Sequence[str], what: str, *, as_json: bool
+) -> "Iterator[tuple[str, LoraAdapter]]":
+    """Go through adapters, and tell a person who waits how far."""
+    if as_json or not sys.stderr.isatty():
+        yield from reader.read(names)
         return
     console = Console(stderr=True)
-    yield from track(reader, f"{what} {len(reader)} adapters", console=console, transient=True)
+    yield from track(reader.read(names), f"{what} {len(names)} adapters", total=len(names), console=console, transient=True)  # fmt: skip
 
 
 def _show(
-    output: Path, subspace: "Subspace", errors: Mapping[str, float], *, as_json: bool
-) -> None:
+    output: Path, subspace: "Subspace", said: Sequence[_Said], left_out: Mapping[str, str], *, as_json: bool
+) -> None:  # fmt: skip
     sizes = [path.stat().st_size for path in output.rglob("*.safetensors")]
     found = {
         "path": output,
@@ -249,16 +239,28 @@ def _show(
         "version": subspace.version,
         "num_factors": subspace.num_factors,
         "num_layers": len(subspace.layers),
-        "tasks": [{"task": name, "error": error} for name, error in errors.items()],
+        "tasks": said,
+        "left_out": [{"task": name, "why": why} for name, why in left_out.items()],
     }
-    worst = max(errors, key=lambda name: errors[name])
-    mean = sum(errors.values()) / len(errors)
-    lines = [
-        ("adapters", len(errors)),
+    merged, held_out = ([each for each in said if each.held_out is is_held] for is_held in (False, True))  # fmt: skip
+    worst = max(merged, key=lambda each: each.error)
+    lines: list[tuple[str, float | str]] = [
+        ("adapters", len(said)),
         ("layers", len(subspace.layers)),
         ("principal factors", subspace.num_factors),
         ("bytes", sum(sizes)),
-        ("relative error of dW, mean", mean),
-        (f"the same, worst ({worst})", errors[worst]),
+        ("relative error of dW, mean", _mean([each.error for each in merged])),
+        (f"the same, worst ({worst.task})", worst.error),
     ]
+    if held_out:
+        random = [each.random_error for each in held_out if each.random_error is not None]
+        lines += [
+            (f"the same of {len(held_out)} held out, mean", _mean([each.error for each in held_out])),
+            ("the same in as many random directions", _mean(random)),
+        ]  # fmt: skip
+    lines += [(f"left out: {name}", why) for name, why in left_out.items()]
     show(found, as_json=as_json, table=lambda: rows(f"{output}: a subspace", ("", ""), lines))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,6 +1,6 @@
 """Factors to a basis and back: initialise, project, reconstruct."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from share_dist.core.values import (
     Factors,
     LayerCoefficients,
     LayerFactors,
+    LayerShape,
     LayerSubspace,
     LayerUpdate,
     Metric,
@@ -169,6 +170,38 @@ def augment(subspace: Subspace, num_random: int, generator: torch.Generator) -> 
         for name, layer in subspace.layers.items()
     }
     return replace(subspace, layers=layers, digest="")
+
+
+def random_subspace(shapes: Mapping[str, LayerShape], num_factors: int, seed: int) -> Subspace:
+    """
+    Make a subspace whose directions are random: what is said in it tells how much size alone explains.
+
+    Args:
+        shapes: Its layers.
+        num_factors: ``k`` of each side; of a side with fewer features, all of them.
+        seed: Decides which directions.
+
+    Returns:
+        Version 0, orthonormal; its energies are all one, and mean nothing.
+
+    Examples:
+        >>> subspace = random_subspace({"q": LayerShape(4, 2)}, num_factors=3, seed=0)
+        >>> [basis.num_factors for _, basis in subspace.layers["q"]]
+        [3, 2]
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def basis(features: int) -> Basis:
+        size = min(num_factors, features)
+        vectors = propose_temporary(torch.zeros(features, 0), size, generator)
+        return Basis(vectors, torch.ones(size, dtype=torch.float64), size)
+
+    return Subspace(
+        {
+            name: LayerSubspace(basis(shape.in_features), basis(shape.out_features))
+            for name, shape in shapes.items()
+        }
+    )
 
 
 def update_from_factors(

@@ -14,8 +14,7 @@ from share_dist.adapters import InjectedModel, LoraAdapter, inject, lora_start
 from share_dist.adapters.lora import KEY_PREFIX
 from share_dist.core.gradient import alignment
 from share_dist.core.subspace import project, reconstruct
-from share_dist.core.temporary import propose_temporary
-from share_dist.core.values import Basis, Coefficients, LayerShape, LayerSubspace, Subspace
+from share_dist.core.values import Coefficients, Subspace
 from worker.beginning import FirstGradients, starting_gradients
 from worker.bench.methods import LORA_RANK, Method
 from worker.optimizer import Trainee
@@ -207,23 +206,3 @@ def inside(lesson: Lesson, model: nn.Module) -> Lesson:
 
 def _at(parameters: Mapping[str, nn.Parameter], rate: float) -> Trainee:
     return Trainee(parameters, dict.fromkeys(parameters, rate))
-
-
-def random_subspace(shapes: Mapping[str, LayerShape], num_factors: int, seed: int) -> Subspace:
-    """A subspace of these layers whose directions are random; of a side with fewer features, all of them."""
-    generator = torch.Generator().manual_seed(seed)
-    return Subspace(
-        {
-            name: LayerSubspace(
-                _random(shape.in_features, num_factors, generator),
-                _random(shape.out_features, num_factors, generator),
-            )
-            for name, shape in shapes.items()
-        }
-    )
-
-
-def _random(features: int, num_factors: int, generator: torch.Generator) -> Basis:
-    size = min(num_factors, features)
-    vectors = propose_temporary(torch.zeros(features, 0), size, generator)
-    return Basis(vectors, torch.ones(size, dtype=torch.float64), size)

@@ -10,12 +10,13 @@ from torch import nn
 
 from share_dist.adapters import LoraAdapter, load_lora, subspace_from_adapters
 from share_dist.adapters.cold import gather_moments, subspace_of_inputs, subspace_of_weights
+from share_dist.core.subspace import random_subspace
 from share_dist.core.values import Head, Subspace
 from share_dist.wire.precision import task_from_precision, task_to_precision
 from share_dist.wire.records import Precision
 from share_dist.wire.tensors import tensors_from_bytes
 from worker.backbone import Backbone
-from worker.bench.adapting import FLOAT_BYTES, TASK, Adapted, adapted_by, random_subspace
+from worker.bench.adapting import FLOAT_BYTES, TASK, Adapted, adapted_by
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.memory import forget_peak, peak_mib
 from worker.bench.methods import METHODS, Method

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from share_dist.adapters import LoraAdapter, inject, load_lora, subspace_from_adapters
-from share_dist.core.subspace import project
+from share_dist.core.subspace import project, random_subspace
 from share_dist.core.values import LayerFactors, Subspace
 from share_dist.errors import TrainingDiverged, WorkerError
 from tests.worker.bench.layers import applied, layers_of
 from worker.backbone import load_backbone
 from worker.beginning import FirstGradients
-from worker.bench.adapting import adapted_by, by_peft, random_subspace
+from worker.bench.adapting import adapted_by, by_peft
 from worker.bench.cell import Cell, CellFolder, Work
 from worker.bench.keepers import ADAPTER
 from worker.bench.methods import METHODS

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from share_dist.adapters import inject
-from share_dist.core.subspace import project
+from share_dist.core.subspace import project, random_subspace
 from share_dist.core.values import LayerFactors
 from tests.worker import toys
 from worker.backbone import load_backbone
-from worker.bench.adapting import random_subspace
 from worker.bench.cell import Cell, CellFolder
 from worker.bench.runner import lesson_of
 from worker.bench.task_cells import TaskCells
