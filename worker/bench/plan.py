@@ -60,22 +60,34 @@ class Plan:
             return None
         return Cell(method, seed, task_id, rate, rows)
 
+    def searched(self, method: Method) -> dict[float, float | None]:
+        """
+        What the search for a learning rate has found.
+
+        Returns:
+            Rate -> mean validation score, None where training diverged; empty before all are computed, and where there is
+            nothing to search.
+        """
+        found: dict[float, float | None] = {}
+        for rate in method.rates if len(method.rates) > 1 else ():
+            runs = [self._folder.load(each) for each in self._search(method, rate)]
+            ended = [each for each in runs if each is not None]
+            if len(ended) < len(runs):
+                return {}
+            has_diverged = any("diverged" in each for each in ended)
+            found[rate] = None if has_diverged else fmean(each["validation"] for each in ended)
+        return found
+
     def _best_rate(self, method: Method) -> float | None:
         """The rate of the best mean validation score; None: not all are computed yet."""
-        means: dict[float, float] = {}
-        for rate in method.rates:
-            found = [self._folder.load(each) for each in self._search(method, rate)]
-            if None in found:
-                return None
-            ended = [each for each in found if each is not None and "diverged" not in each]
-            if len(ended) == len(found):
-                means[rate] = fmean(each["validation"] for each in ended)
-        if not means:
+        found = self.searched(method)
+        means = {rate: mean for rate, mean in found.items() if mean is not None}
+        if found and not means:
             raise WorkerError(
                 f"{method.name}: training diverged with each of the learning rates "
                 f"{', '.join(f'{each:g}' for each in method.rates)}: lower the method's rates"
             )
-        return max(means, key=means.__getitem__)
+        return max(means, key=means.__getitem__, default=None)
 
     @property
     def _methods(self) -> list[Method]:

@@ -50,6 +50,7 @@ def tables(summary: Summary) -> dict[str, Rows]:
         f"from {summary['few_rows']} rows": task_rows(summary, summary["few"]),
         f"gain from {summary['few_rows']} rows": gain_rows(summary),
         f"{score} after so many steps, mean of {summary['seeds']} seeds": step_rows(summary),
+        "learning rates searched: mean validation score of one seed": rate_rows(summary),
     }
     return {title: rows for title, rows in made.items() if rows[1]}
 
@@ -286,6 +287,23 @@ def step_rows(summary: Summary) -> Rows:
         for name, each in found.items()
     ]
     return ["method", *steps], lines
+
+
+def rate_rows(summary: Summary) -> Rows:
+    """A line for each method whose learning rate was searched: the best, and what each of them came to."""
+    found = summary["searched"]
+    rates = sorted({rate for each in found.values() for rate in each}, key=float)
+    lines = []
+    for name, means in found.items():
+        best = max((rate for rate in means if means[rate] is not None), key=means.__getitem__)
+        lines.append([name, best, *(_searched(means, rate) for rate in rates)])
+    return ["method", "best", *rates], lines
+
+
+def _searched(means: Mapping[str, float | None], rate: str) -> str:
+    if rate in means and means[rate] is None:
+        return "diverged"
+    return _number(means.get(rate), ".4f")
 
 
 def render(summary: Summary) -> str:

@@ -33,7 +33,7 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
         ``methods``: per method means over tasks with their deviation over seeds, all scores, rates, bytes, time;
         ``metrics``: by which score each task is compared;
         ``few``: the same from few rows; ``after_steps``: method -> number of steps -> mean score by seed; ``bytes``: of a task, and in all by number of tasks;
-        ``comparisons``: seed by seed; ``missing``: how many cells have no outcome.
+        ``searched``: method -> learning rate -> mean validation score, None where training diverged; ``comparisons``: seed by seed; ``missing``: how many cells have no outcome.
     """
     plan = Plan(suite, folder)
     done, total = plan.count()
@@ -62,6 +62,11 @@ def summarise(suite: Suite, folder: CellFolder) -> dict[str, Any]:
             if suite.has_curve(each)
         },
         "bytes": _bytes(suite, methods),
+        "searched": {
+            each.name: {f"{rate:g}": mean for rate, mean in found.items()}
+            for each in map(suite.method, suite.settings.methods)
+            if (found := plan.searched(each))
+        },
         "comparisons": _comparisons(methods, few, suite.settings.seeds),
         "missing": total - done,
     }  # fmt: skip
@@ -331,7 +336,7 @@ def _comparisons(
     What methods have of others, seed by seed, where all seeds are computed.
 
     Returns:
-        ``of_lora``: method -> mean accuracy as a share of own LoRAs'; ``less_share``: method of workers at once -> mean accuracy less that of ``share``;
+        ``of_lora``: method -> mean score as a share of own LoRAs', where these are above zero; ``less_share``: method of workers at once -> mean accuracy less that of ``share``;
         ``few_over_lora`` and ``few_over_random``: method -> gain from few rows.
     """
 
@@ -349,8 +354,11 @@ def _comparisons(
         return {name: each for name, each in known.items() if each is not None}
 
     lora = methods.get("lora", {})
+    pairs = {name: paired(each, lora) for name, each in methods.items()}
     ratios = {
-        name: [one / other for one, other in paired(each, lora)] for name, each in methods.items()
+        # a share of nothing, or of a negative correlation, would say nothing
+        name: [one / other for one, other in each] if all(other > 0 for _, other in each) else []
+        for name, each in pairs.items()
     }
     return {
         "of_lora": {name: spread(each) for name, each in ratios.items() if each},

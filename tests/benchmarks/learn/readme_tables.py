@@ -115,8 +115,8 @@ def _bytes(summary: Summary, name: str, precision: str | None, share: float) -> 
     settled, lora = summary["methods"].get(name), summary["bytes"]["tasks"].get("lora")
     if not settled or not settled["by_seed"] or lora is None:
         return None
-    reference = summary["comparisons"]["of_lora"][name]
-    lora_mean = sum(summary["methods"]["lora"]["by_seed"]) / len(reference["by_seed"])
+    loras = summary["methods"]["lora"]["by_seed"]
+    lora_mean = sum(loras) / len(loras)
     if precision is None:
         sent, scores = settled["adapter_bytes"], settled["by_seed"]
     elif precision in settled["in_fewer_bits"]:

@@ -119,6 +119,28 @@ def test_fewer_bits_are_compared_with_fp32_seed_by_seed(make_suite, tmp_path):
     assert line[:4] == ["eigenlorax", "int4", "50", "0.1250"]
 
 
+def test_what_a_search_has_found_is_told(make_suite, tmp_path):
+    """The mean over the search's tasks at each rate and the best of them; a rate that diverged has none, and an unfinished search no line."""
+    suite = make_suite("frozen", "lora", "eigenlorax", "share")
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    for name in ("frozen", "lora", "eigenlorax"):
+        fill(suite, folder, name)
+    first, second, third, last = METHODS["lora"].rates
+    for at, task_id in enumerate(suite.search_tasks):
+        cell = Cell("lora", SEARCH_SEED, task_id, second)
+        folder.save(cell, {**folder.load(cell), "validation": 0.5 + at})
+    folder.save(Cell("lora", SEARCH_SEED, suite.search_tasks[0], last), {"diverged": "early"})
+    folder.path(Cell("eigenlorax", SEARCH_SEED, suite.search_tasks[0], 0.02)).unlink()
+    summary = summarise(suite, CellFolder(tmp_path / "bench", lesson_of(suite)))
+    mean = 0.5 + (len(suite.search_tasks) - 1) / 2
+    of_lora = {f"{first:g}": 0.0, f"{second:g}": mean, f"{third:g}": -2.0, f"{last:g}": None}
+    assert summary["searched"] == {"lora": of_lora}
+    titled = "learning rates searched: mean validation score of one seed"
+    headings, (line,) = tables(summary)[titled]
+    assert headings == ["method", "best", *of_lora]
+    assert line == ["lora", f"{second:g}", "0.0000", f"{mean:.4f}", "-2.0000", "diverged"]
+
+
 def test_a_method_that_lacks_a_seed_has_no_mean_yet(filled, tmp_path):
     """A mean over some tasks only would compare with nothing: it is left out, and told as missing."""
     suite, folder = filled
@@ -222,6 +244,19 @@ def test_the_share_of_a_lora_has_its_spread_over_seeds(filled):
     line = next(iter(tables(summary).values()))[1][0]
     assert line[2] == f"{found['mean']:.3f} ± {found['deviation']:.3f}"
     assert line[-1] == "100"
+
+
+def test_a_share_of_a_lora_that_has_learnt_nothing_is_not_told(make_suite, tmp_path):
+    """Where LoRAs score zero or less on the mean, as a correlation may, there is nothing to be a share of; all else is told."""
+    suite = make_suite("lora", "frozen")
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    fill(suite, folder, "lora", gain=-0.8)
+    fill(suite, folder, "frozen")
+    summary = summarise(suite, folder)
+    assert summary["comparisons"]["of_lora"] == {}
+    lines = tables(summary)["accuracy and cost, mean of 2 seeds"][1]
+    assert [line[2] for line in lines] == ["-", "-"]
+    assert render(summary)
 
 
 def test_workers_at_once_are_compared_seed_by_seed(make_suite, tmp_path):
