@@ -134,7 +134,7 @@ _OSF_CONFIG = Peft("OSFConfig", {}, has_layers=False)
 
 _LORA = "LoRA, arXiv 2106.09685"
 _LORA_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
-_STREAM_RATES = (5e-4, 1e-3, 2e-3, 5e-3)
+_STREAM_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 _COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 _RANDOM_RATES = (*_COEFFICIENT_RATES, 1e-1)
 _BROAD_RATES = (1e-2, 2e-2, 5e-2, 1e-1)
