@@ -96,7 +96,14 @@ STREAMS = {
         8,
     ),
     "Lots-of-LoRAs, Mistral-7B": Shapes(
-        mistral, _of_words, ["q_proj", "v_proj"], {(4096, 4096), (4096, 1024)}, 2, 16, 64, 16
+        mistral,
+        _of_words,
+        ["q_proj", "k_proj", "v_proj"],
+        {(4096, 4096), (4096, 1024)},
+        3,
+        16,
+        64,
+        16,
     ),
     "text-to-image, SDXL": Shapes(
         TextToImage,
