@@ -290,13 +290,17 @@ def step_rows(summary: Summary) -> Rows:
 
 
 def rate_rows(summary: Summary) -> Rows:
-    """A line for each method whose learning rate was searched: the best, and what each of them came to."""
+    """A line for each method whose learning rate was searched: the best, marked where it is the least or the largest that was tried, and what each came to."""
     found = summary["searched"]
     rates = sorted({rate for each in found.values() for rate in each}, key=float)
     lines = []
     for name, means in found.items():
         best = max((rate for rate in means if means[rate] is not None), key=means.__getitem__)
-        lines.append([name, best, *(_searched(means, rate) for rate in rates)])
+        tried = sorted(means, key=float)
+        is_at_end = best in {tried[0], tried[-1]}
+        lines.append(
+            [name, best + " (end)" * is_at_end, *(_searched(means, rate) for rate in rates)]
+        )
     return ["method", "best", *rates], lines
 
 

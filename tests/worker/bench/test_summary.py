@@ -120,10 +120,10 @@ def test_fewer_bits_are_compared_with_fp32_seed_by_seed(make_suite, tmp_path):
 
 
 def test_what_a_search_has_found_is_told(make_suite, tmp_path):
-    """The mean over the search's tasks at each rate and the best of them; a rate that diverged has none, and an unfinished search no line."""
-    suite = make_suite("frozen", "lora", "eigenlorax", "share")
+    """The mean over the search's tasks at each rate and the best of them; a rate that diverged has none, and an unfinished search no line. A best rate at the end of those tried is marked."""
+    suite = make_suite("frozen", "lora", "vera", "eigenlorax", "share")
     folder = CellFolder(tmp_path / "bench", lesson_of(suite))
-    for name in ("frozen", "lora", "eigenlorax"):
+    for name in ("frozen", "lora", "eigenlorax", "vera"):
         fill(suite, folder, name)
     first, second, third, last = METHODS["lora"].rates
     for at, task_id in enumerate(suite.search_tasks):
@@ -134,11 +134,15 @@ def test_what_a_search_has_found_is_told(make_suite, tmp_path):
     summary = summarise(suite, CellFolder(tmp_path / "bench", lesson_of(suite)))
     mean = 0.5 + (len(suite.search_tasks) - 1) / 2
     of_lora = {f"{first:g}": 0.0, f"{second:g}": mean, f"{third:g}": -2.0, f"{last:g}": None}
-    assert summary["searched"] == {"lora": of_lora}
+    assert summary["searched"].keys() == {"lora", "vera"}
+    assert summary["searched"]["lora"] == of_lora
     titled = "learning rates searched: mean validation score of one seed"
-    headings, (line,) = tables(summary)[titled]
-    assert headings == ["method", "best", *of_lora]
-    assert line == ["lora", f"{second:g}", "0.0000", f"{mean:.4f}", "-2.0000", "diverged"]
+    headings, (line, of_vera) = tables(summary)[titled]
+    assert headings[:2] == ["method", "best"]
+    told = dict(zip(headings, line, strict=True))
+    assert told["best"] == f"{second:g}"
+    assert [told[rate] for rate in of_lora] == ["0.0000", f"{mean:.4f}", "-2.0000", "diverged"]
+    assert of_vera[1] == f"{METHODS['vera'].rates[0]:g} (end)"
 
 
 def test_a_method_that_lacks_a_seed_has_no_mean_yet(filled, tmp_path):
