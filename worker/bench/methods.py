@@ -141,8 +141,8 @@ _BROAD_RATES = (1e-2, 2e-2, 5e-2, 1e-1)
 _SHARE_RATES = (2e-2, 3e-2, 5e-2)
 
 
-def _variant_of_share(name: str, about: str, start: Start = "gradient", **training: Any) -> Method:
-    return Method(name, about, "stream", rates_of="share", start=start, training=training)
+def _variant_of_share(name: str, about: str, **training: Any) -> Method:
+    return Method(name, about, "stream", rates_of="share", start="gradient", training=training)
 
 
 METHODS = {
@@ -321,9 +321,12 @@ METHODS = {
             source="Share, arXiv 2602.06043",
             start="gradient",
         ),
-        _variant_of_share(
+        Method(
             "share-random",
             "the same, each task's coefficients and temporary factors started at random, as in the paper",
+            "stream",
+            _SHARE_RATES,
+            source="Share, arXiv 2602.06043",
             start="random",
         ),
         _variant_of_share(
