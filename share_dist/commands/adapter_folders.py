@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from share_dist.errors import AdapterFormatError, ConfigError, NotFinite, ShapeMismatch
+from share_dist.errors import ConfigError, NotFinite, ShapeMismatch, SubspaceError, UpdateRefused
 
 if TYPE_CHECKING:
     from share_dist.adapters import LoraAdapter
@@ -17,7 +18,7 @@ class AdapterReader:
     Reads adapters one at a time, as often as wanted, and lets none pass that does not fit the first.
 
     Args:
-        folders: Task -> directory.
+        folders: Task -> directory; the first that can be read says which layers there are.
         same_base: Different names of base models are no error.
         skips: Leaves out what does not fit, and goes on.
 
@@ -26,7 +27,7 @@ class AdapterReader:
     """
 
     def __init__(self, folders: Mapping[str, Path], *, same_base: bool, skips: bool) -> None:
-        self._folders = folders
+        self.folders = folders
         self._same_base = same_base
         self._skips = skips
         self._empty: Subspace | None = None
@@ -44,19 +45,50 @@ class AdapterReader:
             AdapterFormatError: A folder cannot be read.
             NotFinite: A tensor holds NaN or infinity; names the folder.
             ShapeMismatch: Layers or their features are not those of the first; names the folder.
+            UpdateRefused: It changes nothing in some layer; names the folder.
             ConfigError: It belongs to another base model.
         """
         for name in names:
             if name in self.left_out:
                 continue
             try:
-                adapter = self._read(self._folders[name])
-            except (AdapterFormatError, NotFinite, ShapeMismatch, ConfigError) as error:
+                adapter = self._read(self.folders[name])
+            except (SubspaceError, ConfigError) as error:
                 if not self._skips:
                     raise
                 self.left_out[name] = error.message
             else:
                 yield name, adapter
+
+    def last_that_fit(self, count: int) -> list[str]:
+        """
+        The last so many that fit the first of all; fewer where no more do.
+
+        Raises:
+            SubspaceError: As `read`.
+            ConfigError: As `read`.
+        """
+        if not count:
+            return []
+        first = next((name for name, _ in self.read(list(self.folders))), None)
+        others = [name for name in reversed(list(self.folders)) if name != first]
+        return list(islice((name for name, _ in self.read(others)), count))
+
+    def require_most_fit(self) -> None:
+        """
+        Refuse to go on with fewer adapters than are left out: then the first is the odd one, or the hub's door is shut.
+
+        Raises:
+            ConfigError: It is so; names what was left out last.
+        """
+        count = len(self.folders.keys() | self.left_out.keys())
+        if 2 * len(self.left_out) > count:
+            name, why = next(reversed(self.left_out.items()))
+            raise ConfigError(
+                f"{len(self.left_out)} of {count} adapters were left out, such as {name} ({why}): the first that can "
+                "be read says which layers all have, so put another first, or leave those out yourself",
+                key="adapters",
+            )
 
     def _read(self, folder: Path) -> "LoraAdapter":
         from share_dist.commands.base_model import rename_layers
@@ -68,6 +100,7 @@ class AdapterReader:
             empty = self._empty or Subspace.empty({layer: pair.shape for layer, pair in adapter.factors.items()})  # fmt: skip
             adapter = rename_layers(adapter, empty.layers)
             check_layers(empty, adapter.factors)
+            _require_changes(adapter)
         found = adapter.metadata.get("base_model")
         if found and self._base and not self._same_base:
             _require_base(self._base, (found, folder))
@@ -87,8 +120,17 @@ def _naming(folder: Path) -> Iterator[None]:
     """Say of which folder an error is that knows layers only."""
     try:
         yield
-    except (NotFinite, ShapeMismatch) as error:
+    except (NotFinite, ShapeMismatch, UpdateRefused) as error:
         raise type(error)(f"{folder}: {error.message}", **error.details) from error
+
+
+def _require_changes(adapter: "LoraAdapter") -> None:
+    for layer, pair in adapter.factors.items():
+        if not (pair.a.any() and pair.b.any()):
+            raise UpdateRefused(
+                f"the adapter changes nothing in layer {layer!r}: leave it out, or train it there",
+                reason="norm",
+            )
 
 
 def _require_base(first: tuple[str, Path], found: tuple[str, Path]) -> None:
@@ -111,24 +153,14 @@ def find_adapters(given: Sequence[Path]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for path in given:
         for found in _within(path):
-            add_adapters(folders, {found.resolve().name: found})
+            name = found.resolve().name
+            if name in folders:
+                raise ConfigError(
+                    f"{folders[name]} and {found} would both become the task {name!r}: rename one",
+                    key="adapters",
+                )
+            folders[name] = found
     return folders
-
-
-def add_adapters(folders: dict[str, Path], more: Mapping[str, Path]) -> None:
-    """
-    Put more among them.
-
-    Raises:
-        ConfigError: Two would become one task.
-    """
-    for name, found in more.items():
-        if name in folders:
-            raise ConfigError(
-                f"{folders[name]} and {found} would both become the task {name!r}: rename one",
-                key="adapters",
-            )
-        folders[name] = found
 
 
 def _within(path: Path) -> list[Path]:

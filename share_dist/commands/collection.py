@@ -7,6 +7,7 @@ Collections: which adapters of a model hub make one subspace, and how.
     author = "someone"
     name = "mistral-lora-*"     # which of theirs; * stands for anything
     limit = 100                 # the first so many of these names
+    revision = "v1"             # a branch, tag or commit of each; default: the newest
 
     [init]                      # options of `share-dist init`, which its command line may say otherwise
     num_factors = 64
@@ -16,9 +17,12 @@ Those that come with the package are in ``collections/``.
 """
 
 import enum
+import errno
 import fnmatch
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +58,7 @@ class HubAdapters(BaseModel):
         author: A person or an organisation.
         name: Of which repositories, by their names without the author's; ``*`` stands for anything.
         limit: The first so many, in the order of their names.
+        revision: Branch, tag or commit of each; None for the newest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +66,7 @@ class HubAdapters(BaseModel):
     author: Annotated[str, Field(min_length=1)]
     name: Annotated[str, Field(min_length=1)] = "*"
     limit: AtLeastOne | None = None
+    revision: str | None = None
 
 
 class InitOptions(BaseModel):
@@ -69,7 +75,7 @@ class InitOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_factors: AtLeastOne = 32
-    energy: float | None = None
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
     metric: MetricChoice = MetricChoice.DELTA
     oversample: Annotated[int, Field(ge=0)] | None = None
     max_bytes: AtLeastOne | None = None
@@ -125,24 +131,53 @@ def read_collection(name_or_path: str) -> Collection:
         raise ConfigError(f"{path} cannot be used:\n{problems}", key="collection") from error
 
 
-def fetch_collection(
+def list_collection(
     collection: Collection, limit: int | None = None, report: Report = lambda _: None
-) -> dict[str, Path]:
+) -> dict[str, "HubAdapter"]:
     """
-    Fetch the adapters of a collection into the hub's cache; what is there and the newest stays.
+    Ask the hub which adapters a collection means.
+
+    Args:
+        collection: Which.
+        limit: No more than so many, the first by their names.
+        report: Told in a sentence what happens.
+
+    Returns:
+        Repository's name without its author -> what it is, in the order of the names.
+
+    Raises:
+        ConfigError: The hub cannot be reached, refuses, or holds none of a source; or two would have one name.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    report(f"asking {hub.endpoint} for adapters")
+    found: dict[str, HubAdapter] = {}
+    with _asking(hub):
+        for source in collection.hub:
+            for repository in _listed(hub, source):
+                _put(found, HubAdapter(repository, source.revision))
+    return dict(sorted(found.items())[:limit])
+
+
+def fetch_adapters(
+    adapters: Mapping[str, "HubAdapter"], *, skips: bool, report: Report = lambda _: None
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """
+    Fetch adapters into the hub's cache; what is there and the newest stays.
 
     Nothing but the files of adapters is fetched. A fetch that was cut short goes on where it was.
 
     Args:
-        collection: Which.
-        limit: The first so many of all; None for all.
+        adapters: Name -> what is fetched.
+        skips: Goes on where the hub refuses one of them.
         report: Told in a sentence what happens.
 
     Returns:
-        Repository's name without its author -> folder, in the order of the names.
+        Name -> folder, and name -> why the hub refuses it.
 
     Raises:
-        ConfigError: The hub cannot be reached, refuses, or holds none of them; or two would have one name.
+        ConfigError: The hub cannot be reached, or refuses; or there is no room.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -152,28 +187,66 @@ def fetch_collection(
     from share_dist.adapters.lora import CONFIG_FILE, TENSOR_FILE
 
     disable_progress_bars()  # one for each adapter would tell nothing of all
+    hub = HfApi()
+    wanted = [CONFIG_FILE, TENSOR_FILE, WEIGHTS_FILE]
+    folders, refused = {}, {}
+    for at, (name, adapter) in enumerate(adapters.items(), 1):
+        report(f"fetching {adapter.repository}, {at} of {len(adapters)}")
+        with _asking(hub):
+            try:
+                folder = hub.snapshot_download(adapter.repository, revision=adapter.revision, allow_patterns=wanted)  # fmt: skip
+            except HfHubHTTPError as error:
+                if (
+                    not skips
+                    or error.response is None
+                    or error.response.status_code not in _REFUSED
+                ):
+                    raise
+                refused[name] = f"{hub.endpoint} refuses it with {error.response.status_code}"
+            else:
+                folders[name] = Path(folder)
+    return folders, refused
+
+
+_REFUSED = (401, 403, 404)
+
+
+@dataclass(frozen=True)
+class HubAdapter:
+    """
+    One adapter of a hub.
+
+    Args:
+        repository: With its author.
+        revision: Of it; None for the newest.
+    """
+
+    repository: str
+    revision: str | None
+
+
+@contextmanager
+def _asking(hub: "HfApi") -> Iterator[None]:
+    """Say in our words what goes wrong between here and a hub."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
     # the base of all errors of the library that it speaks HTTP by, which is another one in each of its releases
     http_error: Any = HfHubHTTPError.__mro__[1]
-    hub = HfApi()
     try:
-        report(f"asking {hub.endpoint} for adapters")
-        repositories: dict[str, str] = {}
-        for source in collection.hub:
-            for repository in _listed(hub, source):
-                _put(repositories, repository)
-        chosen = sorted(repositories.items())[:limit]
-        folders = {}
-        for at, (name, repository) in enumerate(chosen, 1):
-            report(f"fetching {repository}, {at} of {len(chosen)}")
-            wanted = [CONFIG_FILE, TENSOR_FILE, WEIGHTS_FILE]
-            folders[name] = Path(hub.snapshot_download(repository, allow_patterns=wanted))
+        yield
     except (OSError, http_error) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise ConfigError(
+                f"{constants.HF_HUB_CACHE} has no room for more adapters: free some, or set $HF_HUB_CACHE to a "
+                "folder that has, and ask again; what has been fetched stays",
+                key="collection",
+            ) from error
         raise ConfigError(
             f"{hub.endpoint} gives no adapters ({error}): see to the network, $HF_ENDPOINT, $HF_HUB_OFFLINE and "
             "$HF_TOKEN, and ask again; what has been fetched stays",
             key="collection",
         ) from error
-    return folders
 
 
 def _listed(hub: "HfApi", source: HubAdapters) -> list[str]:
@@ -188,11 +261,11 @@ def _listed(hub: "HfApi", source: HubAdapters) -> list[str]:
     return named[: source.limit]
 
 
-def _put(repositories: dict[str, str], repository: str) -> None:
-    name = repository.rpartition("/")[2]
-    other = repositories.setdefault(name, repository)
-    if other != repository:
+def _put(found: dict[str, HubAdapter], adapter: HubAdapter) -> None:
+    name = adapter.repository.rpartition("/")[2]
+    other = found.setdefault(name, adapter)
+    if other.repository != adapter.repository:
         raise ConfigError(
-            f"{other} and {repository} would both become the task {name!r}: narrow the name of one [[hub]]",
+            f"{other.repository} and {adapter.repository} would both become the task {name!r}: narrow the name of one [[hub]]",
             key="collection",
         )

@@ -13,11 +13,13 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from share_dist.commands.adapter_folders import AdapterReader, add_adapters, find_adapters
+from share_dist.commands.adapter_folders import AdapterReader, find_adapters
 from share_dist.commands.collection import (
+    HubAdapter,
     InitOptions,
     MetricChoice,
-    fetch_collection,
+    fetch_adapters,
+    list_collection,
     read_collection,
 )
 from share_dist.commands.console import JsonOption, rows, show, writing
@@ -40,7 +42,7 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make: subspace.safetensors, and a file per task in tasks/.")],
     adapters: Annotated[list[Path] | None, typer.Argument(help="LoRA directories of PEFT or diffusers, of any ranks, or folders that hold some; each becomes the task of its folder's name.", exists=True, file_okay=False, show_default=False)] = None,
     collection: Annotated[str | None, typer.Option("--collection", help="Adapters of a model hub besides: a TOML file that names them, or lots-of-loras or text-to-image.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first so many of the collection, by their names.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="No more than so many of the collection, the first by their names.")] = None,
     num_factors: Annotated[int, typer.Option("--num-factors", "-k", min=1, help="Principal factors of each side.")] = 32,
     energy: Annotated[float | None, typer.Option("--energy", help="Keep fewer where that explains this share of the energy, 0 to 1.")] = None,
     metric: Annotated[MetricChoice, typer.Option("--metric", help="What is kept best: the weight changes, dW, or the factors.")] = MetricChoice.DELTA,
@@ -49,7 +51,7 @@ def init(
     augment: Annotated[int, typer.Option("--augment", min=0, help="Random directions added to each side, for learning by coefficients only from few adapters; without the columns of --oversample.")] = 0,
     hold_out: Annotated[int, typer.Option("--hold-out", min=0, help="The last so many adapters have no say in the bases: what these, and as many random directions, say of them tells whether adapters share any.")] = 0,
     same_base: Annotated[bool, typer.Option("--same-base", help="Adapters that name different base models belong to one all the same.")] = False,
-    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="Leave out, and tell, what cannot be read or has other layers than the first.")] = False,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="Leave out, and tell, what the hub refuses, cannot be read, has other layers than the first or changes nothing in one.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """
@@ -65,14 +67,22 @@ def init(
     _require_free(output)
     folders = find_adapters(adapters or [])
     options = InitOptions(num_factors=num_factors, energy=energy, metric=metric, oversample=oversample, max_bytes=max_bytes, augment=augment, hold_out=hold_out, same_base=same_base, skip_unfit=skip_unfit)  # fmt: skip
+    refused: dict[str, str] = {}
     if collection is not None:
         found = read_collection(collection)
         options = _with_defaults(options, found.init, ctx)
-        add_adapters(folders, fetch_collection(found, limit, _reporter(as_json=as_json)))
+        report = _reporter(as_json=as_json)
+        listed = list_collection(found, limit, report)
+        _require_apart(folders, listed)
+        _require_some(len(folders) + len(listed), options.hold_out)
+        fetched, refused = fetch_adapters(listed, skips=options.skip_unfit, report=report)
+        folders |= fetched
     elif limit is not None:
         raise ConfigError("--limit is of a --collection: give one", key="limit")
-    _require_some(folders, options.hold_out)
-    _make(output, folders, options, as_json=as_json)
+    _require_some(len(folders), options.hold_out)
+    reader = AdapterReader(folders, same_base=options.same_base, skips=options.skip_unfit)
+    reader.left_out.update(refused)
+    _make(output, reader, options, as_json=as_json)
 
 
 def _with_defaults(asked: InitOptions, said: InitOptions, ctx: typer.Context) -> InitOptions:
@@ -85,27 +95,25 @@ def _with_defaults(asked: InitOptions, said: InitOptions, ctx: typer.Context) ->
     return asked.model_copy(update=silent)
 
 
-def _make(
-    output: Path, folders: Mapping[str, Path], options: InitOptions, *, as_json: bool
-) -> None:
+def _make(output: Path, reader: AdapterReader, options: InitOptions, *, as_json: bool) -> None:
     from share_dist.core.allocation import within_bytes
     from share_dist.core.many import subspace_from_many
 
-    held_out = list(folders)[len(folders) - options.hold_out :]
-    reader = AdapterReader(folders, same_base=options.same_base, skips=options.skip_unfit)
-    merged = [name for name in folders if name not in held_out]
+    held_out = reader.last_that_fit(options.hold_out)
+    merged = [name for name in reader.folders if name not in held_out]
     named = ((name, adapter.factors) for name, adapter in _told(reader, merged, "reading", as_json=as_json))  # fmt: skip
     subspace = subspace_from_many(named, options.num_factors, options.energy, options.metric.value, oversample=options.oversample)  # fmt: skip
+    reader.require_most_fit()
     if options.max_bytes is not None:
         subspace = within_bytes(subspace, options.max_bytes)
     subspace = _augmented(subspace, options.augment)
     control = _control(subspace) if held_out else None
     said = []
     with writing(output), _made_whole(output) as unfinished:
-        for name, adapter in _told(reader, list(folders), "writing", as_json=as_json):
+        for name, adapter in _told(reader, list(reader.folders), "writing", as_json=as_json):
             error = _write_task(unfinished, subspace, name, adapter)
             random = _error_in(control, adapter) if control and name in held_out else None
-            said.append(_Said(name, folders[name], error, name in held_out, random))
+            said.append(_Said(name, reader.folders[name], error, name in held_out, random))
         _write_subspace(unfinished, subspace)
     _show(output, subspace, said, reader.left_out, as_json=as_json)
 
@@ -162,13 +170,21 @@ def _error_in(subspace: "Subspace", adapter: "LoraAdapter") -> float:
     return delta_error(adapter.factors, reconstruct(subspace, project(subspace, adapter.factors)))
 
 
-def _require_some(folders: Mapping[str, Path], hold_out: int) -> None:
-    if not folders:
+def _require_some(num_adapters: int, hold_out: int) -> None:
+    if not num_adapters:
         raise ConfigError("no adapters: give directories, or a --collection", key="adapters")
-    if len(folders) <= hold_out:
+    if num_adapters <= hold_out:
         raise ConfigError(
-            f"--hold-out {hold_out} leaves none of {len(folders)} adapters to make a subspace of: hold out fewer",
+            f"--hold-out {hold_out} leaves none of {num_adapters} adapters to make a subspace of: hold out fewer",
             key="hold_out",
+        )
+
+
+def _require_apart(folders: Mapping[str, Path], listed: Mapping[str, HubAdapter]) -> None:
+    for name in folders.keys() & listed.keys():
+        raise ConfigError(
+            f"{folders[name]} and {listed[name].repository} would both become the task {name!r}: rename the folder",
+            key="adapters",
         )
 
 

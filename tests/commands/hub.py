@@ -10,11 +10,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 REVISION = hashlib.sha1(b"the only one").hexdigest()
+TAG = "v1"
 
 
 class Hub(ThreadingHTTPServer):
     """
-    Serves ``folder/AUTHOR/NAME/*`` as repositories of one revision each.
+    Serves ``folder/AUTHOR/NAME/*`` as repositories of one revision each, which has a tag.
 
     Args:
         folder: Of authors.
@@ -82,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(json.dumps([{"id": each} for each in named]).encode(), has_body=has_body)
         elif repository in self.server.refuses:
             self.send_error(403)
+        elif parts[4:5] == ["revision"] and parts[5] not in {"main", TAG, REVISION}:
+            self.send_error(404)
         elif parts[0] == "api" and repository and (self.server.folder / repository).is_dir():
             files = sorted((self.server.folder / repository).iterdir())
             tree = [

@@ -1,16 +1,17 @@
 """`share-dist init --collection`: adapters of a model hub become a subspace; the hub is one on loopback."""
 
+import errno
 import shutil
 
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from share_dist.adapters import load_subspace
 from share_dist.commands.collection import InitOptions, collection_names, read_collection
 from tests.commands.conftest import end_of, share_dist, start_share_dist
-from tests.commands.hub import REVISION, serving
+from tests.commands.hub import REVISION, TAG, serving
 
 NAMES = ("lora-birds", "lora-cats", "lora-dogs", "lora-fish")
 
@@ -119,19 +120,33 @@ def test_adapters_held_out_have_no_say(zoo, write, tmp_path):
     assert f"random directions {held_out['random_error']:.4g}" in text
 
 
+def spoil(folder):
+    """Set the sides B of an adapter to zero."""
+    path = folder / "adapter_model.safetensors"
+    tensors = {name: tensor * ("lora_A" in name) for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+
+
 def test_what_does_not_fit_is_left_out_where_that_is_wanted(zoo, write, workshop, tmp_path):
-    """Another's layers and a folder without tensors are named with why; the rest becomes a subspace."""
+    """Another's layers, one that changes nothing, a folder without tensors and one that is private are named with why; the rest becomes a subspace."""
     shutil.copytree(workshop.adapter("keys"), zoo.folder / "zoo/lora-eels")
+    shutil.copytree(workshop.adapter("cats"), zoo.folder / "zoo/lora-hens")
+    spoil(zoo.folder / "zoo/lora-hens")
     (zoo.folder / "zoo/lora-gnus").mkdir()
     (zoo.folder / "zoo/lora-gnus/adapter_config.json").write_text("{}")
     refused = share_dist("init", "--collection", write(), "-o", tmp_path / "out", "--json")
     assert refused.json["error"] == "ShapeMismatch"
     assert "lora-eels" in refused.json["message"]
     assert is_untouched(tmp_path)
-    ended = share_dist("init", "--collection", write(init="skip_unfit = true"), "-o", tmp_path / "out", "--json")  # fmt: skip
-    assert [task["task"] for task in ended.json["tasks"]] == list(NAMES)
-    assert [each["task"] for each in ended.json["left_out"]] == ["lora-eels", "lora-gnus"]
-    assert all(each["task"] in each["why"] for each in ended.json["left_out"])
+    shutil.copytree(workshop.adapter("cats"), zoo.folder / "zoo/lora-ibis")
+    zoo.refuses.add("zoo/lora-ibis")
+    file = write(init="skip_unfit = true\nhold_out = 1")
+    ended = share_dist("init", "--collection", file, "-o", tmp_path / "out", "--json")
+    assert ended.code == 0, ended.text
+    told = [(task["task"], task["held_out"]) for task in ended.json["tasks"]]
+    assert told == [(name, name == NAMES[-1]) for name in NAMES]
+    left_out = {each["task"]: each["why"] for each in ended.json["left_out"]}
+    assert left_out.keys() == {"lora-eels", "lora-gnus", "lora-hens", "lora-ibis"}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +156,7 @@ def test_what_does_not_fit_is_left_out_where_that_is_wanted(zoo, write, workshop
         ('[[hub]]\nauthor = "zoo"\nnames = "lora-*"\n', "", "names: Extra inputs"),
         ('[[hub]]\nauthor = "zoo"\nlimit = 0\n', "", "limit: Input should be greater"),
         ('[[hub]]\nauthor = "zoo"\n', "hold_out = -1", "init.hold_out: Input should be"),
+        ('[[hub]]\nauthor = "zoo"\n', "energy = 1.5", "init.energy: Input should be"),
         ('[[hub]]\nauthor = "zoo"\n', 'metric = "cosine"', "init.metric: Input should be 'delta' or 'factors'"),
         ("[[hub", "", "is no TOML"),
         ('[[hub]]\nauthor = "nobody"\n', "", "has no repository nobody/*"),
@@ -171,6 +187,46 @@ def test_arguments_that_name_nothing_are_refused(tmp_path, arguments, message):
     ended = share_dist("init", *arguments, "-o", tmp_path / "out", "--json")
     assert (ended.code, ended.json["error"]) == (2, "ConfigError")
     assert message in ended.json["message"]
+
+
+def test_an_odd_first_adapter_leaves_nobody_else(zoo, write, workshop, tmp_path):
+    """Where most do not fit the first, it is the first that is wrong: nothing is made of it alone."""
+    shutil.copytree(workshop.adapter("keys"), zoo.folder / "zoo/lora-ants")
+    file = write(init="skip_unfit = true")
+    ended = share_dist("init", "--collection", file, "-o", tmp_path / "out", "--json")
+    assert (ended.code, ended.json["error"]) == (2, "ConfigError")
+    assert "4 of 5 adapters were left out" in ended.json["message"]
+    assert is_untouched(tmp_path)
+
+
+def test_one_revision_of_each_may_be_named(zoo, write, tmp_path):
+    """A branch, tag or commit; one that is not there is refused by its repository."""
+    sources = '[[hub]]\nauthor = "zoo"\nname = "lora-*"\nrevision = "{}"\n'
+    ended = share_dist("init", "--collection", write(sources.format(TAG)), "-o", tmp_path / "out")  # fmt: skip
+    assert ended.code == 0, ended.text
+    assert any(path.endswith(f"lora-cats/revision/{TAG}") for path in zoo.asked)
+    ended = share_dist("init", "--collection", write(sources.format("v9")), "-o", tmp_path / "two")
+    assert ended.code == 2
+    assert "lora-birds" in ended.text
+
+
+def test_a_full_disk_is_told_as_such(zoo, write, tmp_path, monkeypatch):
+    """With the folder that has no room, not as a matter of the network."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.snapshot_download", full)
+    ended = share_dist("init", "--collection", write(), "-o", tmp_path / "out", "--json")
+    assert f"{tmp_path / 'cache'} has no room" in ended.json["message"]
+
+
+def test_a_name_that_is_taken_here_is_refused(zoo, workshop, write, tmp_path):
+    """By a folder and a repository, before anything is fetched."""
+    shutil.copytree(workshop.adapter("cats"), tmp_path / "lora-cats")
+    ended = share_dist("init", tmp_path / "lora-cats", "--collection", write(), "-o", tmp_path / "out", "--json")  # fmt: skip
+    assert "zoo/lora-cats would both become the task 'lora-cats'" in ended.json["message"]
+    assert not any("/resolve/" in path for path in zoo.asked)
 
 
 def test_two_adapters_of_one_name_are_refused(zoo, workshop, write, tmp_path):

@@ -116,7 +116,7 @@ def silence(name, tensor):
     ("break_it", "error", "message"),
     [
         (lambda folder: change_tensor(folder / "dogs", spoil), "NotFinite", "adapters/dogs: "),
-        (lambda folder: change_tensor(folder / "dogs", silence), "UpdateRefused", "'dogs'"),
+        (lambda folder: change_tensor(folder / "dogs", silence), "UpdateRefused", "adapters/dogs: the adapter changes nothing in layer"),
         (lambda folder: set_config(folder / "dogs", base_model_name_or_path="elsewhere"), "ConfigError", "on 'elsewhere'"),
         (lambda folder: (folder / "dogs/adapter_model.safetensors").unlink(), "AdapterFormatError", "dogs"),
         (lambda folder: [shutil.rmtree(folder / name) for name in NAMES], "ConfigError", "holds no adapters"),
