@@ -180,7 +180,7 @@ def fetch_adapters(
         ConfigError: The hub cannot be reached, or refuses; or there is no room.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from share_dist.adapters.diffusers_lora import WEIGHTS_FILE
@@ -195,20 +195,13 @@ def fetch_adapters(
         with _asking(hub):
             try:
                 folder = hub.snapshot_download(adapter.repository, revision=adapter.revision, allow_patterns=wanted)  # fmt: skip
-            except HfHubHTTPError as error:
-                if (
-                    not skips
-                    or error.response is None
-                    or error.response.status_code not in _REFUSED
-                ):
+            except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated ones are such
+                if not skips:
                     raise
                 refused[name] = f"{hub.endpoint} refuses it with {error.response.status_code}"
             else:
                 folders[name] = Path(folder)
     return folders, refused
-
-
-_REFUSED = (401, 403, 404)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         asked: The paths of all requests, in their order.
-        refuses: Repositories that answer 403.
+        refuses: Repositories that are gated.
     """
 
     daemon_threads = True
@@ -82,9 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
             named = [each for each in self.server.repositories() if each.startswith(f"{author}/")]
             self._send(json.dumps([{"id": each} for each in named]).encode(), has_body=has_body)
         elif repository in self.server.refuses:
-            self.send_error(403)
+            self._refuse(403, "GatedRepo")
         elif parts[4:5] == ["revision"] and parts[5] not in {"main", TAG, REVISION}:
-            self.send_error(404)
+            self._refuse(404, "RevisionNotFound")
         elif parts[0] == "api" and repository and (self.server.folder / repository).is_dir():
             files = sorted((self.server.folder / repository).iterdir())
             tree = [
@@ -107,6 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(file.read_bytes(), has_body=has_body)
         else:
             self.send_error(404)
+
+    def _refuse(self, status: int, why: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.send_header("X-Error-Code", why)
+        self.end_headers()
 
     def _send(self, body: bytes, *, has_body: bool) -> None:
         self.send_response(200)
