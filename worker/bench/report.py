@@ -40,6 +40,7 @@ def tables(summary: Summary) -> dict[str, Rows]:
         f"{score} by task": task_rows(summary, summary["methods"]),
         **{f"{name} by task": score_rows(summary, name) for name in _names_beside(summary)},
         "streams: what later tasks do to earlier ones": stream_rows(summary),
+        "principal factors a side (k) by version": factor_rows(summary),
         "four workers at once against one": async_rows(summary),
         "rows without their task's id": task_free_rows(summary),
         "bytes of a task in fp32, bases left out": byte_rows(summary),
@@ -56,11 +57,12 @@ def tables(summary: Summary) -> dict[str, Rows]:
 
 
 def method_rows(summary: Summary) -> Rows:
-    """A line for each method: mean accuracy, its share of a LoRA's, what it costs."""
+    """A line for each method: mean accuracy, its share of a LoRA's and of what a LoRA gains over the frozen model, what it costs."""
     headings = [
         "method",
         _score_name(summary),
         "of own LoRA's",
+        "of its gain",
         "numbers a task",
         "seconds a task",
         "peak MiB",
@@ -78,12 +80,21 @@ def method_rows(summary: Summary) -> Rows:
                 name,
                 _with_spread(mean, spread, ".4f"),
                 _spread(of_lora.get(name), ".3f"),
+                _number(_share_of_gain(summary, mean), ".2f"),
                 "-" if method["num_parameters"] is None else f"{method['num_parameters']:,.0f}",
                 "-" if per_task is None else f"{per_task:.0f}",
                 _number(method["peak_mib"], ",.0f"),
             ]
         )
     return headings, lines
+
+
+def _share_of_gain(summary: Summary, mean: float) -> float | None:
+    """How much of what LoRAs gain over the frozen model, on the mean; None where they gain nothing."""
+    frozen, lora = (_mean(summary["methods"].get(name, {})) for name in ("frozen", "lora"))
+    if frozen is None or lora is None or lora <= frozen:
+        return None
+    return (mean - frozen) / (lora - frozen)
 
 
 def task_rows(summary: Summary, methods: Mapping[str, Any]) -> Rows:
@@ -147,6 +158,27 @@ def stream_rows(summary: Summary) -> Rows:
             ]
         )
     return headings, lines
+
+
+def factor_rows(summary: Summary) -> Rows:
+    """A line for each method that a coordinator keeps, a column for each version; where seeds differ, the least and the largest."""
+    found = {
+        name: [[each["num_factors"] for each in run["versions"]] for run in method["runs"]]
+        for name, method in summary["methods"].items()
+        if method.get("runs") and all("versions" in run for run in method["runs"])
+    }
+    count = max((len(run) for runs in found.values() for run in runs), default=0)
+    lines = []
+    for name, runs in found.items():
+        by_version = [[run[at] for run in runs if at < len(run)] for at in range(count)]
+        lines.append([name, *(_from_to(each) for each in by_version)])
+    return ["method", *(str(at + 1) for at in range(count))], lines
+
+
+def _from_to(values: Sequence[int]) -> str:
+    if not values:
+        return "-"
+    return str(values[0]) if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
 def async_rows(summary: Summary) -> Rows:

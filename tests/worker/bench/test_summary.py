@@ -91,6 +91,34 @@ def test_means_are_over_tasks_and_seeds(filled):
     assert methods["frozen"]["majority"]["food"] == 0.5
 
 
+def test_what_of_a_loras_gain_is_kept_is_told(filled):
+    """The frozen model has none of it and the LoRA all; `share` loses what forgetting takes. Where a LoRA gains nothing, nothing is told."""
+    suite, folder = filled
+    summary = summarise(suite, folder)
+    lines = {line[0]: line[3] for line in tables(summary)["accuracy and cost, mean of 2 seeds"][1]}
+    # LoRAs gain 0.1 over 0.705, and the stream ends at 0.7
+    assert lines == {"frozen": "0.00", "lora": "1.00", "share": "-0.05"}
+    fill(suite, folder, "lora", gain=-0.1)
+    lines = tables(summarise(suite, folder))["accuracy and cost, mean of 2 seeds"][1]
+    assert {line[3] for line in lines} == {"-"}
+
+
+def test_principal_factors_are_told_by_version(filled):
+    """One number where all seeds have it, else the least and the largest."""
+    suite, folder = filled
+    title = "principal factors a side (k) by version"
+    headings, (line,) = tables(summarise(suite, folder))[title]
+    versions = stream_outcome(suite.order(1))["versions"]
+    assert headings == ["method", *(str(each["version"]) for each in versions)]
+    assert line == ["share", *(str(each["num_factors"]) for each in versions)]
+    outcome = stream_outcome(suite.order(1))
+    outcome["versions"][-1]["num_factors"] += 3
+    keep_stream(folder, "share", 1, outcome)
+    _, (line,) = tables(summarise(suite, folder))[title]
+    last = versions[-1]["num_factors"]
+    assert line[-1] == f"{last}-{last + 3}"
+
+
 def test_a_stream_is_judged_by_its_matrix(filled):
     """Backward transfer is final less when learnt, over all but the last task."""
     scores = summarise(*filled)["methods"]["share"]["scores"]
@@ -259,7 +287,7 @@ def test_a_share_of_a_lora_that_has_learnt_nothing_is_not_told(make_suite, tmp_p
     summary = summarise(suite, folder)
     assert summary["comparisons"]["of_lora"] == {}
     lines = tables(summary)["accuracy and cost, mean of 2 seeds"][1]
-    assert [line[2] for line in lines] == ["-", "-"]
+    assert [line[2:4] for line in lines] == [["-", "-"], ["-", "-"]]
     assert render(summary)
 
 
