@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 from dataclasses import replace
 
@@ -6,15 +7,16 @@ import pytest
 import torch
 
 from share_dist.adapters import LoraAdapter, inject, load_lora, subspace_from_adapters
-from share_dist.core.subspace import project, random_subspace
+from share_dist.core.subspace import project, random_subspace, reconstruct
 from share_dist.core.values import LayerFactors, Subspace
 from share_dist.errors import TrainingDiverged, WorkerError
 from tests.worker.bench.layers import applied, layers_of
 from worker.backbone import load_backbone
 from worker.beginning import FirstGradients
-from worker.bench.adapting import adapted_by, by_peft
+from worker.bench import stream_cells
+from worker.bench.adapting import TASK, adapted_by, by_peft
 from worker.bench.cell import Cell, CellFolder, Work
-from worker.bench.keepers import ADAPTER
+from worker.bench.keepers import ADAPTER, mean_loss
 from worker.bench.methods import METHODS
 from worker.bench.plan import SEARCH_SEED, Plan
 from worker.bench.report import tables
@@ -185,6 +187,24 @@ def test_coefficients_are_trained_in_the_subspace_of_the_other_tasks(make_cells)
     assert load_lora(folder.adapter(sources[0])).factors
     outcome = cells.compute(Work(Cell("eigenlorax", 0, "mood", 1e-2), sources), silent)
     assert outcome["num_parameters"] == 4 * 2 * 4 * 2
+    others = [load_lora(folder.adapter(each)) for each in sources]
+    task_cell = Cell("eigenlorax", 0, "mood", 1e-2)
+    prepared, frozen = cells.prepare(task_cell)
+    lesson, head = cells.lesson(task_cell, prepared), copy.deepcopy(frozen.start.head)
+    subspace, model = subspace_from_adapters(others, 4), cells.suite.stream.model
+    with adapted_by(METHODS["eigenlorax"], lesson, head, model, 1e-2, subspace, others) as adapted:
+        train(adapted.lesson, adapted.trainee, head)
+        learnt = reconstruct(subspace, adapted.injected.coefficients(TASK))
+        for name, factors in learnt.items():
+            weight = adapted.lesson.backbone.model.get_submodule(name)
+            change = applied(weight) - weight.weight
+            assert change.norm() > 0
+            torch.testing.assert_close(change, factors.delta_weight(), rtol=0, atol=1e-5)
+            # nothing but combinations of what the others' adapters are made of
+            for side, part in (("b", change), ("a", change.mT)):
+                spanned = torch.cat([each.factors[name][side] for each in others], dim=1)
+                inside = spanned @ torch.linalg.lstsq(spanned, part, driver="gelsd").solution
+                assert (part - inside).norm() < 1e-3 * part.norm()
     # an entry in a byte or a half, and a scale of four bytes for each of two columns a side
     sizes = {"int8": 4 * 2 * (4 * 2 + 2 * 4), "int4": 4 * 2 * (4 * 1 + 2 * 4)}
     for precision, size in sizes.items():
@@ -437,6 +457,68 @@ def test_one_adapter_for_all_tasks_is_scored_on_every_task(make_cells, name):
     assert steps[-1][0] == steps[-1][1] == len(steps)
     if name == "sequence":
         assert [sum(each is not None for each in row) for row in outcome["matrix"]] == [2, 3, 3]
+
+
+def test_all_tasks_at_once_are_learnt_by_one_adapter(make_cells, monkeypatch):
+    """Every row of every task is gone through once a pass, tasks in turn, each by its own head in one model."""
+    suite, _, cells = make_cells("joint")
+    seen, passes = [], suite.stream.training.epochs
+
+    def recording(lesson, head, rows):
+        seen.append((lesson.task_id, tuple(rows), lesson, head))
+        return mean_loss(lesson, head, rows)
+
+    monkeypatch.setattr(stream_cells, "mean_loss", recording)
+    StreamCells(cells).compute(Work(Cell("joint", 0, rate=2e-3)), silent)
+    lessons = {task_id: (lesson, head) for task_id, _, lesson, head in seen}
+    assert lessons.keys() == set(suite.task_ids)
+    assert len({id(lesson.backbone.model) for lesson, _ in lessons.values()}) == 1
+    assert len({id(head) for _, head in lessons.values()}) == len(lessons)
+    for task_id, (lesson, _) in lessons.items():
+        rows = [row for each, batch, *_ in seen for row in batch if each == task_id]
+        assert sorted(rows) == sorted([*range(len(lesson.fit.lengths))] * passes)
+    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(seen))
+    assert changes > len(lessons) * passes
+
+
+def test_one_adapter_goes_from_task_to_task(make_cells, monkeypatch):
+    """In a sequence every task begins with the adapter as the one before has left it, and changes it."""
+    suite, _, cells = make_cells("sequence")
+    courses = []
+
+    def recording(lesson, trainee, head, hooks):
+        def now():
+            return {name: each.detach().clone() for name, each in trainee.parameters.items()}
+
+        before = now()
+        found = train(lesson, trainee, head, hooks=hooks)
+        courses.append((lesson.task_id, before, now()))
+        return found
+
+    monkeypatch.setattr(stream_cells, "train", recording)
+    StreamCells(cells).compute(Work(Cell("sequence", 0, rate=2e-3)), silent)
+    assert [task_id for task_id, *_ in courses] == suite.order(0)
+    for _, before, after in courses:
+        assert all(not torch.equal(before[name], after[name]) for name in before)
+    for (*_, left), (_, found, _) in itertools.pairwise(courses):
+        assert all(torch.equal(left[name], found[name]) for name in left)
+
+
+def test_the_whole_model_is_trained(make_cells):
+    """All of a copy's weights that outcomes depend on change; the frozen model's do not."""
+    suite, _, cells = make_cells("full")
+    cell = Cell("full", 0, "mood", 1e-3)
+    prepared, frozen = cells.prepare(cell)
+    lesson, head = cells.lesson(cell, prepared), copy.deepcopy(frozen.start.head)
+    kept = {name: each.clone() for name, each in cells.backbone.model.state_dict().items()}
+    with adapted_by(METHODS["full"], lesson, head, suite.stream.model, 1e-3) as adapted:
+        train(adapted.lesson, adapted.trainee, head)
+        trained = dict(adapted.lesson.backbone.model.named_parameters())
+        assert adapted.num_parameters == sum(each.numel() for each in trained.values())
+        for name, parameter in trained.items():
+            assert torch.equal(parameter, kept[name]) == name.startswith("pooler"), name
+    for name, each in cells.backbone.model.state_dict().items():
+        assert torch.equal(each, kept[name])
 
 
 def test_an_outcome_of_another_lesson_is_not_taken(make_suite, tmp_path):
