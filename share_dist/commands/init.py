@@ -51,6 +51,8 @@ def init(
     augment: Annotated[int, typer.Option("--augment", min=0, help="Random directions added to each side, for learning by coefficients only from few adapters; without the columns of --oversample.")] = 0,
     hold_out: Annotated[int, typer.Option("--hold-out", min=0, help="The last so many adapters have no say in the bases: what these, and as many random directions, say of them tells whether adapters share any.")] = 0,
     same_base: Annotated[bool, typer.Option("--same-base", help="Adapters that name different base models belong to one all the same.")] = False,
+    weights: Annotated[Path | None, typer.Option("--weights", help="No adapters, but the folder of a model: the subspace of the largest singular vectors of its weights, for a start without any.", exists=True, file_okay=False)] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", help="With --weights: an adapted layer's name, or the last part of several, such as query; any number of them.", show_default=False)] = None,
     skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="Leave out, and tell, what the hub refuses, cannot be read, has other layers than the first or changes nothing in one.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -61,10 +63,18 @@ def init(
     there whole or not at all. `share-dist inspect` shows what is in its files; in
     Python, load_subspace and load_task read them.
 
+    With --weights it is made of a frozen model alone, to start a LoRA in or to learn coefficients in.
+
     Adapters of a hub are fetched into its cache first, whose place and access are those of
     huggingface_hub; what the collection says of options holds where the command line is silent.
     """
     _require_free(output)
+    if weights is not None:
+        _require_alone(ctx)
+        _begin(output, weights, target or [], num_factors, augment, as_json=as_json)
+        return
+    if target:
+        raise ConfigError("--target is of --weights: give a model's folder", key="target")
     folders = find_adapters(adapters or [])
     options = InitOptions(num_factors=num_factors, energy=energy, metric=metric, oversample=oversample, max_bytes=max_bytes, augment=augment, hold_out=hold_out, same_base=same_base, skip_unfit=skip_unfit)  # fmt: skip
     refused: dict[str, str] = {}
@@ -83,6 +93,35 @@ def init(
     reader = AdapterReader(folders, same_base=options.same_base, skips=options.skip_unfit)
     reader.left_out.update(refused)
     _make(output, reader, options, as_json=as_json)
+
+
+def _require_alone(ctx: typer.Context) -> None:
+    """Refuse what says nothing of a subspace without adapters."""
+    used = {"ctx", "output", "num_factors", "augment", "weights", "target", "as_json"}
+    for name in ctx.params.keys() - used:
+        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            raise ConfigError(
+                f"{name.replace('_', '-')} says nothing where there are no adapters: leave it out, or --weights",
+                key=name,
+            )
+
+
+def _begin(
+    output: Path, model: Path, targets: Sequence[str], num_factors: int, num_random: int, *, as_json: bool
+) -> None:  # fmt: skip
+    """Make a subspace of a model's weights."""
+    from share_dist.adapters import find_targets
+    from share_dist.adapters.cold import subspace_of_weights
+    from share_dist.commands.base_model import load_model
+
+    if not targets:
+        raise ConfigError("--weights needs the layers: say --target, once or more", key="target")
+    frozen, _ = load_model(model)
+    subspace = subspace_of_weights(frozen, find_targets(frozen, targets), num_factors)
+    subspace = _augmented(subspace, num_random)
+    with writing(output), _made_whole(output) as unfinished:
+        _write_subspace(unfinished, subspace)
+    _show(output, subspace, [], {}, as_json=as_json)
 
 
 def _with_defaults(asked: InitOptions, said: InitOptions, ctx: typer.Context) -> InitOptions:
@@ -259,15 +298,18 @@ def _show(
         "left_out": [{"task": name, "why": why} for name, why in left_out.items()],
     }
     merged, held_out = ([each for each in said if each.held_out is is_held] for is_held in (False, True))  # fmt: skip
-    worst = max(merged, key=lambda each: each.error)
     lines: list[tuple[str, float | str]] = [
         ("adapters", len(said)),
         ("layers", len(subspace.layers)),
         ("principal factors", subspace.num_factors),
         ("bytes", sum(sizes)),
-        ("relative error of dW, mean", _mean([each.error for each in merged])),
-        (f"the same, worst ({worst.task})", worst.error),
     ]
+    if merged:
+        worst = max(merged, key=lambda each: each.error)
+        lines += [
+            ("relative error of dW, mean", _mean([each.error for each in merged])),
+            (f"the same, worst ({worst.task})", worst.error),
+        ]
     if held_out:
         random = [each.random_error for each in held_out if each.random_error is not None]
         lines += [

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from share_dist.adapters import load_lora, load_subspace, load_task
@@ -219,3 +220,46 @@ def test_a_lora_starts_in_a_subspace(folder, tmp_path):
     taken = share_dist("lora-start", file, "-o", tmp_path / "lora")
     assert taken.code != 0
     assert "is there already" in taken.text
+
+
+def test_a_subspace_begins_without_adapters(workshop, tmp_path):
+    """Of a model's weights: their largest singular vectors on both sides, in which a LoRA can start."""
+    asked = ("--weights", workshop.model, "--target", "query", "--target", "value", "-k", 4)
+    ended = share_dist("init", *asked, "-o", tmp_path / "out", "--json")
+    assert ended.code == 0, ended.text
+    assert (ended.json["tasks"], ended.json["num_layers"]) == ([], 4)
+    model = transformers.AutoModel.from_pretrained(workshop.model)
+    for name, layer in load_subspace(tmp_path / "out/subspace.safetensors").layers.items():
+        weight = model.get_submodule(name).weight.detach()
+        U, sigma, Vt = torch.linalg.svd(weight)
+        for vectors, basis in ((Vt[:4].mT, layer.a), (U[:, :4], layer.b)):
+            agreement = (vectors.mT @ basis.leading).abs()
+            torch.testing.assert_close(agreement, torch.eye(4), rtol=0, atol=1e-3)
+            torch.testing.assert_close(basis.energies.float(), sigma[:4].square())
+    started = share_dist("lora-start", tmp_path / "out/subspace.safetensors", "-r", 2, "-o", tmp_path / "lora")  # fmt: skip
+    assert started.code == 0, started.text
+    assert "adapters 0" in share_dist("init", *asked, "-o", tmp_path / "text").text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "needs the layers: say --target"),
+        (("--target", "nothing"), "nothing"),
+        (("--target", "query", "-k", 100), "do not fit"),
+        (("--target", "query", "--hold-out", 1), "hold-out says nothing"),
+        (("--target", "query", "--collection", "text-to-image"), "collection says nothing"),
+    ],
+)
+def test_a_start_without_adapters_that_cannot_be_says_why(workshop, tmp_path, arguments, message):
+    """What is missing or has no meaning there is named; nothing is written."""
+    ended = share_dist("init", "--weights", workshop.model, *arguments, "-o", tmp_path / "out", "--json")  # fmt: skip
+    assert ended.code != 0
+    assert message in ended.json["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_are_named_for_weights_only(folder, tmp_path):
+    """Adapters say themselves which layers they have."""
+    ended = share_dist("init", folder, "--target", "query", "-o", tmp_path / "out", "--json")
+    assert ended.json["key"] == "target"
