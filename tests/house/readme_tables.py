@@ -309,21 +309,21 @@ def learning() -> str:
     """What was wanted of the text suite, and what was found."""
     from tests.benchmarks.learn.readme_tables import wanted
 
-    return wanted("text")
+    return wanted("text", of_variants=False)
 
 
 def learning_pictures() -> str:
     """What was wanted of the suite of pictures, and what was found."""
     from tests.benchmarks.learn.readme_tables import wanted
 
-    return wanted("images")
+    return wanted("images", of_variants=False)
 
 
 def learning_generation() -> str:
     """What was wanted of the suite of completions, and what was found."""
     from tests.benchmarks.learn.readme_tables import wanted
 
-    return wanted("generation")
+    return wanted("generation", of_variants=False)
 
 
 TABLES: dict[str, Callable[[], str]] = {

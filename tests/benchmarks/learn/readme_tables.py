@@ -41,10 +41,11 @@ def of_title(name: str, beginning: str) -> str:
     return markdown(next(rows for title, rows in found.items() if title.startswith(beginning)))
 
 
-def wanted(name: str) -> str:
-    """What was wanted of a suite, and what was found."""
+def wanted(name: str, *, of_variants: bool = True) -> str:
+    """What was wanted of a suite, and what was found; without those of variants if they are not asked for."""
     summary = summary_of(name)
-    rows = [each for make in WANTED if (each := make(summary)) is not None]
+    made = (*WANTED, *OF_VARIANTS) if of_variants else WANTED
+    rows = [each for make in made if (each := make(summary)) is not None]
     return table(["what", "wanted", "found", ""], rows)
 
 
@@ -131,7 +132,7 @@ def _bytes(summary: Summary, name: str, precision: str | None, share: float) -> 
         f"at {points:+.2f} points"
     )
     return (
-        f"`{name}`, what is sent once the subspace has settled, in {precision or 'fp32'}, to a rank-8 LoRA",
+        f"`{name}`: coefficients alone, as sent once a subspace has settled, in {precision or 'fp32'}, to a rank-8 LoRA",
         f"≤ 1/{1 / share:.0f} at ≥ -0.2 points",
         said,
         _verdict(is_reached=sent / lora["served"] <= share and points >= -0.2),
@@ -181,24 +182,74 @@ def _async(summary: Summary, name: str) -> Row | None:
     )
 
 
-SHARED = ("share", "share-random", "share-wide", "share-sparing", "share-refined")
-OWN = ("lora-again", "pissa")
+def _settled(summary: Summary, name: str) -> Row | None:
+    """Of how many tasks no temporary factor was sent: no more than their coefficients in the version that they began in."""
+    method, alone = summary["methods"].get(name), summary["bytes"]["tasks"].get("eigenlorax")
+    if not method or not method.get("runs") or not alone or not alone["sent"]:
+        return None
+    settled = count = 0
+    for run in method["runs"]:
+        before = 0
+        for version in run["versions"]:
+            for task_id in version["task_ids"]:
+                most = alone["sent"] * before / summary["num_factors"]
+                settled += run["sent_bytes"][task_id] <= most
+                count += 1
+            before = version["num_factors"]
+    return (
+        f"`{name}`: tasks of all seeds that needed no temporary factor, so that the subspace had settled",
+        "stated",
+        f"{settled} of {count}",
+        "-",
+    )
+
+
+def _pulled(summary: Summary) -> Row | None:
+    """The tasks of `make quickstart` are of this suite."""
+    if summary["suite"] != "text":
+        return None
+    path = FOLDER.parent / "results/quickstart.json"
+    found = json.loads(path.read_text())["export"]["largest_difference"]
+    return (
+        "a task that is pulled and exported: largest difference of plain peft's logits to ours, in `make quickstart`",
+        "≤ 1e-4",
+        f"{found:.2e}",
+        _verdict(is_reached=found <= 1e-4),
+    )
+
+
+VARIANTS = ("share-random", "share-wide", "share-sparing", "share-refined")
 SETTLED = ("eigenlorax", "eigenlorax-gradient", "eigenlorax-broad")
 IN_ALL = {"served": "they are served", "kept": "a coordinator keeps them at most"}
 SENT = ((None, 1 / 12), ("int8", 1 / 40), ("int4", 1 / 40))
 
-WANTED: tuple[Callable[[Summary], Row | None], ...] = (
-    *(partial(_final, name=name) for name in SHARED),
-    *(partial(_kept, name=name) for name in SHARED),
-    *(partial(_again, name=name) for name in OWN),
+Make = Callable[[Summary], Row | None]
+
+WANTED: tuple[Make, ...] = (
+    partial(_final, name="share"),
+    partial(_kept, name="share"),
+    partial(_again, name="lora-again"),
     *(
         partial(_bytes, name=name, precision=precision, share=share)
         for precision, share in SENT
-        for name in SETTLED
+        for name in SETTLED[1:]
     ),
     *(partial(_in_all, of=of) for of in IN_ALL),
     *(partial(_few, name=name) for name in SETTLED[:2]),
     *(partial(_async, name=name) for name in AT_ONCE),
+    _pulled,
+)
+
+OF_VARIANTS: tuple[Make, ...] = (
+    *(partial(_final, name=name) for name in VARIANTS),
+    *(partial(_kept, name=name) for name in VARIANTS),
+    partial(_again, name="pissa"),
+    partial(_settled, name="share-sparing"),
+    *(
+        partial(_bytes, name=SETTLED[0], precision=precision, share=share)
+        for precision, share in SENT
+    ),
+    partial(_bytes, name="random-gradient", precision=None, share=1 / 12),
 )
 
 TABLES: dict[str, Callable[[], str]] = {
