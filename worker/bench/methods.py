@@ -1,5 +1,6 @@
 """The methods that a learning benchmark compares, and what each is."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -63,7 +64,7 @@ class Method:
         name: In suites and tables.
         about: In a sentence.
         scope: Whether a cell of it is one task, or the whole stream.
-        rates: Learning rates that are tried on validation rows; empty: the suite's own, untuned.
+        rates: Learning rates that are tried on validation rows, of coefficients those of the suite's k and p; empty: the suite's own, untuned.
         source: Where it is described.
         needs: A method whose adapters of the other tasks it builds on; empty: none.
         within: In which subspace it begins: the other tasks' adapters', a random one, that of the frozen
@@ -139,6 +140,26 @@ _COEFFICIENT_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 _RANDOM_RATES = (*_COEFFICIENT_RATES, 1e-1)
 _BROAD_RATES = (1e-2, 2e-2, 5e-2, 1e-1)
 _SHARE_RATES = (2e-2, 3e-2, 5e-2)
+
+
+def first_step(form: Form, num_factors: int, pseudo_rank: int) -> float:
+    """
+    How far the first step of AdamW goes at a learning rate of one: every number that is trained moves by as much.
+
+    Args:
+        form: What is trained.
+        num_factors: ``k``.
+        pseudo_rank: ``p``, of columns.
+
+    Returns:
+        The Frobenius norm of the change of ``dW``, with orthonormal bases; of columns that of ``E_B``, beside an ``E_A`` of orthonormal columns.
+
+    Examples:
+        >>> [first_step(each, 32, 8) for each in ("columns", "core", "diagonal")]
+        [16.0, 32.0, 5.656854249492381]
+    """
+    numbers = {"columns": num_factors * pseudo_rank, "core": num_factors**2}
+    return math.sqrt(numbers.get(form, num_factors))
 
 
 def _variant_of_share(name: str, about: str, **training: Any) -> Method:
@@ -264,10 +285,21 @@ METHODS = {
             form="core",
         ),
         Method(
-            "eigenlorax-diagonal",
-            "its diagonal alone: k numbers a layer",
+            "eigenlorax-small-core",
+            "the same of k = 22: hardly fewer numbers than the columns of `eigenlorax`",
             "task",
-            (1e-2, 3e-2, 1e-1),
+            _COEFFICIENT_RATES,
+            "LoRA-XS, arXiv 2405.17604, with its bases learnt from other tasks",
+            needs="lora",
+            within="others",
+            form="core",
+            num_factors=22,
+        ),
+        Method(
+            "eigenlorax-diagonal",
+            "the diagonal alone of a matrix between the bases: k numbers a layer",
+            "task",
+            _COEFFICIENT_RATES,
             "SVFit, arXiv 2409.05926, with its bases learnt from other tasks",
             needs="lora",
             within="others",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from share_dist.errors import ConfigError
-from worker.bench.methods import METHODS, RANDOM_CONTROL, Method
+from worker.bench.methods import METHODS, RANDOM_CONTROL, Method, first_step
 from worker.changes import changed
 from worker.stream import Task, TaskStream, TrainingSettings, parse_stream
 
@@ -94,9 +94,24 @@ class Suite:
         return next(task for task in self.stream.tasks if task.id == task_id)
 
     def method(self, name: str) -> Method:
-        """A method as this suite tries it."""
+        """A method as this suite tries it: at its learning rates, or at those of the suite's columns, scaled to its form."""
         method = METHODS[name]
-        return replace(method, rates=tuple(self.settings.rates.get(name, method.rates)))
+        if name in self.settings.rates:
+            return replace(method, rates=tuple(self.settings.rates[name]))
+        scale = self.rate_scale(method)
+        return replace(method, rates=tuple(float(f"{rate * scale:.2g}") for rate in method.rates))
+
+    def rate_scale(self, method: Method) -> float:
+        """
+        By what a method's learning rates are multiplied, so that one default suits all forms of coefficients.
+
+        Its first step changes the weights as much as that of columns of the suite's ``k`` and ``p``.
+        """
+        if not method.within or method.peft is not None:
+            return 1.0
+        training, num_factors = self.stream.training, self.num_factors(method)
+        own = first_step(method.form, num_factors, self.training(method).pseudo_rank)
+        return first_step("columns", self.settings.num_factors, training.pseudo_rank) / own
 
     def tuned(self, name: str) -> Method:
         """The method whose search finds the learning rate of this one: itself, or the one that it is a variant of."""

@@ -1,11 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from share_dist.errors import ConfigError, StreamError
 from worker.bench.cell import Cell, CellFolder
 from worker.bench.command import Asked, chosen_suite
-from worker.bench.methods import METHODS
+from worker.bench.methods import METHODS, first_step
 from worker.bench.plan import SEARCH_SEED, Plan
 from worker.bench.runner import lesson_of
 from worker.bench.suite import read_suite, suite_names
@@ -177,3 +179,40 @@ def test_two_benchmarks_do_not_share_a_folder(tmp_path):
         small.folder_of(chosen_suite(small))
     (tmp_path / "summary.json").write_text("half")
     assert small.folder_of(chosen_suite(small)) == tmp_path
+
+
+def test_one_default_suits_all_forms(make_suite):
+    """Rates are those of the suite's own columns, by how far a first step goes at each: a rate that the suite names stays as it is."""
+    suite = make_suite("eigenlorax", "eigenlorax-half", "eigenlorax-core", "eigenlorax-diagonal")
+    k, p = suite.settings.num_factors, suite.stream.training.pseudo_rank
+    for name, moved in (
+        ("eigenlorax", k * p),
+        ("eigenlorax-half", k * METHODS["eigenlorax-half"].training["pseudo_rank"]),
+        ("eigenlorax-core", k**2),
+        ("eigenlorax-diagonal", k),
+    ):
+        scale = (k * p / moved) ** 0.5
+        expected = [each * scale for each in METHODS[name].rates]
+        assert suite.method(name).rates == pytest.approx(expected, rel=0.05)
+    assert suite.method("lora").rates == METHODS["lora"].rates
+    named = suite.settings.model_copy(update={"rates": {"eigenlorax-core": [0.3]}})
+    assert replace(suite, settings=named).method("eigenlorax-core").rates == (0.3,)
+
+
+def test_a_first_step_is_measured_where_it_is_taken():
+    """AdamW moves every number by the rate: ``dW`` changes by the norm that is told, of each form, between orthonormal bases."""
+    k, p, rate = 6, 2, 1e-3
+    torch.manual_seed(0)
+    V_A, V_B = (torch.linalg.qr(torch.randn(each, k))[0] for each in (9, 7))
+    E_A = torch.linalg.qr(torch.randn(k, p))[0]
+    moved = {
+        "columns": (torch.zeros(k, p), lambda E_B: E_B @ E_A.mT),
+        "core": (torch.zeros(k, k), lambda core: core),
+        "diagonal": (torch.zeros(k), torch.diag),
+    }
+    for form, (start, between) in moved.items():
+        parameter = torch.nn.Parameter(start)
+        (parameter * torch.randn(parameter.shape)).sum().backward()
+        torch.optim.AdamW([parameter], lr=rate, weight_decay=0.0).step()
+        change = V_B @ between(parameter.detach()) @ V_A.mT
+        assert float(change.norm()) / rate == pytest.approx(first_step(form, k, p), rel=1e-3)
