@@ -297,7 +297,7 @@ def total_rows(summary: Summary) -> Rows:
 
 
 def gain_rows(summary: Summary) -> Rows:
-    """A line for each method: what it gains from few rows over a LoRA, and over a random subspace of the same size."""
+    """A line for each method: what it gains from few rows over a LoRA, and over a random subspace of the same size, begun alike."""
     lora, control = (summary["comparisons"][each] for each in ("few_over_lora", "few_over_random"))
     lines = [
         [name, _spread(lora.get(name), "+.4f"), _spread(control.get(name), "+.4f")]

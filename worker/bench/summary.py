@@ -9,7 +9,7 @@ from share_dist.core.metrics import stream_scores
 from worker.bench.adapting import FLOAT_BYTES
 from worker.bench.beside import by_name
 from worker.bench.cell import Cell, CellFolder
-from worker.bench.methods import METHODS, Method
+from worker.bench.methods import METHODS, RANDOM_CONTROL, Method
 from worker.bench.plan import Plan
 from worker.bench.seeds import mean_of, spread
 from worker.bench.suite import Suite
@@ -337,7 +337,7 @@ def _comparisons(
 
     Returns:
         ``of_lora``: method -> mean score as a share of own LoRAs', where these are above zero; ``less_share``: method of workers at once -> mean accuracy less that of ``share``;
-        ``few_over_lora`` and ``few_over_random``: method -> gain from few rows.
+        ``few_over_lora`` and ``few_over_random``: method -> gain from few rows, of a first gradient's start over random directions with that start.
     """
 
     def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -349,8 +349,8 @@ def _comparisons(
         pairs = paired(found.get(name, {}), found.get(other, {}))
         return spread([one - another for one, another in pairs]) if pairs else None
 
-    def gains(other: str) -> dict[str, Any]:
-        known = {name: less(few, name, other) for name in few if name != other}
+    def gains(others: Mapping[str, str]) -> dict[str, Any]:
+        known = {name: less(few, name, other) for name, other in others.items() if name != other}
         return {name: each for name, each in known.items() if each is not None}
 
     lora = methods.get("lora", {})
@@ -363,9 +363,15 @@ def _comparisons(
     return {
         "of_lora": {name: spread(each) for name, each in ratios.items() if each},
         "less_share": {name: less(methods, name, "share") for name in AT_ONCE if name in methods},
-        "few_over_lora": gains("lora"),
-        "few_over_random": gains("random-subspace"),
+        "few_over_lora": gains(dict.fromkeys(few, "lora")),
+        "few_over_random": gains({name: _control(name, few) for name in few}),
     }
+
+
+def _control(name: str, few: Mapping[str, Any]) -> str:
+    """Random directions, begun as the method begins where that was computed."""
+    begins_alike = METHODS[name].start == "gradient" and "random-gradient" in few
+    return "random-gradient" if begins_alike else RANDOM_CONTROL
 
 
 def _outcomes(folder: CellFolder, cells: Iterable[Cell | None]) -> list[dict[str, Any]]:

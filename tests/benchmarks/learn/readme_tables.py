@@ -160,7 +160,7 @@ def _few(summary: Summary, name: str) -> Row | None:
         return None
     said = "; ".join(f"{each['mean']:+.4f} ± {each['deviation']:.4f}" for each in found)
     return (
-        f"`{name}` from {summary['few_rows']} rows: gain over a LoRA; over the random subspace",
+        f"`{name}` from {summary['few_rows']} rows: gain over a LoRA; over random directions that begin alike",
         "95 % interval of both above 0",
         said,
         _verdict(is_reached=all(each["interval"][0] > 0 for each in found)),

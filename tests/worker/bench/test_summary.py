@@ -333,6 +333,22 @@ def test_gains_from_few_rows_are_over_the_lora_and_the_control(make_suite, tmp_p
     assert "eigenlorax" not in summarise(suite, again)["comparisons"]["few_over_lora"]
 
 
+def test_a_first_gradients_start_is_compared_with_random_directions_that_have_it_too(
+    make_suite, tmp_path
+):
+    """Else a gain from where a task begins would be told as one from what tasks share."""
+    names = ("lora", "eigenlorax", "eigenlorax-gradient", "random-subspace", "random-gradient")
+    suite = make_suite(*names)
+    suite = replace(suite, settings=suite.settings.model_copy(update={"few_rows": 16}))
+    folder = CellFolder(tmp_path / "bench", lesson_of(suite))
+    for at, each in enumerate(names):
+        fill(suite, folder, each)
+        fill(suite, folder, each, gain=0.01 * at**2, rows=16)
+    found = summarise(suite, folder)["comparisons"]["few_over_random"]
+    assert found["eigenlorax"]["by_seed"] == pytest.approx([0.01 - 0.09] * 2)
+    assert found["eigenlorax-gradient"]["by_seed"] == pytest.approx([0.04 - 0.16] * 2)
+
+
 def test_task_free_use_is_shown_where_it_was_measured(filled):
     """Runs that lack it are left out; of a task that classifies no rows there is nothing but the choice."""
     suite, folder = filled
