@@ -28,7 +28,7 @@ from share_dist.files import make_folder, sync_folder
 
 if TYPE_CHECKING:
     from share_dist.adapters import LoraAdapter
-    from share_dist.core.values import Subspace
+    from share_dist.core.values import Coefficients, Subspace
 
 SUBSPACE_FILE = "subspace.safetensors"
 TASK_FOLDER = "tasks"
@@ -99,7 +99,7 @@ def _require_alone(ctx: typer.Context) -> None:
     """Refuse what says nothing of a subspace without adapters."""
     used = {"ctx", "output", "num_factors", "augment", "weights", "target", "as_json"}
     for name in ctx.params.keys() - used:
-        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
+        if _is_said(ctx, name):
             raise ConfigError(
                 f"{name.replace('_', '-')} says nothing where there are no adapters: leave it out, or --weights",
                 key=name,
@@ -127,16 +127,20 @@ def _begin(
 def _with_defaults(asked: InitOptions, said: InitOptions, ctx: typer.Context) -> InitOptions:
     """What the command line says, else what the collection says."""
     silent = {
-        name: getattr(said, name)
-        for name in said.model_fields_set
-        if getattr(ctx.get_parameter_source(name), "name", "") != "COMMANDLINE"
+        name: getattr(said, name) for name in said.model_fields_set if not _is_said(ctx, name)
     }
     return asked.model_copy(update=silent)
+
+
+def _is_said(ctx: typer.Context, name: str) -> bool:
+    """Whether the command line says a parameter, be it the default."""
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 def _make(output: Path, reader: AdapterReader, options: InitOptions, *, as_json: bool) -> None:
     from share_dist.core.allocation import within_bytes
     from share_dist.core.many import subspace_from_many
+    from share_dist.core.subspace import project
 
     held_out = reader.last_that_fit(options.hold_out)
     merged = [name for name in reader.folders if name not in held_out]
@@ -151,7 +155,9 @@ def _make(output: Path, reader: AdapterReader, options: InitOptions, *, as_json:
     with writing(output), _made_whole(output) as unfinished:
         for name, adapter in _told(reader, list(reader.folders), "writing", as_json=as_json):
             error = _write_task(unfinished, subspace, name, adapter)
-            random = _error_in(control, adapter) if control and name in held_out else None
+            random = None
+            if control is not None and name in held_out:
+                random = _error_of(control, project(control, adapter.factors), adapter)
             said.append(_Said(name, reader.folders[name], error, name in held_out, random))
         _write_subspace(unfinished, subspace)
     _show(output, subspace, said, reader.left_out, as_json=as_json)
@@ -202,11 +208,12 @@ def _control(subspace: "Subspace") -> "Subspace":
     return replace(control, layers=layers)
 
 
-def _error_in(subspace: "Subspace", adapter: "LoraAdapter") -> float:
+def _error_of(subspace: "Subspace", said: "Coefficients", adapter: "LoraAdapter") -> float:
+    """What coefficients lose of an adapter's ``dW``, relative to it."""
     from share_dist.core.many import delta_error
-    from share_dist.core.subspace import project, reconstruct
+    from share_dist.core.subspace import reconstruct
 
-    return delta_error(adapter.factors, reconstruct(subspace, project(subspace, adapter.factors)))
+    return delta_error(adapter.factors, reconstruct(subspace, said))
 
 
 def _require_some(num_adapters: int, hold_out: int) -> None:
@@ -262,8 +269,9 @@ def _write_task(folder: Path, subspace: "Subspace", name: str, adapter: "LoraAda
     from share_dist.core.values import Head
 
     path = folder / TASK_FOLDER / f"{name}.safetensors"
-    save_task(path, project(subspace, adapter.factors), Head(tensors=adapter.head))
-    return _error_in(subspace, adapter)
+    coefficients = project(subspace, adapter.factors)
+    save_task(path, coefficients, Head(tensors=adapter.head))
+    return _error_of(subspace, coefficients, adapter)
 
 
 def _reporter(*, as_json: bool) -> Callable[[str], None]:
