@@ -1,20 +1,21 @@
 """Routing for a worker: coordinates of its rows, and a router fitted to them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from share_dist.adapters import InjectedModel
-from share_dist.core.routing import Router, calibrated_temperature
+from share_dist.core.routing import Router, abstention_bounds, calibrated_temperature
 from worker.backbone import SCORING_BATCH, Backbone
 
 TEMPERATURES = tuple(2.0**power for power in range(8))
 """Among which one is chosen: coordinates of different layers say much the same, so that distances overstate."""
 
 KEPT_SHARE = 0.95
-"""Share of the tasks' own held-out rows that lie near enough to be taken for a task's."""
+"""Share of the tasks' own held-out rows that lie near enough to one task, and to no other, to be taken for its."""
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def fit_router(fit: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> Rou
     Fit a router to coordinates of tasks' rows.
 
     The covariance within tasks is shrunk as Ledoit and Wolf say. What is calibrated
-    is calibrated on rows that nothing was fitted to: how sure a choice is, and how far is too far.
+    is calibrated on rows that nothing was fitted to: how sure a choice is, and how far is too far or how sure not enough.
 
     Args:
         fit: Task -> ``(rows, c)`` to fit to.
@@ -63,12 +64,13 @@ def fit_router(fit: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> Rou
     covariance = torch.from_numpy(ledoit_wolf(within.numpy(), assume_centered=True)[0])
     values, vectors = torch.linalg.eigh(covariance)
     whitening = vectors / values.clamp_min(1e-12 * float(values[-1])).sqrt()
-    router = Router(task_ids, means @ whitening, whitening, center, 1.0, float("inf"))
-    distances = [router.distances(held_out[each]) for each in task_ids]
-    truth = [number for number, each in enumerate(distances) for _ in range(len(each))]
-    temperature = calibrated_temperature(torch.cat(distances), truth, TEMPERATURES)
-    farthest = float(torch.cat(distances).min(dim=1).values.quantile(KEPT_SHARE))
-    return Router(task_ids, router.means, whitening, center, temperature, farthest)
+    router = Router(task_ids, means @ whitening, whitening, center, 1.0, float("inf"), 0.0)
+    distances = torch.cat([router.distances(held_out[each]) for each in task_ids])
+    truth = [number for number, each in enumerate(task_ids) for _ in held_out[each]]
+    router = replace(router, temperature=calibrated_temperature(distances, truth, TEMPERATURES))
+    sure = torch.cat([router.probabilities(held_out[each]) for each in task_ids]).amax(dim=1)
+    farthest, least_sure = abstention_bounds(distances.amin(dim=1), sure, KEPT_SHARE)
+    return replace(router, farthest=farthest, least_sure=least_sure)
 
 
 def shares_right(router: Router, coordinates: Mapping[str, Tensor]) -> dict[str, float]:

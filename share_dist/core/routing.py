@@ -6,6 +6,7 @@ of side A: ``z = V_A' x``, the mean over a row's tokens, layers side by side. Ev
 the base model gives them for all tasks. Tasks differ in where their inputs lie there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class Router:
         center: ``(c,)``, subtracted before.
         temperature: What squared distances are divided by, calibrated on rows that nothing was fitted to.
         farthest: Beyond this distance from every task an input is of none of them.
+        least_sure: Nor is an input whose likeliest task is less likely than this: it lies between tasks.
     """
 
     task_ids: tuple[str, ...]
@@ -36,6 +38,7 @@ class Router:
     center: Tensor
     temperature: float
     farthest: float
+    least_sure: float
 
     def __post_init__(self) -> None:
         size = len(self.center)
@@ -62,24 +65,28 @@ class Router:
 
     def probabilities(self, coordinates: Float[Tensor, "rows c"]) -> Float[Tensor, "rows t"]:
         """Tell how likely each task is, all being as likely before; rows sum to one."""
-        return torch.softmax(-self.distances(coordinates).square() / (2 * self.temperature), dim=1)
+        return self._likely(self.distances(coordinates))
 
     def choose(self, coordinates: Float[Tensor, "rows c"]) -> list[str | None]:
         """
-        Choose the nearest task of each row; None, the plain base model, where none is near.
+        Choose the nearest task of each row; None, the plain base model, where none is near or two are nearly as near.
 
         Examples:
-            >>> router = Router(("left", "right"), torch.tensor([[-3.0], [3.0]]), torch.eye(1), torch.zeros(1), 1.0, 2.5)
-            >>> router.choose(torch.tensor([[-2.0], [2.0], [9.0]]))
-            ['left', 'right', None]
+            >>> sides = torch.tensor([[-3.0], [3.0]])
+            >>> router = Router(("left", "right"), sides, torch.eye(1), torch.zeros(1), 1.0, 2.5, 0.9)
+            >>> router.choose(torch.tensor([[-2.0], [2.0], [9.0], [0.1]]))
+            ['left', 'right', None, None]
         """
-        nearest = self.distances(coordinates).min(dim=1)
+        distances = self.distances(coordinates)
+        nearest, sure = distances.min(dim=1), self._likely(distances).amax(dim=1)
+        is_of_one = (nearest.values <= self.farthest) & (sure >= self.least_sure)
         return [
-            self.task_ids[task] if distance <= self.farthest else None
-            for distance, task in zip(
-                nearest.values.tolist(), nearest.indices.tolist(), strict=True
-            )
+            self.task_ids[task] if is_known else None
+            for is_known, task in zip(is_of_one.tolist(), nearest.indices.tolist(), strict=True)
         ]
+
+    def _likely(self, distances: Float[Tensor, "rows t"]) -> Float[Tensor, "rows t"]:
+        return torch.softmax(-distances.square() / (2 * self.temperature), dim=1)
 
 
 def calibrated_temperature(
@@ -99,6 +106,33 @@ def calibrated_temperature(
         for each in among
     ]
     return among[min(range(len(losses)), key=losses.__getitem__)]
+
+
+def abstention_bounds(
+    nearest: Float[Tensor, " rows"], sure: Float[Tensor, " rows"], kept_share: float
+) -> tuple[float, float]:
+    """
+    Choose how far is too far and how sure is not enough: as many held-out rows lie beyond the one bound as the other.
+
+    Args:
+        nearest: Distances to the nearest task, of rows that nothing was fitted to.
+        sure: How likely that task is for each.
+        kept_share: At least this share of the rows lies within both bounds.
+
+    Returns:
+        The largest distance and the least likelihood with which a row is a task's.
+
+    Examples:
+        >>> abstention_bounds(torch.tensor([1.0, 2.0, 9.0, 3.0]), torch.tensor([0.9, 0.4, 1.0, 0.8]), 0.5)
+        (3.0, 0.800000011920929)
+    """
+    falling, rising = nearest.sort(descending=True).values, sure.sort().values
+    # how many rows lie at least as far out by either, so that equal rows stand or fall together
+    num_as_far = torch.searchsorted(-falling, -nearest, right=True)
+    num_as_unsure = torch.searchsorted(rising, sure, right=True)
+    num_out = torch.minimum(num_as_far, num_as_unsure).sort().values - 1
+    beyond = int(num_out[len(nearest) - math.ceil(kept_share * len(nearest))])
+    return float(falling[beyond]), float(rising[beyond])
 
 
 def calibration_error(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from share_dist.core.routing import Router, calibrated_temperature, calibration_error
+from share_dist.core.routing import Router, abstention_bounds, calibrated_temperature, calibration_error
 from share_dist.errors import ShapeMismatch
 
 
@@ -13,6 +13,7 @@ def router(**changes):
         "center": torch.tensor([1.0, 0.0]),
         "temperature": 1.0,
         "farthest": 2.0,
+        "least_sure": 0.0,
     }
     return Router(**{**fields, **changes})
 
@@ -27,6 +28,32 @@ def test_the_nearest_task_is_chosen_or_none():
     """At the bound a row is a task's still; beyond it nobody's."""
     rows = torch.tensor([[-2.0, 0.0], [4.0, 4.0], [4.0, 4.1], [1.0, 0.0]])
     assert router().choose(rows) == ["left", "right", None, None]
+
+
+def test_a_row_between_tasks_is_nobodys():
+    """As near to one task as to another it has no task, however near; at the bound it has."""
+    between = torch.tensor([[1.0, 0.0], [1.1, 0.0], [3.0, 0.0]])
+    far = router(farthest=9.0, least_sure=0.6)
+    assert far.choose(between) == [None, "right", "right"]
+    bound = float(far.probabilities(between)[1].max())
+    assert router(farthest=9.0, least_sure=bound).choose(between[1:2]) == ["right"]
+
+
+def test_bounds_keep_the_share_that_was_asked_for():
+    """Of many rows that share is kept, and as many are too far as are too unsure."""
+    generator = torch.Generator().manual_seed(3)
+    nearest, sure = torch.rand(2, 1000, generator=generator)
+    farthest, least_sure = abstention_bounds(nearest, sure, 0.95)
+    is_far, is_unsure = nearest > farthest, sure < least_sure
+    assert int(is_far.sum()) == int(is_unsure.sum()) > 20
+    assert 950 <= int((~(is_far | is_unsure)).sum()) < 960
+
+
+def test_bounds_of_equally_sure_rows_are_of_distance_alone():
+    """With one task every choice is sure, and all that are left out are too far."""
+    nearest = torch.arange(100.0)
+    assert abstention_bounds(nearest, torch.ones(100), 0.95) == (94.0, 1.0)
+    assert abstention_bounds(nearest[:1], torch.ones(1), 0.95) == (0.0, 1.0)
 
 
 def test_probabilities_sum_to_one_and_soften_with_temperature():

@@ -198,7 +198,7 @@ METHODS = {
             "vera",
             "two vectors a layer, between random matrices that all layers share",
             "task",
-            (5e-3, 2e-2, 5e-2, 1e-1),
+            (2e-2, 5e-2, 1e-1, 2e-1),
             "VeRA, arXiv 2310.11454",
             peft=_VERA_CONFIG,
         ),
