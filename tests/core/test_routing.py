@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from share_dist.core.routing import Router, abstention_bounds, calibrated_temperature, calibration_error
+from share_dist.core.routing import (
+    Router,
+    abstention_bounds,
+    calibrated_temperature,
+    calibration_error,
+)
 from share_dist.errors import ShapeMismatch
 
 
