@@ -1,6 +1,6 @@
 """The plan: which cells a benchmark has, and which of them can be computed by now."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import fmean
 
@@ -40,11 +40,17 @@ class Plan:
 
     def count(self) -> tuple[int, int]:
         """How many cells are done, and how many there are in all."""
-        done = sum(self._folder.load(work.cell) is not None for work in self._known())
-        tuned = {each.name: each for each in map(self._tuned, self._methods)}
-        return done, sum(map(self._num_cells, self._methods)) + sum(
-            map(self._num_searched, tuned.values())
-        )
+        return self._sums(lambda _: 1)
+
+    def lessons_left(self) -> int:
+        """How many lessons the cells without an outcome have: what is left to do, in one measure for tasks and streams."""
+        done, total = self._sums(self.num_lessons)
+        return total - done
+
+    def num_lessons(self, method: str) -> int:
+        """How many lessons a cell of a method has: one, or one of each task of the stream."""
+        is_stream = self._suite.method(method).scope == "stream"
+        return len(self._suite.task_ids) if is_stream else 1
 
     def chosen(self, method: str, task_id: str, seed: int, rows: int | None = None) -> Cell | None:
         """
@@ -104,6 +110,19 @@ class Plan:
 
     def _tuned(self, method: Method) -> Method:
         return self._suite.tuned(method.name)
+
+    def _sums(self, weight: Callable[[str], int]) -> tuple[int, int]:
+        """Of cells that are done and of all, what each weighs by its method."""
+        done = sum(
+            weight(work.cell.method)
+            for work in self._known()
+            if self._folder.load(work.cell) is not None
+        )
+        tuned = {each.name: each for each in map(self._tuned, self._methods)}
+        cells = sum(weight(each.name) * self._num_cells(each) for each in self._methods)
+        return done, cells + sum(
+            weight(each.name) * self._num_searched(each) for each in tuned.values()
+        )
 
     def _num_cells(self, method: Method) -> int:
         """Cells of a method: every task and seed."""

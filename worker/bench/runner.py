@@ -32,7 +32,7 @@ class Standing:
         done: Cells with an outcome.
         total: Cells in all.
         under_way: Name of a cell -> steps done, steps in all.
-        seconds_left: By what cells took until now; None before the first is done.
+        seconds_left: By what lessons took until now, of which a stream has one of each task; None before the first cell is done.
     """
 
     done: int
@@ -105,16 +105,16 @@ def run_cells(
                 _submit(pool, plan, running, num_at_once)
                 if not running:
                     return
-                done, total = plan.count()
+                (done, total), num_left = plan.count(), plan.lessons_left()
                 while not (finished := wait(running, LOOK_SECONDS, FIRST_COMPLETED).done):
                     each = (time.monotonic() - began) / computed if computed else None
-                    left = None if each is None else each * (total - done)
+                    left = None if each is None else each * num_left
                     on_standing(Standing(done, total, dict(progress), left))
                 for future in finished:
                     work = running.pop(future)
                     outcome = future.result()
                     cells.save(work.cell, outcome)
-                    computed += 1
+                    computed += plan.num_lessons(work.cell.method)
                     on_done(work.cell.name, outcome)
         except BaseException:
             for process in pool._processes.values():  # noqa: SLF001  there is no public way to end one in the middle

@@ -591,6 +591,7 @@ def test_the_plan_searches_with_the_first_seed_only(make_suite, tmp_path):
         (1, METHODS["lora"].rates[1])
     }
     assert plan.count() == (len(first), len(first) + 3)
+    assert plan.lessons_left() == 3
 
 
 @pytest.mark.parametrize("few_methods", [[], ["lora"]])

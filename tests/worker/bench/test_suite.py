@@ -134,11 +134,13 @@ def test_other_workers_take_the_rate_of_share(make_suite, tmp_path, methods):
         folder.save(cell, {"validation": validation})
     done, total = plan.count()
     assert done == len(rates)
+    assert plan.lessons_left() == (total - done) * len(suite.task_ids)
     chosen = [Cell(name, seed, rate=rates[1]) for name in methods for seed in range(2)]
     assert [work.cell for work in plan.ready()] == [each for each in chosen if each not in searched]
     for work in plan.ready():
         folder.save(work.cell, {})
     assert plan.count() == (total, total)
+    assert plan.lessons_left() == 0
 
 
 @pytest.mark.parametrize("name", ["share", "eigenlorax", "joint"])
