@@ -9,6 +9,7 @@ from torch import Tensor
 
 from share_dist.adapters import InjectedModel
 from share_dist.core.routing import Router, abstention_bounds, calibrated_temperature
+from share_dist.errors import WorkerError
 from worker.backbone import SCORING_BATCH, Backbone
 
 TEMPERATURES = tuple(2.0**power for power in range(8))
@@ -54,9 +55,13 @@ def fit_router(fit: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> Rou
     Args:
         fit: Task -> ``(rows, c)`` to fit to.
         held_out: The same tasks' other rows.
+
+    Raises:
+        WorkerError: No task, or one without rows of either kind or with a number in them that is not finite.
     """
     from sklearn.covariance import ledoit_wolf
 
+    _require_rows(fit, held_out)
     task_ids = tuple(fit)
     center = torch.cat(list(fit.values())).double().mean(0)
     means = torch.stack([fit[each].double().mean(0) - center for each in task_ids])
@@ -71,6 +76,20 @@ def fit_router(fit: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> Rou
     sure = torch.cat([router.probabilities(held_out[each]) for each in task_ids]).amax(dim=1)
     farthest, least_sure = abstention_bounds(distances.amin(dim=1), sure, KEPT_SHARE)
     return replace(router, farthest=farthest, least_sure=least_sure)
+
+
+def _require_rows(fit: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> None:
+    if not fit:
+        raise WorkerError("a router needs at least one task to choose, got none")
+    if fit.keys() != held_out.keys():
+        odd = ", ".join(sorted(fit.keys() ^ held_out.keys()))
+        raise WorkerError(f"a router needs rows to fit to and held-out rows of each task: {odd} has one kind alone")  # fmt: skip
+    for part, what in ((fit, "to fit to"), (held_out, "held out")):
+        for task_id, rows in part.items():
+            if not len(rows):
+                raise WorkerError(f"a router needs rows of each task: none of {task_id} are {what}")
+            if not rows.isfinite().all():
+                raise WorkerError(f"coordinates of {task_id} {what} are not all finite: look for rows that the frozen model overflows on")  # fmt: skip
 
 
 def shares_right(router: Router, coordinates: Mapping[str, Tensor]) -> dict[str, float]:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from share_dist.adapters import inject
+from share_dist.errors import WorkerError
 from tests.adapters.conftest import random_subspace
 from tests.worker import toys
 from worker.prepared import prepare
@@ -63,3 +64,27 @@ def test_what_is_like_no_task_is_left_to_the_base(prepared, backbone, injected):
     assert strange.count(None) / len(strange) > 0.2
     noise = 3 * fit["mood"][torch.randperm(len(fit["mood"]))] + 1
     assert router.choose(noise).count(None) / len(noise) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("fit", "held_out", "said"),
+    [
+        ({}, {}, "at least one task"),
+        ({"mood": torch.ones(4, 2)}, {}, "mood has one kind alone"),
+        ({"mood": torch.ones(4, 2)}, {"mood": torch.ones(0, 2)}, "none of mood are held out"),
+        ({"mood": torch.ones(0, 2)}, {"mood": torch.ones(4, 2)}, "none of mood are to fit to"),
+        ({"mood": torch.ones(4, 2)}, {"mood": torch.full((4, 2), torch.nan)}, "not all finite"),
+    ],
+)
+def test_a_router_of_missing_rows_is_refused(fit, held_out, said):
+    """No task, rows of one kind, none of a task and numbers that are none are told by the task's name."""
+    with pytest.raises(WorkerError, match=said):
+        fit_router(fit, held_out)
+
+
+def test_one_task_can_be_told_from_what_is_far():
+    """With a single task there is nothing to choose: what is near is its, and the rest is nobody's."""
+    fit, held_out = torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(4)).unbind()
+    router = fit_router({"mood": fit}, {"mood": held_out})
+    assert router.choose(held_out).count("mood") == 190
+    assert router.choose(held_out + 20) == [None] * 200
