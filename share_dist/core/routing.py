@@ -117,7 +117,8 @@ def abstention_bounds(
     Args:
         nearest: Distances to the nearest task, of rows that nothing was fitted to.
         sure: How likely that task is for each.
-        kept_share: At least this share of the rows lies within both bounds.
+        kept_share: At least this share of the rows lies within both bounds. A row beyond each makes two: of fewer than
+            ``2 / (1 - kept_share)`` rows all are kept, unless one is both farthest and least sure.
 
     Returns:
         The largest distance and the least likelihood with which a row is a task's.

@@ -51,17 +51,20 @@ def test_inputs_are_taken_for_their_own_task(prepared, backbone, injected):
 
 
 def test_what_is_like_no_task_is_left_to_the_base(prepared, backbone, injected):
-    """What lies far from every task's rows is nobody's, and so are rows of a task that was not fitted, some of which lie like one that was; of a task's own held-out rows no more than one in twenty is."""
+    """What lies far from every task's rows is nobody's, and so are most rows of a task that was not fitted; of a task's own held-out rows no more than one in twenty is."""
     own = ("mood", "food")
     fit = {each: coordinates_of(injected, backbone, prepared[each].fit.encoded) for each in own}
     held_out = {
-        each: coordinates_of(injected, backbone, prepared[each].validation.encoded) for each in own
+        each: coordinates_of(
+            injected, backbone, prepared[each].validation.encoded + prepared[each].test.encoded
+        )
+        for each in own
     }
     router = fit_router(fit, held_out)
     choices = [each for rows in held_out.values() for each in router.choose(rows)]
     assert choices.count(None) / len(choices) <= 0.05
     strange = router.choose(coordinates_of(injected, backbone, prepared["motion"].fit.encoded))
-    assert strange.count(None) / len(strange) > 0.2
+    assert strange.count(None) / len(strange) > 0.5
     noise = 3 * fit["mood"][torch.randperm(len(fit["mood"]))] + 1
     assert router.choose(noise).count(None) / len(noise) > 0.9
 
